@@ -1,0 +1,1 @@
+"""The programs of the suite: training, export and synthesis, and the command line that starts them."""

@@ -1,0 +1,1 @@
+"""From a trained model to a voice: graphs, parity gate, publishing."""

@@ -1,0 +1,1 @@
+"""Other projects' voices, turned into models of ours."""

@@ -1,0 +1,1 @@
+"""The serving process: HTTP, gRPC, lifecycle. Never imports torch."""

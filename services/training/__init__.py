@@ -1,0 +1,1 @@
+"""Fine-tuning: data, features, discriminator, losses, loop, tracking."""

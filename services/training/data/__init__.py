@@ -1,0 +1,1 @@
+"""Recordings and transcripts: fetching, reading, checking, inspecting."""

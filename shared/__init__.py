@@ -1,0 +1,1 @@
+"""What the programs share: errors, configuration, store, registry, text, audio, metrics. Never imports torch."""

@@ -1,0 +1,133 @@
+"""Every error that the suite raises on purpose.
+
+::
+
+    VitsError
+    ├── UserError                  the caller can mend it: the message says what, where and what to do
+    │   ├── ConfigError            a configuration; carries all its problems at once
+    │   ├── DataError              a dataset; carries every bad row
+    │   ├── TextError              a text that cannot be spoken
+    │   ├── RequestError           a request that is not of the published form
+    │   ├── NotFoundError          no such model, voice, version or alias
+    │   ├── HubUnreachableError    a model hub could not be reached
+    │   ├── MissingExtraError      an optional dependency is not installed
+    │   └── ModelError             a model folder or file that cannot be used
+    ├── StoreError                 the object store failed or answered nonsense
+    │   ├── AlreadyExistsError     a conditional write lost the race
+    │   ├── CorruptObjectError     bytes that do not match their manifest
+    │   └── LeaseLostError         another process has taken over the run
+    ├── QualityError               a measured result is below its bar, so nothing was published
+    ├── EngineError                an inference engine failed
+    └── OverloadedError            admission refused: come back later
+
+Each transport (command line, HTTP, gRPC) translates the tree once, in one table of its own; a class
+without a row in one of them fails the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+
+
+class VitsError(Exception):
+    """Base of every error that the suite raises on purpose."""
+
+
+class UserError(VitsError):
+    """Something that the caller can mend. The message says what was wrong, where, and what to do."""
+
+
+class ProblemsError(UserError):
+    """A user's error that reports everything wrong at once, one problem a line.
+
+    Attributes:
+        problems: One sentence for each thing that is wrong.
+    """
+
+    def __init__(self, summary: str, problems: Iterable[str]) -> None:
+        self.summary = summary
+        self.problems: tuple[str, ...] = tuple(problems)
+        super().__init__("\n".join([summary, *(f"  - {problem}" for problem in self.problems)]))
+
+
+class ConfigError(ProblemsError):
+    """A configuration that cannot be used, with all its problems."""
+
+
+class DataError(ProblemsError):
+    """A dataset that cannot be used, with every bad row."""
+
+
+class TextError(UserError):
+    """A text that cannot be spoken by the voice that was asked for."""
+
+
+class RequestError(UserError):
+    """A request that is not of the published form.
+
+    Attributes:
+        param: The field at fault, where one is.
+    """
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        self.param = param
+        super().__init__(message)
+
+
+class NotFoundError(UserError):
+    """No such model, voice, version or alias."""
+
+
+class HubUnreachableError(UserError):
+    """A model hub could not be reached, and nothing local stands in for it."""
+
+
+class MissingExtraError(UserError):
+    """An optional dependency is not installed."""
+
+
+class ModelError(UserError):
+    """A model folder or file that cannot be used."""
+
+
+class StoreError(VitsError):
+    """The object store failed or answered something that makes no sense."""
+
+
+class AlreadyExistsError(StoreError):
+    """A create-if-absent write found the object there already."""
+
+
+class CorruptObjectError(StoreError):
+    """Bytes that do not match the manifest that lists them."""
+
+
+class LeaseLostError(StoreError):
+    """Another process has taken over the run that this one was writing."""
+
+
+class QualityError(VitsError):
+    """A measured result is below its bar, so nothing was published."""
+
+
+class EngineError(VitsError):
+    """An inference engine failed."""
+
+
+class OverloadedError(VitsError):
+    """Admission refused: the backlog is longer than its limit.
+
+    Attributes:
+        retry_after_seconds: When the backlog is predicted to have drained.
+    """
+
+    def __init__(self, message: str, *, retry_after_seconds: float) -> None:
+        self.retry_after_seconds = retry_after_seconds
+        super().__init__(message)
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """Say which known word a misspelt one is nearest to: ``", did you mean 'x'?"``, or nothing."""
+    matches = get_close_matches(word, known, n=1)
+    return f", did you mean {matches[0]!r}?" if matches else ""

@@ -1,0 +1,1 @@
+"""The one VITS definition that training, export and converters use."""

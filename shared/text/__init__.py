@@ -1,0 +1,1 @@
+"""The text front end: from written text to token ids."""

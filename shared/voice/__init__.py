@@ -1,0 +1,1 @@
+"""A voice at work: engine, noise, durations, window plan. Never imports torch."""

@@ -1,0 +1,194 @@
+"""Sound in memory: decoding, resampling, PCM16 and WAV.
+
+Everything in the suite is mono float32 in [-1, 1]; full scale in PCM16 is 32,767 on both sides, so that
+reading a PCM16 file and writing it again gives the same samples.
+
+Shapes: S samples, C channels.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import av
+import av.error
+import numpy as np
+import soundfile
+import soxr
+from av.audio.resampler import AudioResampler
+from av.container import InputContainer
+from numpy.typing import NDArray
+
+from shared.errors import UserError
+
+Samples: TypeAlias = NDArray[np.float32]
+
+PCM16_FULL_SCALE = 32767.0
+
+#: Sample formats that PCM16 holds without loss; all others are decoded to float.
+_INTEGER_FORMATS = {"s16", "s16p", "u8", "u8p"}
+
+
+@dataclass(frozen=True, eq=False)
+class Audio:
+    """Decoded sound.
+
+    Attributes:
+        samples: [S] mono, in [-1, 1].
+        sampling_rate: Samples per second.
+    """
+
+    samples: Samples
+    sampling_rate: int
+
+    @property
+    def duration_seconds(self) -> float:
+        """How long it sounds."""
+        return len(self.samples) / self.sampling_rate
+
+    def resampled(self, sampling_rate: int) -> Audio:
+        """The same sound at another rate, or itself when the rate is the same."""
+        if sampling_rate == self.sampling_rate:
+            return self
+        return Audio(resample(self.samples, self.sampling_rate, sampling_rate), sampling_rate)
+
+
+@dataclass(frozen=True)
+class AudioHeader:
+    """What a file says of itself before it is decoded.
+
+    Attributes:
+        sampling_rate: Samples per second.
+        channels: Number of channels.
+        duration_seconds: Its length, where the container states it.
+    """
+
+    sampling_rate: int
+    channels: int
+    duration_seconds: float | None
+
+
+def read_audio(source: Path | bytes, *, format: str | None = None) -> Audio:  # noqa: A002 - PyAV's own word
+    """Decode a whole file of any format that FFmpeg knows, and mix it down to mono (the channels' mean).
+
+    Args:
+        source: A file, or the bytes of one.
+        format: The container's name where the bytes do not tell it, such as ``"g722"``.
+
+    Raises:
+        UserError: The file is missing, undecodable, empty or holds values that are not numbers.
+    """
+    with _opened(source, format) as container:
+        stream = container.streams.audio[0]
+        integer = stream.format.name in _INTEGER_FORMATS
+        resampler = AudioResampler(format="s16p" if integer else "fltp")
+        chunks = [
+            converted.to_ndarray()  # [C, S]
+            for frame in (*container.decode(stream), None)
+            for converted in resampler.resample(frame)
+        ]
+        sampling_rate = stream.rate
+    if not chunks or sum(chunk.shape[1] for chunk in chunks) == 0:
+        raise UserError(f"{_name(source)} holds no audio: record it again or leave it out")
+    joined_CS = np.concatenate(chunks, axis=1)
+    samples_CS = from_pcm16(joined_CS.astype(np.int16)) if integer else joined_CS.astype(np.float32)
+    if not np.isfinite(samples_CS).all():
+        raise UserError(
+            f"{_name(source)} holds values that are not numbers (NaN or infinity): write it again"
+        )
+    mono_S = samples_CS[0] if len(samples_CS) == 1 else samples_CS.mean(axis=0, dtype=np.float32)
+    # Lossy codecs overshoot full scale by a little.
+    return Audio(np.clip(mono_S, -1.0, 1.0).astype(np.float32, copy=False), sampling_rate)
+
+
+def read_audio_header(source: Path | bytes, *, format: str | None = None) -> AudioHeader:  # noqa: A002
+    """Open a file and decode its first frame: a cheap proof that it is sound.
+
+    Raises:
+        UserError: The file is missing, no sound, undecodable or empty.
+    """
+    with _opened(source, format) as container:
+        stream = container.streams.audio[0]
+        if next(container.decode(stream), None) is None:
+            raise UserError(f"{_name(source)} holds no audio: record it again or leave it out")
+        duration = None
+        if stream.duration is not None and stream.time_base is not None:
+            duration = float(stream.duration * stream.time_base)
+        elif container.duration is not None:
+            duration = container.duration / av.time_base
+        return AudioHeader(stream.rate, stream.channels, duration)
+
+
+def resample(samples: Samples, from_rate: int, to_rate: int) -> Samples:
+    """Change the sampling rate, with soxr at its very high quality; the identity when the rates are equal.
+
+    Args:
+        samples: [S]
+        from_rate: Samples per second of the input.
+        to_rate: Samples per second wanted.
+
+    Returns:
+        [round(S * to_rate / from_rate)]; it can overshoot [-1, 1] by a little, as any band-limited
+        resampling of a full-scale signal does.
+    """
+    if from_rate == to_rate:
+        return samples
+    resampled: Samples = soxr.resample(samples, from_rate, to_rate, quality="VHQ")
+    return resampled.astype(np.float32, copy=False)
+
+
+def to_pcm16(samples: Samples) -> NDArray[np.int16]:
+    """Float in [-1, 1], any shape, to PCM16: clipped, then rounded to the nearest step."""
+    pcm: NDArray[np.int16] = np.rint(np.clip(samples, -1.0, 1.0) * PCM16_FULL_SCALE).astype(np.int16)
+    return pcm
+
+
+def from_pcm16(pcm: NDArray[np.int16]) -> Samples:
+    """PCM16, any shape, to float in [-1, 1]; the one value below the scale (-32,768) becomes -1."""
+    samples: Samples = np.maximum(pcm.astype(np.float32) / np.float32(PCM16_FULL_SCALE), np.float32(-1.0))
+    return samples
+
+
+def encode_wav(samples: Samples, sampling_rate: int) -> bytes:
+    """The bytes of a mono PCM16 WAV file of ``samples`` [S]."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, to_pcm16(samples), sampling_rate, format="WAV", subtype="PCM_16")
+    return buffer.getvalue()
+
+
+def write_wav(path: Path, samples: Samples, sampling_rate: int) -> None:
+    """Write ``samples`` [S] as a mono PCM16 WAV file."""
+    path.write_bytes(encode_wav(samples, sampling_rate))
+
+
+def write_flac(path: Path, samples: Samples, sampling_rate: int) -> None:
+    """Write ``samples`` [S] as a mono 16-bit FLAC file: the samples of a WAV in half its bytes."""
+    soundfile.write(path, to_pcm16(samples), sampling_rate, format="FLAC", subtype="PCM_16")
+
+
+def _name(source: Path | bytes) -> str:
+    """What to call a source in a message."""
+    return str(source) if isinstance(source, Path) else f"an embedded recording ({len(source):,} bytes)"
+
+
+@contextmanager
+def _opened(source: Path | bytes, container_format: str | None) -> Iterator[InputContainer]:
+    """Open a source that has an audio stream; every failure of FFmpeg becomes a ``UserError``."""
+    if isinstance(source, Path) and not source.is_file():
+        raise UserError(f"{source} does not exist or is no file: check the path")
+    try:
+        file = str(source) if isinstance(source, Path) else io.BytesIO(source)
+        with av.open(file, mode="r", format=container_format) as container:
+            if not container.streams.audio:
+                raise UserError(f"{_name(source)} has no sound in it: give an audio file")
+            yield container
+    except (av.error.FFmpegError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"{_name(source)} cannot be decoded ({reason}): convert it to WAV or FLAC, or leave it out"
+        ) from error

@@ -1,0 +1,506 @@
+"""Versions of models and voices in a store, and the aliases that point to them.
+
+A version is published by claiming its id (``claim.json``), uploading its files, and writing ``manifest.json``
+last. Without a manifest the version does not exist, so a writer that dies leaves nothing that shows.
+An alias is a row of small numbered objects, each created only if absent; the highest number counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import shutil
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import JsonValue, ValidationError
+
+from shared.errors import (
+    AlreadyExistsError,
+    CorruptObjectError,
+    NotFoundError,
+    StoreError,
+    UserError,
+    nearest,
+)
+from shared.manifests import (
+    RESERVED,
+    VERSION_PATTERN,
+    Alias,
+    Claim,
+    FileEntry,
+    Kind,
+    Manifest,
+    check_name,
+    check_path,
+    new_nonce,
+    new_version_id,
+    now,
+    parse,
+    this_writer,
+)
+from shared.store import Digest, Progress, Store, digest_file
+
+
+@dataclass(frozen=True)
+class Version:
+    """One published version of a model or a voice."""
+
+    kind: Kind
+    name: str
+    id: str
+    manifest: Manifest
+
+    @property
+    def reference(self) -> str:
+        """What names exactly this version: ``name/id``."""
+        return f"{self.name}/{self.id}"
+
+    @property
+    def prefix(self) -> str:
+        """Its folder in the store."""
+        return f"{self.kind}/{self.name}/{self.id}"
+
+
+def default_cache() -> Path:
+    """``$VITS_CACHE``, or ``~/.cache/vits``."""
+    return Path(os.environ.get("VITS_CACHE") or "~/.cache/vits").expanduser()
+
+
+def files_to_publish(folder: Path) -> list[tuple[str, Path]]:
+    """The files of a folder that a version or a checkpoint consists of, as (path within it, file), by path.
+
+    Links to files are followed. Hidden files and folders are left out.
+
+    Raises:
+        UserError: The folder is missing or empty, or a path in it cannot be stored.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder, so there is nothing to publish in it")
+    found = []
+    for file in sorted(folder.rglob("*")):
+        relative = file.relative_to(folder)
+        if not file.is_file() or any(part.startswith(".") for part in relative.parts):
+            continue
+        try:
+            found.append((check_path(relative.as_posix()), file))
+        except ValueError as error:
+            raise UserError(f"{file} cannot be stored: {error}. Rename it") from error
+    if not found:
+        raise UserError(f"{folder} holds no files, so there is nothing to publish")
+    return found
+
+
+def verify(entry: FileEntry, digest: Digest, where: str) -> None:
+    """Compare a file with its entry in the manifest.
+
+    Raises:
+        CorruptObjectError: They differ.
+    """
+    if digest != (entry.bytes, entry.sha256):
+        raise CorruptObjectError(
+            f"{where} does not match its manifest: {digest.bytes} bytes with sha256 {digest.sha256}, where "
+            f"{entry.bytes} bytes with sha256 {entry.sha256} are listed. "
+            "Publish it again, or use another version or checkpoint"
+        )
+
+
+class Registry:
+    """The models and voices of one store.
+
+    Attributes:
+        store: The store.
+        cache: The local folder where verified copies are kept.
+    """
+
+    def __init__(self, store: Store, cache: Path | None = None) -> None:
+        self.store = store
+        self.cache = cache or default_cache()
+
+    # ------------------------------------------------------------------ publishing
+
+    def publish(
+        self,
+        kind: Kind,
+        name: str,
+        folder: Path,
+        *,
+        licence: str,
+        sources: Sequence[str],
+        consent: str | None,
+        lineage: Mapping[str, JsonValue],
+    ) -> Version:
+        """Publish a folder as a new version. It becomes visible at the very end, whole.
+
+        Hidden files, ``manifest.json`` and ``claim.json`` at the top of the folder are left out.
+
+        Args:
+            kind: ``models`` or ``voices``.
+            name: Its name.
+            folder: Its files.
+            licence: SPDX identifier where there is one.
+            sources: The recordings and models that went in.
+            consent: What the speaker agreed to, and where that is recorded.
+            lineage: JSON; what made it.
+
+        Raises:
+            UserError: The name, the folder or the description cannot be published.
+            StoreError: The store failed. What was uploaded is removed, as far as that works.
+        """
+        check_name(name)
+        files = [(path, file) for path, file in files_to_publish(folder) if path not in RESERVED]
+        if not files:
+            raise UserError(
+                f"{folder} holds nothing but the registry's own records, so there is nothing to publish"
+            )
+        draft = _draft(kind, name, licence, sources, consent, lineage)
+        claim = self._claim(draft)
+        prefix = f"{kind}/{name}/{claim.version}"
+        try:
+            entries = []
+            for path, file in files:
+                digest = self.store.upload(f"{prefix}/{path}", file)
+                entries.append(FileEntry(path=path, bytes=digest.bytes, sha256=digest.sha256))
+        except BaseException:
+            # An interrupt too. Once the manifest may have been written, nothing must be removed any more.
+            self._withdraw(prefix)
+            raise
+        update = {"version": claim.version, "nonce": claim.nonce, "created": now(), "files": tuple(entries)}
+        manifest = draft.model_copy(update=update)
+        self.store.create(f"{prefix}/manifest.json", manifest.to_bytes(), nonce=manifest.nonce)
+        return Version(kind, name, claim.version, manifest)
+
+    def _claim(self, draft: Manifest) -> Claim:
+        """Take a version's id that nobody has, normally the draft's own."""
+        version = draft.version
+        while True:
+            claim = Claim(
+                kind=draft.kind,
+                name=draft.name,
+                version=version,
+                nonce=new_nonce(),
+                writer=this_writer(),
+                created=now(),
+            )
+            path = f"{draft.kind}/{draft.name}/{version}/claim.json"
+            try:
+                self.store.create(path, claim.to_bytes(), nonce=claim.nonce)
+            except AlreadyExistsError:
+                version = new_version_id()
+            else:
+                return claim
+
+    def _withdraw(self, prefix: str) -> None:
+        """Remove what a publisher that gives up has uploaded, the claim last."""
+        with suppress(StoreError):
+            paths = [item.path for item in self.store.list(prefix)]
+            for path in sorted(paths, key=lambda path: path.endswith("/claim.json")):
+                self.store.delete(path)
+
+    # ------------------------------------------------------------------ finding
+
+    def names(self, kind: Kind) -> list[str]:
+        """The names that have a version, in alphabetical order.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        return sorted(self._index(kind, kind))
+
+    def versions(self, kind: Kind, name: str) -> list[str]:
+        """The ids of a name's versions, the newest last; empty when there are none.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        check_name(name)
+        return self._index(kind, f"{kind}/{name}").get(name, [])
+
+    def _index(self, kind: Kind, prefix: str) -> dict[str, list[str]]:
+        """Version ids by name. An id tells the second; within it, the manifest's time decides."""
+        found = defaultdict(list)
+        for item in self.store.list(prefix):
+            match item.path.split("/"):
+                case [_, name, version, "manifest.json"] if re.fullmatch(VERSION_PATTERN, version):
+                    found[name].append((version.partition("-")[0], item.modified, version))
+        return {name: [version for *_, version in sorted(rows)] for name, rows in found.items()}
+
+    def resolve(self, kind: Kind, reference: str) -> Version:
+        """Find the version that a reference names.
+
+        Args:
+            kind: ``models`` or ``voices``.
+            reference: ``name`` (its alias ``latest``, or else its newest version), ``name@alias`` or
+                ``name/version``.
+
+        Raises:
+            UserError: The reference is malformed.
+            NotFoundError: It names nothing; the message lists what there is.
+            CorruptObjectError: The manifest or the alias is damaged.
+            StoreError: The store failed.
+        """
+        name, separator, rest = reference.partition("/")
+        if separator:
+            return self._version(kind, check_name(name), rest)
+        name, separator, alias = reference.partition("@")
+        check_name(name)
+        if separator:
+            return self._version(kind, name, self.alias(kind, name, alias))
+        move = self._newest_move(kind, name, "latest")
+        if move:
+            return self._version(kind, name, move.version)
+        return self._version(kind, name, self._some_versions(kind, name)[-1])
+
+    def _version(self, kind: Kind, name: str, version: str) -> Version:
+        path = f"{kind}/{name}/{version}/manifest.json"
+        try:
+            if not re.fullmatch(VERSION_PATTERN, version):
+                raise NotFoundError(f"{version!r} is no version's id")
+            data = self.store.read(path)
+        except NotFoundError as error:
+            known = self._some_versions(kind, name)
+            raise NotFoundError(
+                f"{self.store.url} has no version {version!r} of {name!r} in its {kind}"
+                f"{_end(version, known)} Its versions: {', '.join(known)}"
+            ) from error
+        manifest = parse(Manifest, data, self.store.address(path))
+        if (manifest.kind, manifest.name, manifest.version) != (kind, name, version):
+            raise CorruptObjectError(
+                f"{self.store.address(path)} is the manifest of {manifest.kind}/{manifest.name}/"
+                f"{manifest.version}: it was copied by hand. Publish the version again"
+            )
+        return Version(kind, name, version, manifest)
+
+    def _some_versions(self, kind: Kind, name: str) -> list[str]:
+        """A name's versions, of which there must be one."""
+        versions = self.versions(kind, name)
+        if not versions:
+            names = self.names(kind)
+            there_are = f"Its {kind}: {', '.join(names)}" if names else f"It holds no {kind} yet"
+            raise NotFoundError(
+                f"{self.store.url} has no {name!r} in its {kind}{_end(name, names)} {there_are}"
+            )
+        return versions
+
+    # ------------------------------------------------------------------ aliases
+
+    def move_alias(self, kind: Kind, name: str, alias: str, version_id: str) -> Alias:
+        """Point an alias to a version: promotion, and rollback too. The alias is created when it is new.
+
+        Of two processes that move it at once both succeed, one after the other.
+
+        Returns:
+            The alias as written.
+
+        Raises:
+            UserError: The alias's name is malformed.
+            NotFoundError: There is no such version.
+            StoreError: The store failed.
+        """
+        check_name(alias, "alias")
+        self._version(kind, check_name(name), version_id)
+        moves = self._moves(kind, name, alias)
+        sequence = moves[-1] + 1 if moves else 1
+        while True:
+            move = Alias(
+                kind=kind,
+                name=name,
+                alias=alias,
+                sequence=sequence,
+                version=version_id,
+                nonce=new_nonce(),
+                writer=this_writer(),
+                created=now(),
+            )
+            try:
+                self.store.create(_alias_path(kind, name, alias, sequence), move.to_bytes(), nonce=move.nonce)
+            except AlreadyExistsError:
+                sequence += 1
+            else:
+                return move
+
+    def alias(self, kind: Kind, name: str, alias: str) -> str:
+        """The id of the version that an alias points to.
+
+        Raises:
+            NotFoundError: There is no such alias; the message lists what there is.
+            StoreError: The store failed.
+        """
+        move = self._newest_move(kind, check_name(name), check_name(alias, "alias"))
+        if move is None:
+            self._some_versions(kind, name)
+            known = sorted(self.aliases(kind, name))
+            there_are = f"Its aliases: {', '.join(known)}" if known else "It has no aliases"
+            raise NotFoundError(
+                f"{name!r} in the {kind} of {self.store.url} has no alias {alias!r}"
+                f"{_end(alias, known)} {there_are}"
+            )
+        return move.version
+
+    def aliases(self, kind: Kind, name: str) -> dict[str, str]:
+        """Every alias of a name, and the id of the version that it points to.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        folder = f"aliases/{kind}/{check_name(name)}"
+        found = sorted({item.path.split("/")[3] for item in self.store.list(folder)})
+        moves = {alias: self._newest_move(kind, name, alias) for alias in found}
+        return {alias: move.version for alias, move in moves.items() if move}
+
+    def history(self, kind: Kind, name: str, alias: str) -> list[Alias]:
+        """Every move of an alias, the newest last.
+
+        Raises:
+            NotFoundError: There is no such alias.
+            StoreError: The store failed.
+        """
+        self.alias(kind, name, alias)
+        return [self._move(kind, name, alias, sequence) for sequence in self._moves(kind, name, alias)]
+
+    def _moves(self, kind: Kind, name: str, alias: str) -> list[int]:
+        found = (item.path.rpartition("/")[2] for item in self.store.list(f"aliases/{kind}/{name}/{alias}"))
+        return sorted(int(file[:10]) for file in found if re.fullmatch(r"[0-9]{10}\.json", file))
+
+    def _move(self, kind: Kind, name: str, alias: str, sequence: int) -> Alias:
+        path = _alias_path(kind, name, alias, sequence)
+        return parse(Alias, self.store.read(path), self.store.address(path))
+
+    def _newest_move(self, kind: Kind, name: str, alias: str) -> Alias | None:
+        moves = self._moves(kind, name, alias)
+        return self._move(kind, name, alias, moves[-1]) if moves else None
+
+    # ------------------------------------------------------------------ fetching
+
+    def fetch(self, version: Version, *, progress: Progress | None = None) -> Path:
+        """A local folder with the version's files, every one of them verified just now. Do not write into it.
+
+        A local store's own folder is used in place. From any other, files go through a cache that is
+        addressed by content, shared between versions and safe between processes.
+
+        Args:
+            version: The version.
+            progress: Called with the bytes verified so far and the bytes in all.
+
+        Raises:
+            CorruptObjectError: A file in the store does not match the manifest.
+            StoreError: The store failed, or the cache cannot be written.
+        """
+        total, done = version.manifest.total_bytes, 0
+        folder = self._folder(version)
+        for entry in version.manifest.files:
+            try:
+                self._provide(version, entry, folder / entry.path)
+            except OSError as error:
+                raise StoreError(
+                    f"{folder / entry.path} cannot be provided: {error.strerror or error}. Make room there, "
+                    "check the permissions, or set VITS_CACHE to another folder"
+                ) from error
+            done += entry.bytes
+            if progress:
+                progress(done, total)
+        return folder
+
+    def _folder(self, version: Version) -> Path:
+        if self.store.root:
+            return self.store.root / version.prefix
+        # Named after its contents too: another store may hold other files under the same id.
+        contents = "".join(f"{entry.path}\n{entry.sha256}\n" for entry in version.manifest.files)
+        digest = hashlib.sha256(contents.encode()).hexdigest()[:16]
+        return self.cache / version.kind / version.name / f"{version.id}-{digest}"
+
+    def _provide(self, version: Version, entry: FileEntry, target: Path) -> None:
+        """Make sure that a file is in its place and sound."""
+        if self.store.root:
+            if not target.is_file():
+                raise CorruptObjectError(
+                    f"{target} is missing, though its manifest lists it. Publish it again"
+                )
+            verify(entry, digest_file(target), str(target))
+        elif not _is_sound(target, entry):
+            self._place(self._blob(version, entry), target)
+
+    def _blob(self, version: Version, entry: FileEntry) -> Path:
+        """A sound copy of a file in the cache, downloaded unless it is there."""
+        blob = self.cache / "blobs" / entry.sha256[:2] / entry.sha256
+        if _is_sound(blob, entry):
+            return blob
+        part = self._temporary()
+        path = f"{version.prefix}/{entry.path}"
+        try:
+            verify(entry, self.store.download(path, part), self.store.address(path))
+            part.chmod(0o444)
+            blob.parent.mkdir(parents=True, exist_ok=True)
+            part.replace(blob)
+        except NotFoundError as error:
+            raise CorruptObjectError(f"{error}, though its manifest lists it. Publish it again") from error
+        finally:
+            part.unlink(missing_ok=True)
+        return blob
+
+    def _place(self, blob: Path, target: Path) -> None:
+        """Put a file of the cache in its place in a folder, as a hard link where there are such."""
+        part = self._temporary()
+        try:
+            try:
+                os.link(blob, part)
+            except OSError:
+                shutil.copyfile(blob, part)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part.replace(target)
+        finally:
+            # Renaming onto another link to the same file does nothing, and leaves this one.
+            part.unlink(missing_ok=True)
+
+    def _temporary(self) -> Path:
+        folder = self.cache / "tmp"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / secrets.token_hex(16)
+
+
+def _end(word: str, known: Sequence[str]) -> str:
+    """The end of a sentence about an unknown word."""
+    return nearest(word, known) or "."
+
+
+def _alias_path(kind: Kind, name: str, alias: str, sequence: int) -> str:
+    return f"aliases/{kind}/{name}/{alias}/{sequence:010d}.json"
+
+
+def _is_sound(path: Path, entry: FileEntry) -> bool:
+    try:
+        return path.stat().st_size == entry.bytes and digest_file(path).sha256 == entry.sha256
+    except FileNotFoundError:
+        return False
+
+
+def _draft(
+    kind: Kind,
+    name: str,
+    licence: str,
+    sources: Sequence[str],
+    consent: str | None,
+    lineage: Mapping[str, JsonValue],
+) -> Manifest:
+    """A manifest still without files, so that a bad description is refused before anything is uploaded."""
+    try:
+        return Manifest(
+            kind=kind,
+            name=name,
+            version=new_version_id(),
+            nonce=new_nonce(),
+            created=now(),
+            licence=licence,
+            sources=tuple(sources),
+            consent=consent,
+            lineage=dict(lineage),
+            files=(),
+        )
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise UserError(f"{kind}/{name} cannot be published as described: {problems}") from error

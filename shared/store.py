@@ -1,0 +1,388 @@
+"""One object store behind one URL: a local folder, S3, Google Cloud Storage, Azure, or memory.
+
+Only what every back end does alike is offered: read, overwrite, create-if-absent, list, delete, and files of
+any size in and out. Everything that must be atomic is built on create-if-absent of one small object.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import secrets
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, NamedTuple, Self
+from urllib.parse import unquote
+
+import obstore
+from obstore.exceptions import AlreadyExistsError as ObjectExistsError
+from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+from obstore.store import LocalStore, MemoryStore, from_url
+
+from shared.errors import AlreadyExistsError, NotFoundError, StoreError, UserError
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+DEFAULT_URL = "file://./store"
+#: Files move in pieces of this many bytes; a smaller file is sent in one request.
+CHUNK_BYTES = 8 << 20
+#: Pieces of one file in flight at once, so at most 32 MiB of it in memory.
+CONCURRENT_CHUNKS = 4
+
+CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or an instance role; AWS_ENDPOINT_URL for your own server",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS, or the machine's service account",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or a managed identity",
+}
+
+#: Called with the bytes done so far and the bytes in all.
+Progress = Callable[[int, int], None]
+
+
+class Digest(NamedTuple):
+    """The size and SHA-256 (64 hex digits) of some bytes."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One object of a listing: its path within the store, its size in bytes, its last change."""
+
+    path: str
+    size: int
+    modified: datetime
+
+
+def default_store_url() -> str:
+    """``$VITS_STORE``, or a folder ``store`` in the working directory."""
+    return os.environ.get("VITS_STORE") or DEFAULT_URL
+
+
+def digest_file(path: Path) -> Digest:
+    """Size and SHA-256 of a local file.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return Digest(file.tell(), sha256)
+
+
+class Store:
+    """An object store. Open one with `Store.open`; safe to share between threads.
+
+    Attributes:
+        url: Its address, absolute and without credentials.
+        root: Its folder when it is a local one, else None.
+    """
+
+    def __init__(self, client: ObjectStore, url: str, root: Path | None = None) -> None:
+        self._client = client
+        self.url = url
+        self.root = root
+
+    @classmethod
+    def open(cls, url: str) -> Self:
+        """Open the store at a URL. Nothing is sent yet, but a local folder is created.
+
+        Args:
+            url: ``file:///absolute``, ``file://./relative`` to the working directory or a plain path;
+                ``s3://bucket/prefix``, ``gs://bucket/prefix``, ``az://container/prefix`` with the provider's
+                usual credentials; ``memory://name``, shared within the process, or ``memory://``, private.
+
+        Raises:
+            UserError: The URL is not of one of these forms.
+            StoreError: The folder cannot be made, or the provider's settings are incomplete.
+        """
+        scheme, separator, rest = url.partition("://")
+        if not separator or scheme == "file":
+            root = _local_root(url, unquote(rest) if separator else url)
+            return cls(_open_folder(root), root.as_uri(), root)
+        if scheme == "memory":
+            return cls(_open_memory(rest), url)
+        if scheme in CREDENTIALS and rest:
+            return cls(_open_remote(scheme, url), url.partition("?")[0].rstrip("/"))
+        raise UserError(
+            f"{url!r} is not the address of a store: use a folder (file://./store), s3://bucket/prefix, "
+            "gs://bucket/prefix, az://container/prefix or memory://name"
+        )
+
+    def __repr__(self) -> str:
+        return f"Store({self.url!r})"
+
+    def address(self, path: str) -> str:
+        """An object's full address, for messages."""
+        return f"{self.url}/{path}"
+
+    def read(self, path: str) -> bytes:
+        """A small object's bytes.
+
+        Raises:
+            NotFoundError: There is none.
+            StoreError: The store failed.
+        """
+        with self._translated("read", path):
+            return bytes(obstore.get(self._client, path).bytes())
+
+    def exists(self, path: str) -> bool:
+        """Whether an object is there.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        try:
+            self.size(path)
+        except NotFoundError:
+            return False
+        return True
+
+    def size(self, path: str) -> int:
+        """An object's size in bytes.
+
+        Raises:
+            NotFoundError: There is none.
+            StoreError: The store failed.
+        """
+        with self._translated("look up", path):
+            return obstore.head(self._client, path)["size"]
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write an object, replacing one that is there. Readers see the old bytes or the new, never both.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        with self._translated("write", path):
+            obstore.put(self._client, path, data, use_multipart=False)
+
+    def create(self, path: str, data: bytes, *, nonce: str | None = None) -> None:
+        """Create a small object in one request unless it exists. Of many writers, exactly one succeeds.
+
+        Args:
+            path: Where.
+            data: Its bytes.
+            nonce: A string that no other writer's data contains. With it a lost reply does no harm: an
+                object that turns out to hold exactly these bytes is this writer's own, and all is well.
+
+        Raises:
+            AlreadyExistsError: The object is there.
+            StoreError: The store failed.
+        """
+        if nonce is not None and nonce.encode() not in data:
+            raise ValueError("the data do not contain the nonce")
+        try:
+            self._create_once(path, data)
+        except StoreError:
+            if nonce is None or not self._holds(path, data):
+                raise
+
+    def _create_once(self, path: str, data: bytes) -> None:
+        with self._translated("create", path):
+            obstore.put(self._client, path, data, mode="create", use_multipart=False)
+
+    def _holds(self, path: str, data: bytes) -> bool:
+        try:
+            return self.read(path) == data
+        except (NotFoundError, StoreError):
+            return False
+
+    def list(self, prefix: str) -> list[ObjectInfo]:
+        """All objects below a folder, by path. Objects in the making are not among them.
+
+        Args:
+            prefix: Path of the folder; ``""`` is the whole store. ``a/b`` does not match ``a/bc``.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        with self._translated("list", prefix):
+            pages = obstore.list(self._client, prefix or None, chunk_size=1000)
+            found = [
+                ObjectInfo(item["path"], item["size"], item["last_modified"])
+                for page in pages
+                for item in page
+            ]
+        return sorted(found, key=lambda item: item.path)
+
+    def delete(self, path: str) -> None:
+        """Delete an object. One that is not there is no error.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        try:
+            with self._translated("delete", path):
+                obstore.delete(self._client, path)
+        except NotFoundError:
+            pass
+
+    def upload(self, path: str, local: Path) -> Digest:
+        """Write a local file of any size to an object. It becomes visible whole or not at all.
+
+        Args:
+            path: Where.
+            local: The file.
+
+        Returns:
+            Size and SHA-256 of the bytes that were sent, even if the file changed meanwhile.
+
+        Raises:
+            UserError: The file cannot be opened.
+            StoreError: The store failed.
+        """
+        try:
+            file = local.open("rb")
+        except OSError as error:
+            raise UserError(f"{local} cannot be read: {error.strerror}") from error
+        with file:
+            first = file.read(CHUNK_BYTES)
+            if len(first) < CHUNK_BYTES:
+                self.write(path, first)
+                return Digest(len(first), hashlib.sha256(first).hexdigest())
+            return self._upload_chunks(path, first, file)
+
+    def _upload_chunks(self, path: str, first: bytes, file: IO[bytes]) -> Digest:
+        sha256, sent = hashlib.sha256(), 0
+
+        def chunks() -> Iterator[bytes]:
+            nonlocal sent
+            chunk = first
+            while chunk:
+                sha256.update(chunk)
+                sent += len(chunk)
+                yield chunk
+                chunk = file.read(CHUNK_BYTES)
+
+        with self._translated("write", path):
+            obstore.put(
+                self._client, path, chunks(), chunk_size=CHUNK_BYTES, max_concurrency=CONCURRENT_CHUNKS
+            )
+        return Digest(sent, sha256.hexdigest())
+
+    def download(self, path: str, local: Path, *, progress: Progress | None = None) -> Digest:
+        """Copy an object of any size to a local file, which appears whole or not at all.
+
+        Args:
+            path: The object.
+            local: The file; its folder is created, and a file that is there is replaced.
+            progress: Called after every piece.
+
+        Returns:
+            Size and SHA-256 of what was written.
+
+        Raises:
+            NotFoundError: There is no such object.
+            StoreError: The store failed, or the object changed on the way.
+            OSError: The file cannot be written.
+        """
+        total, done, sha256 = self.size(path), 0, hashlib.sha256()
+        local.parent.mkdir(parents=True, exist_ok=True)
+        part = local.with_name(f".{local.name}.{secrets.token_hex(8)}.part")
+        try:
+            with part.open("xb") as file:
+                while done < total:
+                    chunk = self._read_range(path, done, min(CHUNK_BYTES, total - done))
+                    file.write(chunk)
+                    sha256.update(chunk)
+                    done += len(chunk)
+                    if progress:
+                        progress(done, total)
+            part.replace(local)
+        finally:
+            part.unlink(missing_ok=True)
+        return Digest(done, sha256.hexdigest())
+
+    def _read_range(self, path: str, start: int, length: int) -> bytes:
+        with self._translated("read", path):
+            chunk = bytes(obstore.get_range(self._client, path, start=start, length=length))
+        if len(chunk) != length:
+            raise StoreError(f"{self.address(path)} ended early, at byte {start + len(chunk)}: try again")
+        return chunk
+
+    @contextmanager
+    def _translated(self, action: str, path: str) -> Iterator[None]:
+        """Turn the client's errors into ours, each with the object's address and a remedy."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise NotFoundError(f"{self.address(path)} does not exist") from error
+        except ObjectExistsError as error:
+            raise AlreadyExistsError(f"{self.address(path)} exists already") from error
+        except (BaseError, OSError, ValueError) as error:
+            raise StoreError(f"could not {action} {self.address(path)}: {self._explained(error)}") from error
+
+    def _explained(self, error: Exception) -> str:
+        reason = _first_line(error)
+        scheme = self.url.partition("://")[0]
+        lowered = reason.lower()
+        if os.strerror(errno.ENOSPC).lower() in lowered:
+            return f"{reason}. Free some space there"
+        if isinstance(error, PermissionDeniedError | UnauthenticatedError) or "permission denied" in lowered:
+            remedy = CREDENTIALS.get(scheme, "the permissions of the folder")
+            return f"access was refused ({reason}). Check {remedy}"
+        if scheme in CREDENTIALS:
+            return (
+                f"{reason}. Check that the bucket exists and that the service answers; "
+                f"credentials come from {CREDENTIALS[scheme]}"
+            )
+        return reason
+
+
+def _first_line(error: Exception) -> str:
+    """An error's own words, without the client's debugging dump and query strings (they may be signed)."""
+    return re.sub(r"\?\S*", "", str(error).split("\n", 1)[0]).rstrip(". ")
+
+
+def _local_root(url: str, path: str) -> Path:
+    if url.startswith("file://") and not path.startswith(("/", "./", "../")) and path not in {".", ".."}:
+        raise UserError(
+            f"{url!r} is not clear: write file://./{path} for a folder here, or file:///{path} for an "
+            "absolute one"
+        )
+    if not path:
+        raise UserError("the address of the store is empty: use a folder such as file://./store")
+    return Path(path).expanduser().resolve()
+
+
+def _open_folder(root: Path) -> LocalStore:
+    try:
+        return LocalStore(root, mkdir=True, automatic_cleanup=True)
+    except (BaseError, OSError) as error:
+        raise StoreError(
+            f"{root} cannot hold a store: {_first_line(error)}. Choose another folder"
+        ) from error
+
+
+_memory: dict[str, MemoryStore] = {}
+_memory_lock = threading.Lock()
+
+
+def _open_memory(name: str) -> MemoryStore:
+    if not name:
+        return MemoryStore()
+    with _memory_lock:
+        return _memory.setdefault(name, MemoryStore())
+
+
+def _open_remote(scheme: str, url: str) -> ObjectStore:
+    # Plain HTTP happens only where the user's own endpoint says so.
+    try:
+        return from_url(
+            url,
+            client_options={"allow_http": True, "connect_timeout": "10s", "timeout": "120s"},
+            retry_config={"max_retries": 8, "retry_timeout": timedelta(minutes=2)},
+        )
+    except (BaseError, ValueError) as error:
+        raise StoreError(
+            f"{url} cannot be opened: {_first_line(error)}. Set {CREDENTIALS[scheme]}"
+        ) from error

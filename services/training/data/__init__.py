@@ -1,1 +1,6 @@
-"""Recordings and transcripts: fetching, reading, checking, inspecting."""
+"""Recordings and transcripts: fetching, reading, checking, inspecting. Never imports torch."""
+
+from services.training.data.reading import read_recordings
+from services.training.data.recordings import Recording
+
+__all__ = ["Recording", "read_recordings"]

@@ -1,0 +1,171 @@
+"""Reading a dataset, whatever form it comes in.
+
+``read_recordings`` looks at every row before it returns any: a row that training would trip over an hour
+later is reported at once, with all the others that are wrong.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from services.training.data import hub, tables
+from services.training.data.recordings import Columns, Recording, Row, canonical_split, hold_out
+from shared.audio import Audio, read_audio, read_audio_header
+from shared.errors import DataError, UserError
+
+#: More bad rows than this are counted, not listed.
+MAX_LISTED_PROBLEMS = 50
+
+
+def read_recordings(
+    source: str | Path,
+    *,
+    split: str,
+    config_name: str | None = None,
+    audio_column: str = "audio",
+    text_column: str = "text",
+    speaker_column: str | None = None,
+    split_column: str = "split",
+    id_column: str | None = None,
+    verify: bool = False,
+    cache_dir: str | Path | None = None,
+    token: str | None = None,
+) -> list[Recording]:
+    """Read one split of a dataset, in the dataset's own order.
+
+    A dataset is one of
+
+    - a folder (or one table file) of recordings: ``metadata.csv``, ``.tsv`` or LJSpeech's ``id|text|…``, or
+      a table for each split (``train.csv``, ``validation.csv``), audio beside it or in ``wavs/``, ``audio/``
+      or ``clips/``, named with or without its extension (see ``services.training.data.tables``);
+    - a Hugging Face dataset in a folder: saved with ``save_to_disk``, or parquet and the like;
+    - the id of one on the hub.
+
+    A dataset that names no split, or only ``train``, is split here, the same way on every machine and
+    whatever the order of its rows: the recordings with the lowest SHA-256 of their id are held out, 5 % (at
+    least one) as ``validation`` and as many as ``test``; ``train`` is the rest, and every speaker keeps at
+    least one recording in it. ``split="all"`` gives every recording.
+
+    Args:
+        source: The folder, the table file or the hub id.
+        split: ``"train"``, ``"validation"`` (also val, valid, dev, eval), ``"test"``, ``"all"``, or any
+            name that the dataset uses.
+        config_name: The configuration of a hub dataset that has several.
+        audio_column: The column with the audio. Where the dataset has no column of the default name, the
+            usual other names are tried (``file_name``, ``path``, …). For a table without a header line, a
+            column's number, from 0.
+        text_column: The column with the transcript; likewise (``sentence``, ``transcription``, …).
+        speaker_column: The column with the speaker's name; None reads no speakers.
+        split_column: The column of a table that says which split a row is in, if it has one.
+        id_column: A column that names each recording. By default a table's audio column names it, and a
+            Hugging Face dataset's recordings are counted.
+        verify: Decode every file to its end, not only its header and first frame: some seconds for every
+            hour of speech.
+        cache_dir: Where hub downloads are kept; the hub library's own default when None.
+        token: An access token for the hub, for a dataset that is not public.
+
+    Raises:
+        DataError: Every row that cannot be used: its place, its id, what is wrong and what to do. Also a
+            source that is not there, has no such split, or no such column.
+        HubUnreachableError: The hub could not be reached and the dataset is not in its cache.
+        MissingExtraError: A Hugging Face dataset without the ``datasets`` library.
+    """
+    folder = Path(source).expanduser()
+    columns = Columns(audio_column, text_column, speaker_column, split_column, id_column)
+    tables_found = tables.find_tables(folder)
+    if tables_found:
+        rows = tables.read_tables(folder, tables_found, columns)
+    elif folder.exists():
+        rows = hub.read_folder(folder, split, columns)
+    elif hub.looks_like_id(str(source)):
+        rows = hub.read_hub(
+            str(source), split, columns, config_name=config_name, cache_dir=cache_dir, token=token
+        )
+    else:
+        raise DataError(
+            f"There is no dataset {source}",
+            ["the folder does not exist: check the path, or give the id of a hub dataset (owner/name)"],
+        )
+    recordings = _sound_rows(str(source), rows, verify=verify)
+    chosen = [
+        recording
+        for recording, name in zip(recordings, _split_names(recordings, rows), strict=True)
+        if split in {"all", name} or canonical_split(split) == name
+    ]
+    if not chosen:
+        present = ", ".join(f"{name} ({n})" for name, n in Counter(_split_names(recordings, rows)).items())
+        raise DataError(
+            f"{source} has no recordings in split {split!r}",
+            [f"its splits are {present}: name one of them"],
+        )
+    return chosen
+
+
+def _split_names(recordings: Sequence[Recording], rows: Sequence[Row]) -> list[str]:
+    """The split of each recording: its row's own, or the hold-out's where no row names another than train."""
+    names = [canonical_split(row.split or "train") for row in rows]
+    if set(names) <= {"train"}:
+        return hold_out([(recording.id, recording.speaker) for recording in recordings])
+    return names
+
+
+def _sound_rows(source: str, rows: Sequence[Row], *, verify: bool) -> list[Recording]:
+    """Look at every row's text and sound.
+
+    Raises:
+        DataError: All that is wrong with any of them.
+    """
+    problems: list[str] = []
+    recordings: list[Recording] = []
+    first_by_id: dict[str, str] = {}
+    for row in rows:
+        recording = row.recording
+        wrong = [problem for problem in (row.problem, _problem_with(recording, first_by_id)) if problem]
+        if not wrong:
+            try:
+                recording = _checked(recording, verify=verify)
+            except UserError as error:
+                wrong = [str(error)]
+        if wrong:
+            problems.append(f"{recording.row} ({recording.id or 'no id'}): {'; '.join(wrong)}")
+        first_by_id.setdefault(recording.id, recording.row)
+        recordings.append(recording)
+    if problems:
+        listed = problems[:MAX_LISTED_PROBLEMS]
+        if len(problems) > len(listed):
+            listed.append(f"… and {len(problems) - len(listed)} more")
+        raise DataError(f"{source}: {len(problems)} of {len(rows)} rows cannot be used", listed)
+    if not rows:
+        raise DataError(f"{source} lists no recordings", ["add rows, or point at another dataset"])
+    return recordings
+
+
+def _problem_with(recording: Recording, first_by_id: dict[str, str]) -> str | None:
+    """What is wrong with a row before its sound is looked at."""
+    if not recording.text:
+        return "its transcript is empty: write what is said, or remove the row"
+    if not re.search(r"\w", recording.text):
+        return f"its transcript {recording.text!r} holds no letter: write what is said, or remove the row"
+    if "\n" in recording.text:
+        return "its transcript runs over several lines: a quotation mark was probably never closed"
+    if recording.id in first_by_id:
+        return f"its id is used already by {first_by_id[recording.id]}: remove one of the two rows"
+    return None
+
+
+def _checked(recording: Recording, *, verify: bool) -> Recording:
+    """Open the sound, and decode all of it on request.
+
+    Raises:
+        UserError: It cannot be opened or decoded.
+    """
+    source = recording.source()
+    if isinstance(source, Audio):
+        return replace(recording, duration_seconds=source.duration_seconds)
+    if verify:
+        return replace(recording, duration_seconds=read_audio(source).duration_seconds)
+    return replace(recording, duration_seconds=read_audio_header(source).duration_seconds)

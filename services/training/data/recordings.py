@@ -1,0 +1,137 @@
+"""What a dataset is made of: recordings, the rows that list them, the columns of a row, the splits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shared.audio import Audio, read_audio
+from shared.errors import UserError
+
+#: The part of a dataset without splits that is held out, once for validation and once more for test.
+HOLD_OUT_FRACTION = 0.05
+
+
+_SPLIT_ALIASES = {"val": "validation", "valid": "validation", "dev": "validation", "eval": "validation"}
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """One recorded sentence. Its sound is decoded when asked for, and not kept.
+
+    Attributes:
+        id: Names it within its dataset.
+        text: What is said, as its author wrote it, without surrounding space.
+        speaker: Who says it, by the name that the dataset uses, or None where no speaker column was named.
+        path: Its file, or None when the sound is inside the dataset's own files.
+        row: Where the dataset lists it, such as ``metadata.csv:7``.
+        duration_seconds: Its length by the file's header, where that states one.
+        embedded: Fetches its sound, or the file that holds it, when there is no ``path``.
+    """
+
+    id: str
+    text: str
+    speaker: str | None = None
+    path: Path | None = None
+    row: str = ""
+    duration_seconds: float | None = None
+    embedded: Callable[[], Path | bytes | Audio] | None = field(default=None, repr=False)
+
+    def source(self) -> Path | bytes | Audio:
+        """Its file, the bytes of one, or its sound where the dataset holds bare samples.
+
+        Raises:
+            UserError: It has none of these.
+        """
+        if self.path is not None:
+            return self.path
+        if self.embedded is not None:
+            return self.embedded()
+        raise UserError(f"recording {self.id!r} has neither a file nor embedded sound")
+
+    def audio(self, sampling_rate: int | None = None) -> Audio:
+        """Decode it, mono, at its own sampling rate or resampled once to the one that is given.
+
+        Raises:
+            UserError: It cannot be decoded.
+        """
+        source = self.source()
+        audio = source if isinstance(source, Audio) else read_audio(source)
+        return audio if sampling_rate is None else audio.resampled(sampling_rate)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a dataset as it was found, before anybody looked at its sound.
+
+    Attributes:
+        recording: What the row describes.
+        split: The split that the row itself names, or None.
+        problem: Why the row cannot be used, where that is known already.
+    """
+
+    recording: Recording
+    split: str | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a dataset to read; see ``read_recordings``."""
+
+    audio: str = "audio"
+    text: str = "text"
+    speaker: str | None = None
+    split: str = "split"
+    id: str | None = None
+
+    #: What others call the same thing, tried when the default name is not there.
+    AUDIO_NAMES = ("audio", "file_name", "filename", "file", "path", "audio_file", "audio_path", "wav", "id")
+    TEXT_NAMES = (
+        "text",
+        "sentence",
+        "transcription",
+        "transcript",
+        "normalized_text",
+        "normalized_transcription",
+    )
+
+
+def pick_column(wanted: str, usual: Sequence[str], present: Sequence[str]) -> str | None:
+    """The column to read: the wanted one, or, where that is only a default, the first usual name present."""
+    if wanted in present:
+        return wanted
+    if wanted != usual[0]:
+        return None
+    return next((name for name in usual if name in present), None)
+
+
+def hold_out(ids_and_speakers: Sequence[tuple[str, str | None]]) -> list[str]:
+    """Split a dataset that names no splits: ``train``, ``validation`` or ``test`` for each recording.
+
+    By rank of the id's SHA-256, so neither order nor machine matters, and one recording more moves at most
+    one other across each border. A recording stays in ``train`` when its speaker has no other there.
+
+    Fewer than three recordings are all ``train``.
+    """
+    names = ["train"] * len(ids_and_speakers)
+    size = max(1, round(HOLD_OUT_FRACTION * len(names)))
+    in_train = Counter(speaker for _, speaker in ids_and_speakers)
+    by_hash = sorted(
+        range(len(names)), key=lambda i: hashlib.sha256(ids_and_speakers[i][0].encode()).digest()
+    )
+    quota = ["validation"] * size + ["test"] * size if len(names) >= 3 else []
+    for i in by_hash:
+        speaker = ids_and_speakers[i][1]
+        if quota and in_train[speaker] > 1:
+            names[i] = quota.pop(0)
+            in_train[speaker] -= 1
+    return names
+
+
+def canonical_split(split: str) -> str:
+    """One name for each split: ``val``, ``valid``, ``dev`` and ``eval`` are ``validation``."""
+    return _SPLIT_ALIASES.get(split.lower(), split)

@@ -1,0 +1,380 @@
+"""From a Piper voice (one ONNX file and its JSON) to a Hugging Face VITS folder.
+
+Piper exports the generator of original VITS with its weight norm folded and most initialisers under
+their PyTorch names. What is not there has to be found by other means: the exporter renames the WaveNets'
+folded weights, and those are known again by the bias of the convolution that uses them; shapes,
+strides and dilations give the configuration. The posterior encoder, and the parts of the duration
+predictor that only training uses, were never exported: they start afresh and are named in the
+configuration as ``untrained_modules``, so that training knows to teach them first.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from transformers import VitsConfig
+
+from shared.errors import ModelError, QualityError
+from shared.modeling import VitsForTraining, VitsResblock2Config, save_model, synthesize
+from shared.modeling.initialization import initialize
+from shared.provenance import Provenance
+from shared.text import FrontEnd
+
+#: Modules of ``VitsModel`` that no Piper file has weights for.
+UNTRAINED = (
+    "posterior_encoder",
+    "duration_predictor.post_conv_pre",
+    "duration_predictor.post_conv_proj",
+    "duration_predictor.post_conv_dds",
+    "duration_predictor.post_flows",
+    "duration_predictor.flows.1",
+)
+#: The largest difference from ONNX Runtime on the original file that is still called equal.
+PARITY_TOLERANCE = 1e-3
+
+# Original VITS names → transformers' names, tried in order.
+_RENAMES = [
+    (r"enc_p\.emb\.weight", r"text_encoder.embed_tokens.weight"),
+    (r"enc_p\.encoder\.attn_layers\.(\d+)\.emb_rel_([kv])", r"text_encoder.encoder.layers.\1.attention.emb_rel_\2"),
+    (
+        r"enc_p\.encoder\.attn_layers\.(\d+)\.conv_([qkv])\.(\w+)",
+        r"text_encoder.encoder.layers.\1.attention.\2_proj.\3",
+    ),
+    (
+        r"enc_p\.encoder\.attn_layers\.(\d+)\.conv_o\.(\w+)",
+        r"text_encoder.encoder.layers.\1.attention.out_proj.\2",
+    ),
+    (r"enc_p\.encoder\.norm_layers_1\.(\d+)\.(\w+)", r"text_encoder.encoder.layers.\1.layer_norm.\2"),
+    (r"enc_p\.encoder\.norm_layers_2\.(\d+)\.(\w+)", r"text_encoder.encoder.layers.\1.final_layer_norm.\2"),
+    (
+        r"enc_p\.encoder\.ffn_layers\.(\d+)\.(conv_[12])\.(\w+)",
+        r"text_encoder.encoder.layers.\1.feed_forward.\2.\3",
+    ),
+    (r"enc_p\.proj\.(\w+)", r"text_encoder.project.\1"),
+    (r"emb_g\.weight", r"embed_speaker.weight"),
+    (r"dec\.ups\.(\d+)\.(\w+)", r"decoder.upsampler.\1.\2"),
+    (r"dec\.(.*)", r"decoder.\1"),
+    (r"flow\.flows\.(\d+)\.pre\.(\w+)", r"flow.flows.{half}.conv_pre.\2"),
+    (r"flow\.flows\.(\d+)\.post\.(\w+)", r"flow.flows.{half}.conv_post.\2"),
+    (r"flow\.flows\.(\d+)\.enc\.(.*)", r"flow.flows.{half}.wavenet.\2"),
+    (r"dp\.flows\.0\.m", r"duration_predictor.flows.0.translate"),
+    (r"dp\.flows\.0\.logs", r"duration_predictor.flows.0.log_scale"),
+    (r"dp\.flows\.(\d+)\.pre\.(\w+)", r"duration_predictor.flows.{half_up}.conv_pre.\2"),
+    (r"dp\.flows\.(\d+)\.proj\.(\w+)", r"duration_predictor.flows.{half_up}.conv_proj.\2"),
+    (r"dp\.flows\.(\d+)\.convs\.(.*)", r"duration_predictor.flows.{half_up}.conv_dds.\2"),
+    (r"dp\.pre\.(\w+)", r"duration_predictor.conv_pre.\1"),
+    (r"dp\.proj\.(\w+)", r"duration_predictor.conv_proj.\1"),
+    (r"dp\.cond\.(\w+)", r"duration_predictor.cond.\1"),
+    (r"dp\.convs\.(.*)", r"duration_predictor.conv_dds.\1"),
+]
+_PARTS = [("convs_sep", "convs_dilated"), ("convs_1x1", "convs_pointwise"), ("gamma", "weight"), ("beta", "bias")]
+
+
+def rename(name: str) -> str | None:
+    """The name in ``transformers`` of an original VITS weight, or nothing for what is not a weight.
+
+    Flips count as flows in original VITS and not in ``transformers``: coupling layers 0, 2, 4, 6 become
+    0, 1, 2, 3, and the duration predictor's splines 1, 3, 5, 7 become 1, 2, 3, 4.
+    """
+    for pattern, replacement in _RENAMES:
+        match = re.fullmatch(pattern, name)
+        if match:
+            number = int(match[1]) if match.groups() and match[1].isdigit() else 0
+            text = match.expand(replacement.replace("{half}", str(number // 2)).replace("{half_up}", str(number // 2 + 1)))
+            for old, new in _PARTS:
+                text = text.replace(old, new)
+            return text
+    return None
+
+
+@dataclass(frozen=True)
+class PiperVoice:
+    """A Piper voice as read from disk."""
+
+    path: Path
+    settings: Mapping[str, Any]
+    """The JSON beside the ONNX file."""
+    weights: Mapping[str, NDArray[np.float32]]
+    """By their original VITS names."""
+    strides: Mapping[str, int]
+    """Of every convolution, by the name of its weight."""
+    dilations: Mapping[str, int]
+
+    @classmethod
+    def read(cls, path: Path) -> PiperVoice:
+        """Read ``voice.onnx`` and ``voice.onnx.json``.
+
+        Raises:
+            ModelError: One of them is missing or is not Piper's.
+        """
+        description = path.with_name(path.name + ".json")
+        for needed in (path, description):
+            if not needed.is_file():
+                raise ModelError(
+                    f"{needed} does not exist. A Piper voice is two files: NAME.onnx and, beside it, NAME.onnx.json."
+                )
+        try:
+            settings = json.loads(description.read_text(encoding="utf-8"))
+            graph = onnx.load(path).graph
+        except (ValueError, onnx.onnx_cpp2py_export.checker.ValidationError, Exception) as error:
+            raise ModelError(f"{path} and its JSON cannot be read as a Piper voice: {error}") from error
+        if "phoneme_id_map" not in settings or "audio" not in settings:
+            raise ModelError(f"{description} is not a Piper voice's description: it has no phoneme_id_map or audio.")
+        return cls(path, settings, *_named_weights(graph))
+
+
+def _named_weights(
+    graph: onnx.GraphProto,
+) -> tuple[dict[str, NDArray[np.float32]], dict[str, int], dict[str, int]]:
+    """Weights by their original names, and every convolution's stride and dilation."""
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    weights = {name: value for name, value in tensors.items() if rename(name) is not None}
+    strides: dict[str, int] = {}
+    dilations: dict[str, int] = {}
+    for node in graph.node:
+        if node.op_type in {"Conv", "ConvTranspose"}:
+            name = node.input[1]
+            if len(node.input) > 2 and node.input[2].endswith(".bias"):
+                name = node.input[2].removesuffix(".bias") + ".weight"
+            if node.input[1] in tensors:
+                weights[name] = tensors[node.input[1]]
+            attributes = {attribute.name: list(attribute.ints) for attribute in node.attribute}
+            strides[name] = (attributes.get("strides") or [1])[0]
+            dilations[name] = (attributes.get("dilations") or [1])[0]
+        elif node.op_type == "Gather" and node.input[0] in tensors and tensors[node.input[0]].ndim == 2:
+            # The exporter names the token embedding after an unused input; its index tells it apart.
+            if node.input[1] == "input":
+                weights["enc_p.emb.weight"] = tensors[node.input[0]]
+            elif node.input[1] == "sid":
+                weights["emb_g.weight"] = tensors[node.input[0]]
+    # Only exp(-log_scale) is left of the affine flow's scale, folded into a constant.
+    for name, value in tensors.items():
+        if name.startswith("/dp/flows.0/Exp"):
+            weights["dp.flows.0.logs"] = -np.log(value)
+    weights.pop("sid", None)
+    return weights, strides, dilations
+
+
+def _indices(names: Mapping[str, object], pattern: str) -> list[int]:
+    """The numbers that a pattern's group takes among names, in order."""
+    return sorted({int(match[1]) for name in names if (match := re.fullmatch(pattern, name))})
+
+
+def derive_config(voice: PiperVoice) -> VitsConfig:
+    """Read the configuration off the shapes, strides and dilations.
+
+    Raises:
+        ModelError: Weights that every VITS has are missing.
+    """
+    weights = voice.weights
+    needed = ["enc_p.emb.weight", "enc_p.proj.weight", "dec.conv_pre.weight", "dp.pre.weight", "flow.flows.0.pre.weight"]
+    missing = [name for name in needed if name not in weights]
+    if missing:
+        raise ModelError(
+            f"{voice.path} is not a Piper voice that can be converted: it lacks {', '.join(missing)}. Quantised or "
+            "simplified copies lose the names; use the file as it was published."
+        )
+    stages = _indices(weights, r"dec\.ups\.(\d+)\.weight")
+    blocks = _indices(weights, r"dec\.resblocks\.(\d+)\.convs1?\.0\.weight")
+    kind = "1" if "dec.resblocks.0.convs1.0.weight" in weights else "2"
+    inner = "convs1" if kind == "1" else "convs"
+    per_stage = len(blocks) // len(stages)
+
+    def block_dilations(block: int) -> list[int]:
+        steps = _indices(weights, rf"dec\.resblocks\.{block}\.{inner}\.(\d+)\.weight")
+        return [voice.dilations[f"dec.resblocks.{block}.{inner}.{step}.weight"] for step in steps]
+
+    relative = weights["enc_p.encoder.attn_layers.0.emb_rel_k"]
+    hidden = weights["enc_p.emb.weight"].shape[1]
+    inference = voice.settings.get("inference", {})
+    speakers = weights.get("emb_g.weight")
+    values: dict[str, Any] = {
+        "vocab_size": weights["enc_p.emb.weight"].shape[0],
+        "hidden_size": hidden,
+        "num_hidden_layers": len(_indices(weights, r"enc_p\.encoder\.attn_layers\.(\d+)\.conv_q\.weight")),
+        "num_attention_heads": hidden // relative.shape[2],
+        "window_size": relative.shape[1] // 2,
+        "ffn_dim": weights["enc_p.encoder.ffn_layers.0.conv_1.weight"].shape[0],
+        "ffn_kernel_size": weights["enc_p.encoder.ffn_layers.0.conv_1.weight"].shape[2],
+        "flow_size": weights["dec.conv_pre.weight"].shape[1],
+        "layerdrop": 0.0,
+        "spectrogram_bins": 513,
+        "upsample_initial_channel": weights["dec.conv_pre.weight"].shape[0],
+        "upsample_rates": [voice.strides[f"dec.ups.{stage}.weight"] for stage in stages],
+        "upsample_kernel_sizes": [weights[f"dec.ups.{stage}.weight"].shape[2] for stage in stages],
+        "resblock_kernel_sizes": [
+            weights[f"dec.resblocks.{block}.{inner}.0.weight"].shape[2] for block in range(per_stage)
+        ],
+        "resblock_dilation_sizes": [block_dilations(block) for block in range(per_stage)],
+        "prior_encoder_num_flows": len(_indices(weights, r"flow\.flows\.(\d+)\.pre\.weight")),
+        "prior_encoder_num_wavenet_layers": len(
+            _indices(weights, r"flow\.flows\.0\.enc\.in_layers\.(\d+)\.weight")
+        ),
+        "wavenet_kernel_size": weights["flow.flows.0.enc.in_layers.0.weight"].shape[2],
+        "num_speakers": 1 if speakers is None else speakers.shape[0],
+        "speaker_embedding_size": 0 if speakers is None else speakers.shape[1],
+        "sampling_rate": int(voice.settings["audio"]["sample_rate"]),
+        "noise_scale": float(inference.get("noise_scale", 0.667)),
+        "noise_scale_duration": float(inference.get("noise_w", 0.8)),
+        "speaking_rate": 1 / float(inference.get("length_scale", 1.0)),
+        "untrained_modules": list(UNTRAINED),
+    }
+    return cast("VitsConfig", (VitsConfig if kind == "1" else VitsResblock2Config)(**values))
+
+
+@torch.no_grad()
+def build_model(voice: PiperVoice, *, seed: int = 0) -> VitsForTraining:
+    """The model with the voice's weights, and fresh ones from ``seed`` where it has none.
+
+    Raises:
+        ModelError: A weight is missing or has another shape than the configuration says.
+    """
+    config = derive_config(voice)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = VitsForTraining(config)
+        for name in UNTRAINED:
+            initialize(model.get_submodule(name))
+    wanted = set(_assignable(model))
+    problems = []
+    for original, value in voice.weights.items():
+        name = cast("str", rename(original))
+        try:
+            _assign(model, name, torch.from_numpy(np.array(value, dtype=np.float32)))
+        except (AttributeError, IndexError, RuntimeError, KeyError) as error:
+            problems.append(f"{original} → {name}: {error}")
+        wanted.discard(name)
+    problems += [f"{name}: no weight for it" for name in sorted(wanted) if not name.startswith(UNTRAINED)]
+    if problems:
+        listed = "\n".join(f"  - {problem}" for problem in problems[:20])
+        raise ModelError(f"{voice.path} does not have the weights of a VITS of its own shapes:\n{listed}")
+    return model.eval()
+
+
+def _assignable(model: nn.Module) -> Iterator[str]:
+    """Every weight's plain name, weight-normed ones included."""
+    for name in model.state_dict():
+        yield name.replace(".parametrizations.weight.original0", ".weight").replace(
+            ".parametrizations.weight.original1", ".weight"
+        )
+
+
+def _assign(model: nn.Module, name: str, value: Tensor) -> None:
+    """Set one weight by its plain name, through a weight norm where there is one."""
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    target = cast("Tensor", getattr(module, leaf))
+    if value.dim() == target.dim() + 1 and value.shape[-1] == 1:  # a 1×1 convolution that became a Linear
+        value = value[..., 0]
+    if value.shape != target.shape:
+        raise RuntimeError(f"shape {tuple(value.shape)}, expected {tuple(target.shape)}")
+    if leaf == "weight" and parametrize.is_parametrized(module, "weight"):
+        module.weight = value
+    else:
+        target.data.copy_(value)
+
+
+def verify(voice: PiperVoice, model: VitsForTraining, *, tokens: int = 60) -> float:
+    """Speak the same tokens at zero noise through ONNX Runtime and the model.
+
+    Returns:
+        The largest absolute difference of any sample, of samples in [-1, 1].
+
+    Raises:
+        QualityError: It is above ``PARITY_TOLERANCE``, or the lengths differ.
+    """
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(voice.path), providers=["CPUExecutionProvider"])
+    ids = np.random.default_rng(0).integers(3, min(100, model.config.vocab_size), size=tokens)
+    several = model.config.num_speakers > 1
+    length_scale = float(voice.settings.get("inference", {}).get("length_scale", 1.0))
+    inputs = {
+        "input": ids[None],
+        "input_lengths": np.array([tokens]),
+        "scales": np.array([0.0, length_scale, 0.0], dtype=np.float32),
+    }
+    if several:
+        inputs["sid"] = np.array([0])
+    reference = session.run(None, inputs)[0].reshape(-1)
+    ours = synthesize(
+        model,
+        torch.from_numpy(ids),
+        seed=0,
+        speaker_id=0 if several else None,
+        noise_scale=0.0,
+        noise_scale_duration=0.0,
+    ).samples
+    if ours.shape != reference.shape:
+        raise QualityError(
+            f"{voice.path} was converted, but speaks {ours.size} samples where the original speaks {reference.size}."
+        )
+    difference = float(np.abs(ours - reference).max())
+    if not difference <= PARITY_TOLERANCE:
+        raise QualityError(
+            f"{voice.path} was converted, but its speech differs from the original's by {difference:.2g} "
+            f"(at most {PARITY_TOLERANCE:g} is allowed)."
+        )
+    return difference
+
+
+def convert(
+    path: Path, output: Path, *, espeak_voice: str | None = None, licence: str | None = None, check: bool = True
+) -> float | None:
+    """Convert a Piper voice into a model folder.
+
+    Args:
+        path: The ``.onnx`` file.
+        output: The folder to write; replaced if it is there.
+        espeak_voice: Phonemise by another of espeak-ng's voices than the one in Piper's JSON.
+        licence: What to write into ``provenance.json``.
+        check: Compare the result with ONNX Runtime on the original.
+
+    Returns:
+        The largest difference that the comparison found, or nothing where it was not asked for.
+
+    Raises:
+        ModelError: The voice cannot be read.
+        QualityError: The result does not speak as the original does; nothing is written.
+    """
+    voice = PiperVoice.read(path)
+    model = build_model(voice)
+    difference = verify(voice, model) if check else None
+    partial = output.with_name(output.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    save_model(model, partial)
+    FrontEnd.from_spec(
+        {
+            "kind": "piper",
+            "vocab": voice.settings["phoneme_id_map"],
+            "espeak_voice": espeak_voice or voice.settings["espeak"]["voice"],
+        }
+    ).save(partial)
+    card = path.with_name("MODEL_CARD")
+    Provenance(
+        licence=licence or "unknown",
+        sources=(f"Piper voice {path.stem}" + (": " + _one_line(card) if card.is_file() else ""),),
+    ).write(partial)
+    if voice.settings.get("speaker_id_map"):
+        (partial / "speakers.json").write_text(json.dumps(voice.settings["speaker_id_map"], indent=2), encoding="utf-8")
+    shutil.rmtree(output, ignore_errors=True)
+    partial.rename(output)
+    return difference
+
+
+def _one_line(card: Path) -> str:
+    """A model card's text on one line."""
+    return " ".join(card.read_text(encoding="utf-8", errors="replace").split())

@@ -1,0 +1,163 @@
+"""Reading and writing model folders: ordinary Hugging Face VITS folders, plus the discriminator's file."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoConfig, VitsConfig
+
+from shared.errors import HubUnreachableError, ModelError, NotFoundError
+from shared.modeling.initialization import initialize
+from shared.modeling.model import VitsForTraining
+from shared.modeling.weight_norm import folded_state_dict
+
+DISCRIMINATOR_FILE = "discriminator.safetensors"
+#: Where the ancestor's ``*-train`` checkpoints keep their discriminator: in the model's own file.
+_EMBEDDED_DISCRIMINATOR = "discriminator."
+#: Files beside the weights that travel with a model, whatever its tokenizer.
+_COMPANIONS = (
+    "vocab.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "preprocessor_config.json",
+    "front_end.json",
+    "provenance.json",
+    "speakers.json",
+    "README.md",
+)
+_HUB_FILES = ["*.json", "*.safetensors", "*.md"]
+
+
+def fetch_from_hub(
+    repository: str, *, revision: str = "main", token: str | None = None, cache_dir: str | None = None
+) -> Path:
+    """Download a model folder from the Hugging Face hub, or find it in the hub's local cache.
+
+    Raises:
+        HubUnreachableError: The hub could not be reached and the cache does not have the model.
+        NotFoundError: The hub has no such model, or will not show it without a token.
+    """
+    try:
+        return Path(
+            snapshot_download(
+                repository, revision=revision, token=token, cache_dir=cache_dir, allow_patterns=_HUB_FILES
+            )
+        )
+    except RepositoryNotFoundError as error:
+        raise NotFoundError(
+            f"The model hub has no model {repository!r} at revision {revision!r}, or it is private. "
+            "Check the spelling, or give a token that may read it."
+        ) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise HubUnreachableError(
+            f"The model {repository!r} is neither a local folder nor in the store, and the model hub could "
+            "not be reached to download it. Two ways to go on without the hub:\n"
+            "  1. a local folder: copy the model's folder here from a machine that has it, and set "
+            '"model_name_or_path" to its path;\n'
+            "  2. a store: publish the model once from a machine that has it, and set "
+            '"model_name_or_path" to its reference there, such as "my-model@latest", with --store URL.'
+        ) from error
+
+
+def load_config(folder: Path) -> VitsConfig:
+    """Read a model folder's configuration.
+
+    Raises:
+        ModelError: There is none, or it is not a VITS one.
+    """
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            f"{folder} is not a model folder: it has no config.json. A model folder is what 'vits train' and "
+            "'vits convert' write, or a VITS or MMS model downloaded from the model hub."
+        )
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (ValueError, OSError, TypeError) as error:
+        raise ModelError(f"{folder / 'config.json'} cannot be read: {error}") from error
+    if not isinstance(config, VitsConfig):
+        raise ModelError(
+            f"{folder} holds a model of type {config.model_type!r}; only VITS models (MMS-TTS, original VITS, "
+            "converted Piper voices) can be used."
+        )
+    return config
+
+
+def load_model(folder: str | Path, *, reinitialize: Sequence[str] = ()) -> VitsForTraining:
+    """Load a model folder, in float32 and evaluation mode, on the CPU.
+
+    Args:
+        folder: A Hugging Face VITS folder.
+        reinitialize: Names of modules that may lack weights in the folder, or whose weights are not
+            wanted; they are initialised afresh.
+
+    Raises:
+        ModelError: The folder is not a VITS model, or weights are missing from it.
+    """
+    folder = Path(folder)
+    config = load_config(folder)
+    try:
+        model, report = VitsForTraining.from_pretrained(
+            folder, config=config, dtype=torch.float32, output_loading_info=True, local_files_only=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"The weights in {folder} cannot be loaded: {error}") from error
+    for name in reinitialize:
+        initialize(model.get_submodule(name))
+    missing = [
+        key for key in report["missing_keys"] if not any(key.startswith(f"{name}.") for name in reinitialize)
+    ]
+    if missing:
+        listed = ", ".join(sorted(missing)[:5])
+        raise ModelError(
+            f"{folder} lacks {len(missing)} of the model's weights ({listed}, …). The download or copy is "
+            "incomplete, or its config.json belongs to another model."
+        )
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def read_discriminator(folder: Path) -> dict[str, Tensor] | None:
+    """The discriminator's weights in a model folder, or nothing where it has none.
+
+    Reads our own ``discriminator.safetensors`` and the ancestor's ``*-train`` checkpoints, which keep
+    the same tensors under ``discriminator.`` in the model's file.
+    """
+    own = folder / DISCRIMINATOR_FILE
+    if own.is_file():
+        return load_file(own)
+    embedded: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("model*.safetensors")):
+        for name, tensor in load_file(path).items():
+            if name.startswith(_EMBEDDED_DISCRIMINATOR):
+                embedded[name.removeprefix(_EMBEDDED_DISCRIMINATOR)] = tensor
+    return embedded or None
+
+
+def save_model(model: VitsForTraining, folder: Path, *, companions: Path | None = None) -> None:
+    """Write a model folder that stock ``transformers`` can load (unless it has ResBlock2).
+
+    The decoder's weight norm, which only training uses, is folded; the posterior encoder's and the
+    flow's stays, as ``transformers`` expects it.
+
+    Args:
+        model: The model; it is not changed.
+        folder: Where to write; created.
+        companions: A model folder whose tokenizer and other small files are copied along.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: value for name, value in model.state_dict().items() if not name.startswith("decoder.")}
+    state |= {f"decoder.{name}": value for name, value in folded_state_dict(model.decoder).items()}
+    model.config.architectures = ["VitsModel" if model.config.model_type == "vits" else "VitsForTraining"]
+    model.save_pretrained(folder, state_dict={name: value.contiguous().cpu() for name, value in state.items()})
+    if companions is not None:
+        for name in _COMPANIONS:
+            if (companions / name).is_file() and companions.resolve() != folder.resolve():
+                shutil.copyfile(companions / name, folder / name)

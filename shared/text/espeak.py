@@ -1,0 +1,146 @@
+"""espeak-ng in process, through ``phonemizer`` and the library that ``espeakng_loader`` ships.
+
+espeak-ng is one big global: it keeps the current voice, and a reader's state between the clauses of a text.
+So there is one copy of it in a process, and one text at a time goes through it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import threading
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+from shared.errors import ConfigError, MissingExtraError
+
+#: ``espeakCHARS_UTF8`` and ``espeakPHONEMES_IPA`` of espeak-ng's ``speak_lib.h``.
+CHARACTERS_UTF8 = 1
+PHONEMES_IPA = 0x02
+
+#: Words of another language come out between flags: ``(en)sˈɒftweə(es)``.
+LANGUAGE_FLAG = re.compile(r"\([^)]+\)")
+
+#: The marks that end a clause. ``¡`` and ``¿`` end one too, without being spoken of in the tokens.
+CLAUSE_END = re.compile(r"\.{3,}|[.,;:?!…–—¡¿]")
+
+#: Dashes separate clauses as a semicolon does; the rest of the marks that are kept stand for themselves.
+MARKS = {mark: mark for mark in ".,;:?!"} | {"–": ";", "—": ";"}
+
+_lock = threading.Lock()
+
+
+def _load_library() -> None:
+    """Point ``phonemizer`` at the bundled library.
+
+    Raises:
+        MissingExtraError: The extra ``phonemes`` is not installed.
+    """
+    try:
+        import espeakng_loader
+        from phonemizer.backend.espeak.wrapper import EspeakWrapper
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"This voice speaks from phonemes; the package {error.name!r}, which makes them, is missing. "
+            "Install the extra (espeak-ng is under the GPL-3.0): pip install 'vits-suite[phonemes]'"
+        ) from error
+    EspeakWrapper.set_library(espeakng_loader.get_library_path())
+    EspeakWrapper.set_data_path(espeakng_loader.get_data_path())
+
+
+class _Espeak:
+    """One copy of the library, and the voice that it speaks at present. Hold the lock while using it."""
+
+    def __init__(self) -> None:
+        _load_library()
+        from phonemizer.backend.espeak.wrapper import EspeakWrapper
+
+        self._wrapper: Any = EspeakWrapper()
+        self._voice: str | None = None
+
+    def select(self, voice: str) -> None:
+        """Speak as ``voice`` from now on. Without a voice the library crashes the process."""
+        if voice == self._voice:
+            return
+        try:
+            self._wrapper.set_voice(voice)
+        except RuntimeError as error:
+            raise ConfigError(
+                "The text front end cannot be used:",
+                [f"espeak_voice: espeak-ng has no voice {voice!r}; it has 'es-419' or 'en-us', for example"],
+            ) from error
+        self._voice = voice
+
+    def clauses(self, text: str) -> Iterator[tuple[str, str, bool]]:
+        """Read a text clause by clause: phonemes, the text read for them, whether it is the last.
+
+        ``phonemizer``'s own ``text_to_phonemes`` would hide where each clause ended.
+        """
+        pointer = ctypes.pointer(ctypes.c_char_p(text.encode("utf-8")))
+        while (before := pointer.contents.value) is not None:
+            spoken = self._wrapper._espeak.text_to_phonemes(pointer, CHARACTERS_UTF8, PHONEMES_IPA)
+            after = pointer.contents.value
+            read = before if after is None else before[: len(before) - len(after)]
+            yield (spoken or b"").decode("utf-8"), read.decode("utf-8"), after is None
+
+
+#: One for the process, made when first needed.
+_espeak = cache(_Espeak)
+
+
+def clause_mark(clause: str, *, last: bool) -> str:
+    """The mark that ended a clause, from the text that espeak-ng read for it.
+
+    Args:
+        clause: The stretch of text; unless it is the last, it ends with one character of the next clause,
+            which espeak-ng had to read to know that this one was over.
+        last: Whether the text ends here.
+    """
+    tail = re.search(r"\W*$" if last else r"\W*(?=.$)", clause, re.DOTALL)
+    end = CLAUSE_END.search(tail.group()) if tail else None
+    return MARKS.get(end.group(), "") if end else ""
+
+
+def phonemes(text: str, voice: str) -> str:
+    """A text's phonemes in IPA with stress marks, its punctuation kept where it was.
+
+    Follows Piper: espeak-ng cuts the text into clauses, and each clause's closing mark (``. , ; : ? !``, a
+    dash as ``;``) is kept behind its phonemes, while brackets, quotes, ``¿`` and ``¡`` are dropped. Piper
+    cuts at sentence ends and speaks the pieces apart; here one text is one utterance, and clauses are
+    joined by a space. Flags of language switches are removed.
+
+    Args:
+        text: What to speak; control characters and lone surrogates must have been removed.
+        voice: espeak-ng's language code.
+
+    Raises:
+        ConfigError: espeak-ng has no such voice.
+        MissingExtraError: The extra ``phonemes`` is not installed.
+    """
+    with _lock:
+        espeak = _espeak()
+        espeak.select(voice)
+        read = list(espeak.clauses(text))
+    pieces: list[str] = []
+    for spoken, clause, last in read:
+        sounds = LANGUAGE_FLAG.sub("", spoken).strip()
+        if sounds:
+            pieces.append(sounds + clause_mark(clause, last=last))
+    return " ".join(pieces)
+
+
+def phonemes_like_transformers(text: str) -> str:
+    """American English phonemes exactly as ``transformers.VitsTokenizer`` makes them.
+
+    Raises:
+        MissingExtraError: The extra ``phonemes`` is not installed.
+    """
+    with _lock:
+        _load_library()
+        import phonemizer
+
+        spoken: str = phonemizer.phonemize(
+            text, language="en-us", backend="espeak", strip=True, preserve_punctuation=True, with_stress=True
+        )
+    return re.sub(r"\s+", " ", spoken)

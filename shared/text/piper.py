@@ -1,0 +1,44 @@
+"""Piper's token layout: phonemes of espeak-ng between markers, a pad after each."""
+
+from __future__ import annotations
+
+import unicodedata
+
+from shared.text.espeak import phonemes
+from shared.text.specs import PiperSpec
+from shared.text.tokens import Tokens, once_each, require_speakable
+
+BEGIN, PAD, END = "^", "_", "$"
+
+
+def tokenize(spec: PiperSpec, text: str) -> Tokens:
+    """Tokens of a text: ``^ _ p _ p _ … $``, one ``p`` for each code point of the decomposed phonemes.
+
+    Decomposition (NFD) makes ``ç`` two tokens, ``c`` and the cedilla, as in Piper's symbol table.
+
+    Raises:
+        TextError: Nothing of the text can be spoken.
+        MissingExtraError: The extra ``phonemes`` is not installed.
+        ConfigError: espeak-ng has no such voice.
+    """
+    unreadable = [character for character in text if _is_unreadable(character)]
+    readable = "".join(character for character in text if not _is_unreadable(character))
+    if spec.lower_case:
+        readable = readable.lower()
+    points = unicodedata.normalize("NFD", phonemes(readable, spec.espeak_voice))
+    known = [point for point in points if point in spec.vocab]
+    unknown = once_each([*unreadable, *(point for point in points if point not in spec.vocab)])
+    require_speakable(text, known, unknown)
+
+    layout = [BEGIN, PAD, *(symbol for point in known for symbol in (point, PAD)), END]
+    pairs = [(token_id, symbol) for symbol in layout for token_id in spec.vocab[symbol]]
+    return Tokens(
+        ids=tuple(token_id for token_id, _ in pairs),
+        symbols=tuple(symbol for _, symbol in pairs),
+        unknown=unknown,
+    )
+
+
+def _is_unreadable(character: str) -> bool:
+    """Control characters and lone surrogates: espeak-ng's C strings cannot hold them."""
+    return unicodedata.category(character) in {"Cc", "Cs"} and not character.isspace()

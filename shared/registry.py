@@ -96,6 +96,20 @@ def files_to_publish(folder: Path) -> list[tuple[str, Path]]:
     return found
 
 
+def upload_files(store: Store, prefix: str, files: Sequence[tuple[str, Path]]) -> tuple[FileEntry, ...]:
+    """Upload files below a folder of the store, and list what was sent.
+
+    Raises:
+        UserError: A file cannot be read.
+        StoreError: The store failed.
+    """
+    entries = []
+    for path, file in files:
+        digest = store.upload(f"{prefix}/{path}", file)
+        entries.append(FileEntry(path=path, bytes=digest.bytes, sha256=digest.sha256))
+    return tuple(entries)
+
+
 def verify(entry: FileEntry, digest: Digest, where: str) -> None:
     """Compare a file with its entry in the manifest.
 
@@ -162,15 +176,12 @@ class Registry:
         claim = self._claim(draft)
         prefix = f"{kind}/{name}/{claim.version}"
         try:
-            entries = []
-            for path, file in files:
-                digest = self.store.upload(f"{prefix}/{path}", file)
-                entries.append(FileEntry(path=path, bytes=digest.bytes, sha256=digest.sha256))
+            entries = upload_files(self.store, prefix, files)
         except BaseException:
             # An interrupt too. Once the manifest may have been written, nothing must be removed any more.
             self._withdraw(prefix)
             raise
-        update = {"version": claim.version, "nonce": claim.nonce, "created": now(), "files": tuple(entries)}
+        update = {"version": claim.version, "nonce": claim.nonce, "created": now(), "files": entries}
         manifest = draft.model_copy(update=update)
         self.store.create(f"{prefix}/manifest.json", manifest.to_bytes(), nonce=manifest.nonce)
         return Version(kind, name, claim.version, manifest)

@@ -37,7 +37,7 @@ CHUNK_BYTES = 8 << 20
 CONCURRENT_CHUNKS = 4
 
 CREDENTIALS = {
-    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or an instance role; AWS_ENDPOINT_URL for your own server",
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role; AWS_ENDPOINT_URL for your own server",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS, or the machine's service account",
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or a managed identity",
 }

@@ -1,0 +1,210 @@
+"""The resumable state of a training run in the store: one owner at a time, and only complete checkpoints.
+
+::
+
+    runs/<run>/lease/<sequence>.json                         who owns the run; the highest sequence does
+    runs/<run>/checkpoints/<step>/<lease sequence>/<files>   the state, as one owner wrote it
+    runs/<run>/checkpoints/<step>/manifest.json              written last: the checkpoint exists
+
+Files lie in a folder of their owner's own, so that a trainer that was taken over and does not know it yet
+cannot spoil a checkpoint of its successor. Nothing here is ever unpickled: files go in and out as bytes.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared.errors import AlreadyExistsError, CorruptObjectError, LeaseLostError, NotFoundError, UserError
+from shared.manifests import Checkpoint, Lease, check_name, new_nonce, now, parse, this_writer
+from shared.registry import files_to_publish, upload_files, verify
+from shared.store import Store
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that this process owns, until another acquires it.
+
+    Attributes:
+        store: Where it is kept.
+        id: Its name.
+        sequence: The number of this owner's lease.
+    """
+
+    store: Store
+    id: str
+    sequence: int
+
+    @classmethod
+    def acquire(cls, store: Store, run_id: str) -> Run:
+        """Take a run over, or begin it. An owner that was there before finds out at its next write.
+
+        Args:
+            store: The store.
+            run_id: The run's name.
+
+        Raises:
+            UserError: The name is malformed.
+            StoreError: The store failed.
+        """
+        check_name(run_id, "run")
+        found = (item.path.rpartition("/")[2] for item in store.list(f"runs/{run_id}/lease"))
+        leases = [int(file[:10]) for file in found if re.fullmatch(r"[0-9]{10}\.json", file)]
+        sequence = max(leases, default=0) + 1
+        while True:
+            lease = Lease(
+                run=run_id, sequence=sequence, nonce=new_nonce(), writer=this_writer(), created=now()
+            )
+            try:
+                store.create(_lease_path(run_id, sequence), lease.to_bytes(), nonce=lease.nonce)
+            except AlreadyExistsError:
+                sequence += 1
+            else:
+                return cls(store, run_id, sequence)
+
+    @property
+    def prefix(self) -> str:
+        """The run's folder in the store."""
+        return f"runs/{self.id}"
+
+    def check(self) -> None:
+        """Make sure that this process still owns the run: one small request.
+
+        Raises:
+            LeaseLostError: Another process has acquired it.
+            StoreError: The store failed.
+        """
+        # Sequences have no gaps, so a newer lease is there exactly if the next one is.
+        path = _lease_path(self.id, self.sequence + 1)
+        try:
+            lease = parse(Lease, self.store.read(path), self.store.address(path))
+        except NotFoundError:
+            return
+        raise LeaseLostError(
+            f"the run {self.id!r} in {self.store.url} was taken over by {lease.writer} at "
+            f"{lease.created:%Y-%m-%d %H:%M:%S} UTC, so this process stops writing to it. "
+            "Let one of the two go on, or give this one another run"
+        )
+
+    def save_checkpoint(self, step: int, folder: Path) -> Checkpoint:
+        """Save a folder as the state after a step. It becomes visible at the very end, whole.
+
+        A complete checkpoint of the step that is there stays as it is; a half-written one is replaced.
+
+        Args:
+            step: The optimiser's step, from 0.
+            folder: The state's files. Hidden ones are left out.
+
+        Raises:
+            UserError: The folder is missing or empty.
+            LeaseLostError: Another process has acquired the run.
+            StoreError: The store failed.
+        """
+        self.check()
+        if self.store.exists(self._manifest_path(step)):
+            return self._checkpoint(step)
+        entries = upload_files(self.store, self._files_prefix(step, self.sequence), files_to_publish(folder))
+        self.check()
+        checkpoint = Checkpoint(
+            run=self.id, step=step, lease=self.sequence, nonce=new_nonce(), created=now(), files=entries
+        )
+        try:
+            self.store.create(self._manifest_path(step), checkpoint.to_bytes(), nonce=checkpoint.nonce)
+        except AlreadyExistsError:
+            self.check()
+            return self._checkpoint(step)
+        return checkpoint
+
+    def checkpoints(self) -> list[int]:
+        """The steps with a complete checkpoint, in ascending order.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        return sorted(step for step, paths in self._steps().items() if self._manifest_path(step) in paths)
+
+    def fetch_checkpoint(self, step: int, into: Path) -> None:
+        """Copy a checkpoint into a local folder, which appears whole and verified or not at all.
+
+        Args:
+            step: The step; see `checkpoints`.
+            into: The folder. It must not exist yet, or be empty.
+
+        Raises:
+            UserError: The folder is not empty.
+            NotFoundError: There is no complete checkpoint of the step; the message lists those there are.
+            CorruptObjectError: A file does not match the checkpoint's manifest.
+            StoreError: The store failed.
+            OSError: The folder cannot be written.
+        """
+        checkpoint = self._checkpoint(step)
+        if into.exists() and (not into.is_dir() or any(into.iterdir())):
+            raise UserError(f"{into} is in the way of checkpoint {step}: name a folder that is new or empty")
+        into.parent.mkdir(parents=True, exist_ok=True)
+        part = into.with_name(f".{into.name}.{secrets.token_hex(8)}.part")
+        try:
+            for entry in checkpoint.files:
+                path = f"{self._files_prefix(step, checkpoint.lease)}/{entry.path}"
+                try:
+                    digest = self.store.download(path, part / entry.path)
+                except NotFoundError as error:
+                    raise CorruptObjectError(
+                        f"{error}, though checkpoint {step} lists it. Use another checkpoint"
+                    ) from error
+                verify(entry, digest, self.store.address(path))
+            part.replace(into)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+    def prune(self, keep: int) -> None:
+        """Delete all complete checkpoints but the newest, and half-written ones that are older than those.
+
+        Args:
+            keep: How many to keep, at least 1.
+
+        Raises:
+            LeaseLostError: Another process has acquired the run.
+            StoreError: The store failed.
+        """
+        if keep < 1:
+            raise ValueError("prune keeps at least one checkpoint")
+        self.check()
+        kept = self.checkpoints()[-keep:]
+        for step, paths in self._steps().items():
+            if kept and step < kept[0]:
+                # The manifest goes first: what is half deleted does not exist.
+                for path in sorted(paths, key=lambda path: path != self._manifest_path(step)):
+                    self.store.delete(path)
+
+    def _steps(self) -> dict[int, list[str]]:
+        """Every object of every checkpoint, complete or not, by step."""
+        steps: dict[int, list[str]] = {}
+        for item in self.store.list(f"{self.prefix}/checkpoints"):
+            folder = item.path.split("/")[3]
+            if re.fullmatch(r"[0-9]{10}", folder):
+                steps.setdefault(int(folder), []).append(item.path)
+        return steps
+
+    def _checkpoint(self, step: int) -> Checkpoint:
+        path = self._manifest_path(step)
+        try:
+            return parse(Checkpoint, self.store.read(path), self.store.address(path))
+        except NotFoundError as error:
+            known = ", ".join(map(str, self.checkpoints())) or "none"
+            raise NotFoundError(
+                f"{self.store.url} has no complete checkpoint of step {step} of the run {self.id!r}. "
+                f"Complete: {known}"
+            ) from error
+
+    def _manifest_path(self, step: int) -> str:
+        return f"{self.prefix}/checkpoints/{step:010d}/manifest.json"
+
+    def _files_prefix(self, step: int, lease: int) -> str:
+        return f"{self.prefix}/checkpoints/{step:010d}/{lease:010d}"
+
+
+def _lease_path(run_id: str, sequence: int) -> str:
+    return f"runs/{run_id}/lease/{sequence:010d}.json"

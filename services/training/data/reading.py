@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from services.training.data import hub, tables
@@ -74,8 +74,80 @@ def read_recordings(
         HubUnreachableError: The hub could not be reached and the dataset is not in its cache.
         MissingExtraError: A Hugging Face dataset without the ``datasets`` library.
     """
-    folder = Path(source).expanduser()
     columns = Columns(audio_column, text_column, speaker_column, split_column, id_column)
+    found = survey(
+        source, split=split, columns=columns, config_name=config_name, verify=verify, cache_dir=cache_dir,
+        token=token,
+    )  # fmt: skip
+    found.raise_problems()
+    wanted = canonical_split(split)
+    chosen = [
+        recording
+        for recording, name in zip(found.recordings, found.splits, strict=True)
+        if split == "all" or name == wanted
+    ]
+    if not chosen:
+        present = ", ".join(f"{name} ({count})" for name, count in Counter(found.splits).items())
+        raise DataError(
+            f"{source} has no recordings in split {split!r}", [f"its splits are {present}: name one of them"]
+        )
+    return chosen
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A dataset as it is, good rows and bad.
+
+    Attributes:
+        source: Where it is.
+        recordings: What the good rows describe.
+        splits: The split of each of them.
+        problems: What is wrong with the bad rows, a sentence for each.
+    """
+
+    source: str
+    recordings: tuple[Recording, ...]
+    splits: tuple[str, ...]
+    problems: tuple[str, ...]
+
+    def raise_problems(self) -> None:
+        """Refuse a dataset with bad rows, or with none at all.
+
+        Raises:
+            DataError: It has; carries all of them.
+        """
+        if self.problems:
+            listed = list(self.problems[:MAX_LISTED_PROBLEMS])
+            if len(self.problems) > len(listed):
+                listed.append(f"… and {len(self.problems) - len(listed)} more")
+            total = len(self.problems) + len(self.recordings)
+            raise DataError(f"{self.source}: {len(self.problems)} of {total} rows cannot be used", listed)
+        if not self.recordings:
+            raise DataError(f"{self.source} lists no recordings", ["add rows, or point at another dataset"])
+
+
+def survey(
+    source: str | Path,
+    *,
+    split: str = "all",
+    columns: Columns | None = None,
+    config_name: str | None = None,
+    verify: bool = False,
+    cache_dir: str | Path | None = None,
+    token: str | None = None,
+) -> Survey:
+    """Look at every row of a dataset without refusing it for its bad ones; see ``read_recordings``.
+
+    Of a Hugging Face dataset with several splits, only the one that is asked for is looked at; of a folder,
+    always all.
+
+    Raises:
+        DataError: There is no such dataset, split or column.
+        HubUnreachableError: The hub could not be reached and the dataset is not in its cache.
+        MissingExtraError: A Hugging Face dataset without the ``datasets`` library.
+    """
+    columns = columns or Columns()
+    folder = Path(source).expanduser()
     tables_found = tables.find_tables(folder)
     if tables_found:
         rows = tables.read_tables(folder, tables_found, columns)
@@ -90,58 +162,30 @@ def read_recordings(
             f"There is no dataset {source}",
             ["the folder does not exist: check the path, or give the id of a hub dataset (owner/name)"],
         )
-    recordings = _sound_rows(str(source), rows, verify=verify)
-    chosen = [
-        recording
-        for recording, name in zip(recordings, _split_names(recordings, rows), strict=True)
-        if split in {"all", name} or canonical_split(split) == name
-    ]
-    if not chosen:
-        present = ", ".join(f"{name} ({n})" for name, n in Counter(_split_names(recordings, rows)).items())
-        raise DataError(
-            f"{source} has no recordings in split {split!r}",
-            [f"its splits are {present}: name one of them"],
-        )
-    return chosen
+    return _survey_rows(str(source), rows, verify=verify)
 
 
-def _split_names(recordings: Sequence[Recording], rows: Sequence[Row]) -> list[str]:
-    """The split of each recording: its row's own, or the hold-out's where no row names another than train."""
-    names = [canonical_split(row.split or "train") for row in rows]
-    if set(names) <= {"train"}:
-        return hold_out([(recording.id, recording.speaker) for recording in recordings])
-    return names
-
-
-def _sound_rows(source: str, rows: Sequence[Row], *, verify: bool) -> list[Recording]:
-    """Look at every row's text and sound.
-
-    Raises:
-        DataError: All that is wrong with any of them.
-    """
+def _survey_rows(source: str, rows: Sequence[Row], *, verify: bool) -> Survey:
+    """Look at every row's text and sound."""
     problems: list[str] = []
     recordings: list[Recording] = []
+    named_splits: list[str] = []
     first_by_id: dict[str, str] = {}
     for row in rows:
         recording = row.recording
         wrong = [problem for problem in (row.problem, _problem_with(recording, first_by_id)) if problem]
+        first_by_id.setdefault(recording.id, recording.row)
         if not wrong:
             try:
-                recording = _checked(recording, verify=verify)
+                recordings.append(_checked(recording, verify=verify))
+                named_splits.append(canonical_split(row.split or "train"))
             except UserError as error:
                 wrong = [str(error)]
         if wrong:
             problems.append(f"{recording.row} ({recording.id or 'no id'}): {'; '.join(wrong)}")
-        first_by_id.setdefault(recording.id, recording.row)
-        recordings.append(recording)
-    if problems:
-        listed = problems[:MAX_LISTED_PROBLEMS]
-        if len(problems) > len(listed):
-            listed.append(f"… and {len(problems) - len(listed)} more")
-        raise DataError(f"{source}: {len(problems)} of {len(rows)} rows cannot be used", listed)
-    if not rows:
-        raise DataError(f"{source} lists no recordings", ["add rows, or point at another dataset"])
-    return recordings
+    if set(named_splits) <= {"train"}:
+        named_splits = hold_out([(recording.id, recording.speaker) for recording in recordings])
+    return Survey(source, tuple(recordings), tuple(named_splits), tuple(problems))
 
 
 def _problem_with(recording: Recording, first_by_id: dict[str, str]) -> str | None:

@@ -242,7 +242,7 @@ def parse(record: type[AnyRecord], data: bytes, where: str) -> AnyRecord:
             for problem in error.errors()[:3]
         )
         raise CorruptObjectError(
-            f"{where} is not a {record.__name__.lower()} that this release can read ({problems}). "
+            f"{where} is no {record.__name__.lower()} that this release can read ({problems}). "
             "It was damaged, written by hand, or written by a newer release: upgrade, or publish it again"
         ) from error
 

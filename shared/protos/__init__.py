@@ -1,1 +1,1 @@
-"""The gRPC contract and the code generated from it by 'make proto'."""
+"""Protocol buffers of the suite; `generate.sh` makes the Python beside them."""

@@ -1,0 +1,195 @@
+"""``vits serve``: voices over HTTP and gRPC, from one process."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from services.synthesis.settings import Settings
+from shared.errors import UserError
+from shared.registry import Registry, default_cache
+from shared.store import Store, default_store_url
+
+EPILOG = """\
+examples:
+  vits serve
+      the newest voice of ./store (or $VITS_STORE), on 127.0.0.1
+  vits serve --store s3://voices --voice joe@production --host 0.0.0.0
+      a chosen voice, for other machines too
+
+Then, with any client of OpenAI's speech API:
+  curl http://127.0.0.1:3000/v1/audio/speech -H 'Content-Type: application/json' \\
+      -d '{"model": "tts-1", "voice": "alloy", "input": "Hola, ¿cómo estás?"}' -o hola.wav
+
+GET /v1/audio/voices lists the voices; any of them can be asked for by name. /livez and /readyz are for
+orchestrators, /metrics for Prometheus. Ctrl-C or SIGTERM finishes what is running and exits with 0.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    defaults = Settings(store="")
+    made = argparse.ArgumentParser(
+        prog="vits serve",
+        description="Serve the voices of a store over HTTP (OpenAI's speech API) and gRPC.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = made.add_argument
+    add("--store", metavar="URL", help="the store that voices come from (default: $VITS_STORE, or ./store)")
+    add(
+        "--voice",
+        metavar="NAME",
+        default="",
+        help="default voice, as name, name@alias or name/version (default: the newest)",
+    )
+    add("--host", default=defaults.host, help="address to listen on (default: %(default)s)")
+    add(
+        "--http-port", type=port, default=defaults.http_port, help="0 takes a free one (default: %(default)s)"
+    )
+    add(
+        "--grpc-port", type=port, default=defaults.grpc_port, help="0 takes a free one (default: %(default)s)"
+    )
+    add("--threads", type=count, default=0, help="threads that one synthesis uses (default: every CPU)")
+    return made
+
+
+def port(text: str) -> int:
+    """A port number."""
+    number = count(text)
+    if number > 65535:
+        raise argparse.ArgumentTypeError(f"{number} is not a port; they go up to 65535")
+    return number
+
+
+def count(text: str) -> int:
+    """A whole number, 0 or more."""
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def listening_socket(host: str, number: int) -> socket.socket:
+    """Take the HTTP port before anything slow, so that a port in use is said at once.
+
+    Raises:
+        UserError: It cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    taken = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind((host, number))
+        taken.listen(2048)
+    except OSError as error:
+        taken.close()
+        raise UserError(
+            f"HTTP cannot listen on {host}:{number} ({error.strerror}). Give another --http-port or --host."
+        ) from error
+    return taken
+
+
+def stop_at_once(*_: object) -> NoReturn:
+    """What a signal does until the server can stop in good order."""
+    raise SystemExit(0)
+
+
+def configure_logging() -> None:
+    """One line per event on standard error: ours, BentoML's access log, and everybody's warnings."""
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING, force=True
+    )
+    for name, level in (
+        ("vits", logging.INFO),
+        ("bentoml", logging.WARNING),
+        ("bentoml.access", logging.INFO),
+    ):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.disabled = False
+        logger.propagate = True
+        logger.setLevel(level)
+
+
+@contextmanager
+def environment(settings: Settings) -> Iterator[None]:
+    """Set what BentoML and the service read from the environment, before they are imported."""
+    counters = tempfile.mkdtemp(prefix="vits-metrics-")
+    os.environ |= settings.to_environment()
+    os.environ["BENTOML_DO_NOT_TRACK"] = "True"
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = counters
+    # BentoML makes folders where it lives; a home directory is no place for them.
+    os.environ.setdefault("BENTOML_HOME", str(default_cache() / "bentoml"))
+    try:
+        yield
+    finally:
+        shutil.rmtree(counters, ignore_errors=True)
+
+
+def serve(settings: Settings, taken: socket.socket) -> None:
+    """Run the service in this process, until a signal or a failure to start.
+
+    Raises:
+        VitsError: The service could not start.
+    """
+    import uvicorn
+
+    from services.synthesis.service import SynthesisService, http_app
+
+    configure_logging()
+
+    class Server(uvicorn.Server):
+        """uvicorn's server, but a signal that has been obeyed is not raised again: the exit code is 0."""
+
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self.handle_exit)
+            yield
+
+    service: Any = SynthesisService
+    config = uvicorn.Config(
+        service.to_asgi(is_main=True),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=settings.grace_seconds,
+    )
+    Server(config).run(sockets=[taken])
+    failure: Exception | None = http_app.state.failure
+    if failure:
+        raise failure
+
+
+def main(argv: Sequence[str]) -> int:
+    """Serve until told to stop."""
+    arguments = parser().parse_args(argv)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop_at_once)
+    store = arguments.store or default_store_url()
+    registry = Registry(Store.open(store))
+    from services.synthesis.voices import default_voice
+
+    registry.resolve("voices", arguments.voice or default_voice(registry))
+    with listening_socket(arguments.host, arguments.http_port) as taken:
+        settings = Settings(
+            store=store,
+            voice=arguments.voice,
+            host=arguments.host,
+            http_port=taken.getsockname()[1],
+            grpc_port=arguments.grpc_port,
+            threads=arguments.threads,
+        )
+        with environment(settings):
+            serve(settings, taken)
+    print("vits serve: stopped", file=sys.stderr)
+    return 0

@@ -1,0 +1,92 @@
+"""The BentoML service: life and death of the one speaker behind HTTP and gRPC.
+
+``vits serve`` runs it. ``bentoml serve services.synthesis.service:SynthesisService`` does, too, with its
+settings from the environment (`services.synthesis.settings`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from functools import partial
+
+import bentoml
+
+from services.synthesis.grpc import GrpcServer
+from services.synthesis.http import make_app
+from services.synthesis.settings import Settings
+from services.synthesis.speaker import Speaker, default_workers
+from services.synthesis.voices import VoiceShelf
+from shared.metrics import Metrics
+from shared.registry import Registry
+from shared.store import Store
+from shared.voice import Voice
+
+logger = logging.getLogger("vits.serve")
+
+#: OpenAI's API. Its state holds the speaker while the service lives, and afterwards the error it died of.
+http_app = make_app()
+http_app.state.failure = None
+
+#: A long text on a slow machine; BentoML's own limit of 60 s is short for it.
+REQUEST_TIMEOUT_SECONDS = 600
+
+
+@bentoml.service(name="vits-synthesis", workers=1, traffic={"timeout": REQUEST_TIMEOUT_SECONDS})
+@bentoml.asgi_app(http_app, path="/")
+class SynthesisService:
+    """One process, one engine, two transports."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.settings = settings = Settings.from_environment()
+        metrics = Metrics()
+        shelf = VoiceShelf(
+            Registry(Store.open(settings.store)),
+            partial(Voice.open, threads=settings.threads or None),
+            metrics,
+            default=settings.voice,
+        )
+        self.speaker = Speaker(shelf, metrics, workers=default_workers(settings.threads))
+        self.grpc = GrpcServer(self.speaker, host=settings.host, port=settings.grpc_port)
+        self.warming: asyncio.Task[None] | None = None
+        http_app.state.speaker = self.speaker
+
+    def __is_ready__(self) -> bool:
+        """What ``/readyz`` asks: whether the default voice is warm."""
+        return self.speaker.ready
+
+    @bentoml.on_startup  # type: ignore[untyped-decorator]
+    async def start(self) -> None:
+        """Open gRPC on HTTP's event loop, and load the voice while liveness checks are already answered."""
+        self.warming = asyncio.create_task(self._warm())
+
+    async def _warm(self) -> None:
+        try:
+            await self.grpc.start()
+            loaded = await self.speaker.warm()
+            await self.grpc.serving()
+        except Exception as error:  # whatever it is, a server without a voice must not stay
+            http_app.state.failure = error
+            signal.raise_signal(signal.SIGTERM)
+            return
+        host = self.settings.host
+        host = f"[{host}]" if ":" in host else host
+        url = f"http://{host}:{self.settings.http_port}"
+        logger.info(
+            "ready after %.1f s: HTTP on %s, gRPC on %s:%d, voice %s\n"
+            """  try: curl %s/v1/audio/speech -H 'Content-Type: application/json' """
+            """-d '{"input": "Hola, ¿cómo estás?"}' -o hola.wav""",
+            *(time.monotonic() - self.started, url, host, self.grpc.port, loaded.version.reference, url),
+        )
+
+    @bentoml.on_shutdown  # type: ignore[untyped-decorator]
+    async def stop(self) -> None:
+        """Let what is running finish, within the grace period, then give everything back."""
+        self.speaker.ready = False
+        if self.warming:
+            await asyncio.wait([self.warming])
+        await self.grpc.stop(self.settings.grace_seconds)
+        await asyncio.to_thread(self.speaker.close)

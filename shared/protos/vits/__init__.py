@@ -1,0 +1,1 @@
+"""Package ``vits`` of the protocol."""

@@ -1,0 +1,1 @@
+"""Package ``vits.synthesis`` of the protocol."""

@@ -81,12 +81,14 @@ class Fetched:
     Attributes:
         folder: The dataset.
         splits: The number of recordings and the seconds of speech in each split.
+        rejected: How many sentences of the packages were reviewed and left out.
         remarks: Anything about the packages that a user should know.
         reused: Whether it was there already, and complete.
     """
 
     folder: Path
     splits: dict[str, tuple[int, float]]
+    rejected: int
     remarks: tuple[str, ...] = ()
     reused: bool = False
 
@@ -148,7 +150,7 @@ def fetch(output: Path, *, downloaded: Sequence[Path] = (), progress: Progress |
         made.rename(output)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return Fetched(output, splits, tuple(remarks))
+    return Fetched(output, splits, _rejected(), tuple(remarks))
 
 
 class Progress:
@@ -268,7 +270,11 @@ def _complete(output: Path) -> Fetched:
         raise UserError(
             f"{output} has lost {len(missing)} of {card.files} recordings: remove it and fetch again"
         )
-    return Fetched(output, _tally(rows), reused=True)
+    return Fetched(output, _tally(rows), _rejected(), reused=True)
+
+
+def _rejected() -> int:
+    return sum(not correction.keep for correction in read_corrections())
 
 
 def _tally(rows: Iterable[Mapping[str, str]]) -> dict[str, tuple[int, float]]:

@@ -80,18 +80,7 @@ def read_recordings(
         token=token,
     )  # fmt: skip
     found.raise_problems()
-    wanted = canonical_split(split)
-    chosen = [
-        recording
-        for recording, name in zip(found.recordings, found.splits, strict=True)
-        if split == "all" or name == wanted
-    ]
-    if not chosen:
-        present = ", ".join(f"{name} ({count})" for name, count in Counter(found.splits).items())
-        raise DataError(
-            f"{source} has no recordings in split {split!r}", [f"its splits are {present}: name one of them"]
-        )
-    return chosen
+    return list(found.only(split).recordings)
 
 
 @dataclass(frozen=True)
@@ -109,6 +98,25 @@ class Survey:
     recordings: tuple[Recording, ...]
     splits: tuple[str, ...]
     problems: tuple[str, ...]
+
+    def only(self, split: str) -> Survey:
+        """One split of it, or itself for ``"all"``.
+
+        Raises:
+            DataError: No recording is in that split.
+        """
+        if split == "all":
+            return self
+        wanted = canonical_split(split)
+        chosen = [pair for pair in zip(self.recordings, self.splits, strict=True) if pair[1] == wanted]
+        if not chosen:
+            present = ", ".join(f"{name} ({count})" for name, count in Counter(self.splits).items())
+            raise DataError(
+                f"{self.source} has no recordings in split {split!r}",
+                [f"its splits are {present}: name one of them"],
+            )
+        recordings, splits = zip(*chosen, strict=True)
+        return replace(self, recordings=recordings, splits=splits)
 
     def raise_problems(self) -> None:
         """Refuse a dataset with bad rows, or with none at all.

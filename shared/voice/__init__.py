@@ -1,1 +1,7 @@
-"""A voice at work: engine, noise, durations, window plan. Never imports torch."""
+"""A voice at work: from a text to samples, on any engine, the same samples whatever the circumstances."""
+
+from shared.voice.engine import Engine, OnnxRuntimeEngine
+from shared.voice.spec import VoiceSpec
+from shared.voice.voice import Speech, Utterance, Voice
+
+__all__ = ["Engine", "OnnxRuntimeEngine", "Speech", "Utterance", "Voice", "VoiceSpec"]

@@ -1,0 +1,309 @@
+"""A voice: text in, samples out.
+
+The law: the same text, voice and seed give the same samples alone, in any crowd, streamed or whole.
+Therefore every shape depends on the utterance alone: the encoder runs at its token bucket, the flow at its
+frames rounded up, the decoder in windows planned from the number of frames; and the noise is keyed by the
+seed.
+
+Shapes: T tokens, F frames, S samples, D latent channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.errors import RequestError
+from shared.text import FrontEnd, Tokens
+from shared.voice.durations import expand_prior, frame_counts
+from shared.voice.engine import Engine, OnnxRuntimeEngine
+from shared.voice.noise import SEED_LIMIT, Stream, draw_seed, standard_normal
+from shared.voice.spec import VoiceSpec
+from shared.voice.windows import Window, plan_windows
+
+#: A token may last this long on average, at speaking rate 1; a model that asks for more is broken.
+MAX_SECONDS_PER_TOKEN = 5.0
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What the encoder says of an utterance, padding removed.
+
+    Attributes:
+        mean: ``[T, D]``.
+        log_std: ``[T, D]``.
+        log_duration: ``[T]``, natural logarithm of frames.
+    """
+
+    mean: NDArray[np.float32]
+    log_std: NDArray[np.float32]
+    log_duration: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """An utterance up to the decoder: what remains is to decode its windows, in any order and company.
+
+    Attributes:
+        tokens: What the text front end made of the text.
+        durations: Frames of each token, int64 ``[T]``.
+        latents: ``[D, F]``.
+        windows: The decoder's windows, which yield the F frames in order.
+        speaker_id: The speaker.
+        seed: The seed of its noise, given or drawn.
+    """
+
+    tokens: Tokens
+    durations: NDArray[np.int64]
+    latents: NDArray[np.float32]
+    windows: list[Window]
+    speaker_id: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Speech:
+    """A spoken text.
+
+    Attributes:
+        samples: float32 ``[S]``, within [-1, 1].
+        sampling_rate: Hz.
+        seed: What to ask with to hear the same again.
+        tokens: What was spoken, with what could not be.
+        durations: Frames of each token, int64 ``[T]``; a frame is ``hop_length`` samples.
+    """
+
+    samples: NDArray[np.float32]
+    sampling_rate: int
+    seed: int
+    tokens: Tokens
+    durations: NDArray[np.int64]
+
+
+class Voice:
+    """A voice folder, opened. Safe to use from several threads at once.
+
+    Args:
+        spec: What its ``voice.json`` says.
+        engine: Computes its graphs.
+    """
+
+    def __init__(self, spec: VoiceSpec, engine: Engine) -> None:
+        self.spec = spec
+        self.engine = engine
+        self.front_end = FrontEnd.from_spec(spec.front_end)
+
+    @classmethod
+    def open(cls, folder: Path, *, variant: str = "fp32", threads: int | None = None) -> Self:
+        """Open a voice folder with ONNX Runtime.
+
+        Args:
+            folder: What ``vits export`` wrote, or what the registry fetched.
+            variant: Which of the voice's precisions.
+            threads: Threads that one computation uses; all that this process may use where not given.
+
+        Raises:
+            ModelError: It is not a voice folder, or an incomplete one.
+            NotFoundError: The voice has no such variant.
+        """
+        spec = VoiceSpec.read(folder)
+        return cls(spec, OnnxRuntimeEngine(folder, spec.variant(variant), threads=threads))
+
+    def close(self) -> None:
+        """Give back what the engine holds."""
+        self.engine.close()
+
+    @property
+    def sampling_rate(self) -> int:
+        """Hz."""
+        return self.spec.sampling_rate
+
+    def synthesize(
+        self,
+        text: str,
+        *,
+        speaker: str | int | None = None,
+        seed: int | None = None,
+        speaking_rate: float = 1.0,
+        noise_scale: float | None = None,
+        noise_scale_duration: float | None = None,
+    ) -> Speech:
+        """Speak a text, whole. Arguments and errors are those of `prepare`."""
+        utterance = self.prepare(
+            text,
+            speaker=speaker,
+            seed=seed,
+            speaking_rate=speaking_rate,
+            noise_scale=noise_scale,
+            noise_scale_duration=noise_scale_duration,
+        )
+        samples = np.concatenate(list(self.decode(utterance)))
+        return Speech(samples, self.sampling_rate, utterance.seed, utterance.tokens, utterance.durations)
+
+    def stream(
+        self,
+        text: str,
+        *,
+        speaker: str | int | None = None,
+        seed: int | None = None,
+        speaking_rate: float = 1.0,
+        noise_scale: float | None = None,
+        noise_scale_duration: float | None = None,
+    ) -> Iterator[NDArray[np.float32]]:
+        """Speak a text window by window; together they are what `synthesize` returns.
+
+        Everything up to the decoder, errors included, happens in the call itself. Arguments and errors are
+        those of `prepare`, which is also the way to learn a drawn seed.
+        """
+        utterance = self.prepare(
+            text,
+            speaker=speaker,
+            seed=seed,
+            speaking_rate=speaking_rate,
+            noise_scale=noise_scale,
+            noise_scale_duration=noise_scale_duration,
+        )
+        return self.decode(utterance)
+
+    def prepare(
+        self,
+        text: str,
+        *,
+        speaker: str | int | None = None,
+        seed: int | None = None,
+        speaking_rate: float = 1.0,
+        noise_scale: float | None = None,
+        noise_scale_duration: float | None = None,
+    ) -> Utterance:
+        """Take a text as far as the decoder.
+
+        Args:
+            text: What to say.
+            speaker: Name or number of a speaker; the first where not given.
+            seed: Below 2**53; drawn where not given.
+            speaking_rate: 2 is twice as fast as the voice's own.
+            noise_scale: How much the sound varies; the voice's own where not given.
+            noise_scale_duration: How much the rhythm varies; the voice's own where not given.
+
+        Raises:
+            TextError: Nothing of the text can be spoken.
+            RequestError: An argument is out of range; its ``param`` says which.
+            EngineError: The computation failed.
+        """
+        defaults = self.spec.defaults
+        speaker_id = self.spec.speaker_id(speaker)
+        seed = draw_seed() if seed is None else _checked_seed(seed)
+        rate = defaults.speaking_rate * _checked("speaking_rate", speaking_rate, above_zero=True)
+        scale = defaults.noise_scale if noise_scale is None else _checked("noise_scale", noise_scale)
+        duration_scale = (
+            defaults.noise_scale_duration
+            if noise_scale_duration is None
+            else _checked("noise_scale_duration", noise_scale_duration)
+        )
+        tokens = self.front_end.tokenize(text)
+        noise_2T = standard_normal(seed, Stream.DURATION, length=len(tokens.ids), channels=2)
+        prior = self.encode(tokens.ids, speaker_id, noise_2T * np.float32(duration_scale))
+        durations = self.durations(prior, speaking_rate=rate)
+        channels = self.spec.latent_channels
+        noise_DF = standard_normal(seed, Stream.PRIOR, length=int(durations.sum()), channels=channels)
+        latents_DF = self.transform(prior, durations, noise_DF * np.float32(scale), speaker_id)
+        windows = plan_windows(latents_DF.shape[1], self.spec.decoder)
+        return Utterance(tokens, durations, latents_DF, windows, speaker_id, seed)
+
+    def encode(self, ids: tuple[int, ...], speaker_id: int, noise_2T: NDArray[np.float32]) -> Prior:
+        """Run the encoder on one utterance, at its token bucket.
+
+        Args:
+            ids: Token ids, T of them.
+            speaker_id: The speaker.
+            noise_2T: Normal noise ``[2, T]`` times ``noise_scale_duration``.
+        """
+        tokens = len(ids)
+        bucket = self.spec.token_bucket(tokens)
+        input_ids = np.zeros((1, bucket), dtype=np.int64)
+        input_ids[0, :tokens] = ids
+        attention_mask = np.zeros((1, bucket), dtype=np.int64)
+        attention_mask[0, :tokens] = 1
+        noise = np.zeros((1, 2, bucket), dtype=np.float32)
+        noise[0, :, :tokens] = noise_2T
+        outputs = self.engine.run(
+            "encoder",
+            {
+                "input_ids": input_ids,
+                "attention_mask": attention_mask,
+                "speaker_id": np.array([speaker_id]),
+                "duration_noise": noise,
+            },
+        )
+        return Prior(
+            mean=outputs["prior_mean"][0, :tokens],
+            log_std=outputs["prior_log_std"][0, :tokens],
+            log_duration=outputs["log_duration"][0, :tokens],
+        )
+
+    def durations(self, prior: Prior, *, speaking_rate: float) -> NDArray[np.int64]:
+        """Frames of each token, ``[T]``, at a speaking rate that the voice's own no longer multiplies.
+
+        Raises:
+            EngineError: They are absurd, so the model is broken.
+        """
+        frames_per_second = self.sampling_rate / self.spec.hop_length
+        limit = MAX_SECONDS_PER_TOKEN * frames_per_second / speaking_rate
+        return frame_counts(prior.log_duration, speaking_rate=speaking_rate, max_frames_per_token=limit)
+
+    def transform(
+        self, prior: Prior, durations: NDArray[np.int64], noise_DF: NDArray[np.float32], speaker_id: int
+    ) -> NDArray[np.float32]:
+        """Sample the prior and run the flow: the latents ``[D, F]``.
+
+        Args:
+            prior: What the encoder said.
+            durations: Frames of each token, which sum to F.
+            noise_DF: Normal noise ``[D, F]`` times ``noise_scale``.
+            speaker_id: The speaker.
+        """
+        sample_DF = expand_prior(prior.mean, prior.log_std, durations, noise_DF)
+        channels, frames = sample_DF.shape
+        bucket = self.spec.frame_bucket(frames)
+        prior_sample = np.zeros((1, channels, bucket), dtype=np.float32)
+        prior_sample[0, :, :frames] = sample_DF
+        frame_mask = np.zeros((1, 1, bucket), dtype=np.float32)
+        frame_mask[0, 0, :frames] = 1
+        inputs = {
+            "prior_sample": prior_sample,
+            "frame_mask": frame_mask,
+            "speaker_id": np.array([speaker_id]),
+        }
+        return self.engine.run("flow", inputs)["latents"][0, :, :frames]
+
+    def decode(self, utterance: Utterance) -> Iterator[NDArray[np.float32]]:
+        """Decode an utterance window by window, float32 ``[S]`` each."""
+        for window in utterance.windows:
+            yield self.decode_window(utterance, window)
+
+    def decode_window(self, utterance: Utterance, window: Window) -> NDArray[np.float32]:
+        """The samples of one window."""
+        inputs = {"latents": window.cut(utterance.latents), "speaker_id": np.array([utterance.speaker_id])}
+        return window.trim(self.engine.run("decoder", inputs)["waveform"][0], self.spec.hop_length)
+
+
+def _checked(name: str, value: float, *, above_zero: bool = False) -> float:
+    """Refuse what is not a finite number of at least (or above) zero."""
+    if not math.isfinite(value) or value < 0 or (above_zero and value == 0):
+        bound = "above 0" if above_zero else "0 or more"
+        raise RequestError(f"{name} is {value}; it must be a number {bound}", param=name)
+    return value
+
+
+def _checked_seed(seed: int) -> int:
+    if not 0 <= seed < SEED_LIMIT:
+        raise RequestError(
+            f"seed is {seed}; it must be a whole number from 0 to {SEED_LIMIT - 1}", param="seed"
+        )
+    return seed

@@ -58,8 +58,8 @@ def halo_frames(config: VitsConfig) -> int:
     for stride, kernel_size in stages:
         if kernel_size < stride or (kernel_size - stride) % 2:
             raise ModelError(
-                f"upsample_kernel_sizes {kernel_size} does not suit upsample_rates {stride}: the decoder "
-                "would not make a whole number of samples a frame. Kernel minus rate must be even and not negative."
+                f"upsample_kernel_sizes {kernel_size} does not suit upsample_rates {stride}, for the decoder must "
+                "make a whole number of samples a frame. Kernel minus rate must be even and not negative."
             )
     hop_length = 1
     for stride, _ in stages:

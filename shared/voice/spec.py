@@ -180,11 +180,7 @@ def round_up(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
 
 
-def json_schema() -> dict[str, Any]:
-    """The JSON Schema (2020-12) of ``voice.json``, committed as ``shared/schemas/voice.json``."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **VoiceSpec.model_json_schema()}
-
-
-if __name__ == "__main__":  # writes the committed schema, after a change of the classes above
-    committed = Path(__file__).parents[1] / "schemas" / VOICE_FILE
-    committed.write_text(json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def schema_text() -> str:
+    """The JSON Schema (2020-12) of ``voice.json``, as it is committed in ``shared/schemas/voice.json``."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **VoiceSpec.model_json_schema()}
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"

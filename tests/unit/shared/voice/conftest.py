@@ -33,8 +33,8 @@ class FakeEngine:
             duration = np.abs(arrays["duration_noise"][:, 0]) + 1 + arrays["input_ids"] % 5
             mask = arrays["attention_mask"]
             return {
-                "prior_mean": mean * mask[..., None],
-                "prior_log_std": (np.zeros_like(mean) - 1) * mask[..., None],
+                "prior_mean": (mean * mask[..., None]).astype(np.float32),
+                "prior_log_std": (mean * 0 - mask[..., None]).astype(np.float32),
                 "log_duration": np.log(duration) * mask,
             }
         if graph == "flow":

@@ -327,7 +327,11 @@ class Store:
         lowered = reason.lower()
         if os.strerror(errno.ENOSPC).lower() in lowered:
             return f"{reason}. Free some space there"
-        if isinstance(error, PermissionDeniedError | UnauthenticatedError) or "permission denied" in lowered:
+        # A refused listing comes as a general error, and so does a folder without permission.
+        refused = any(
+            words in lowered for words in ("permission denied", "401 unauthorized", "403 forbidden")
+        )
+        if refused or isinstance(error, PermissionDeniedError | UnauthenticatedError):
             remedy = CREDENTIALS.get(scheme, "the permissions of the folder")
             return f"access was refused ({reason}). Check {remedy}"
         if scheme in CREDENTIALS:
@@ -340,7 +344,8 @@ class Store:
 
 def _first_line(error: Exception) -> str:
     """An error's own words, without the client's debugging dump and query strings (they may be signed)."""
-    return re.sub(r"\?\S*", "", str(error).split("\n", 1)[0]).rstrip(". ")
+    line = str(error).split("\n", 1)[0].partition(": <?xml")[0]
+    return re.sub(r"\?\S*", "", line).rstrip(". ")
 
 
 def _local_root(url: str, path: str) -> Path:

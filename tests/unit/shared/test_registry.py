@@ -556,6 +556,17 @@ def test_a_corrupt_cached_copy_is_fetched_again(cached: tuple[Counting, Registry
     assert store.downloads == 4
 
 
+def test_placing_a_file_that_another_process_has_just_placed_leaves_no_litter(
+    cached: tuple[Counting, Registry], folder: Path
+) -> None:
+    """Renaming onto another link to the same file does nothing at all."""
+    _, registry = cached
+    version = publish(registry, folder)
+    target = registry.fetch(version) / "config.json"
+    registry._place(registry._blob(version, version.manifest.files[0]), target)
+    assert not list((registry.cache / "tmp").iterdir())
+
+
 def test_where_hard_links_fail_files_are_copied(
     cached: tuple[Counting, Registry], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -132,6 +132,19 @@ def test_a_half_written_checkpoint_does_not_exist_and_is_replaced(tmp_path: Path
     assert fetched(run, 2, tmp_path / "into") == expected("again")
 
 
+def test_an_owner_that_is_overtaken_in_mid_upload_completes_nothing(tmp_path: Path) -> None:
+    class Overtaken(Interrupts):
+        def interrupt(self) -> None:
+            Run.acquire(self, "joe")
+
+    store = Overtaken.open("memory://")
+    old = Run.acquire(store, "joe")
+    store.left = 1
+    with pytest.raises(LeaseLostError):
+        old.save_checkpoint(7, state(tmp_path, "old"))
+    assert Run.acquire(store, "joe").checkpoints() == []
+
+
 def test_an_owner_that_is_overtaken_in_mid_upload_spoils_nothing(tmp_path: Path) -> None:
     """It was suspended between two files; its successor has finished the same step before it wakes up."""
 

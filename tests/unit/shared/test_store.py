@@ -342,6 +342,9 @@ def test_s3_refusals_name_the_object_and_the_remedy(s3: S3Server, status: int, w
     with pytest.raises(StoreError, match=words) as caught:
         store.read("a/x")
     message = str(caught.value)
+    s3.faults.append(status)
+    with pytest.raises(StoreError, match=f"could not list s3://bucket/a: .*{words}"):
+        store.list("a")
     assert "could not read s3://bucket/a/x" in message
     assert "AWS_ACCESS_KEY_ID" in message
     assert "very-secret" not in message

@@ -58,7 +58,7 @@ def synthesize(
     duration_scale = config.noise_scale_duration if noise_scale_duration is None else noise_scale_duration
     generator = torch.Generator().manual_seed(seed)
     was_training = model.training
-    model.eval()
+    model.train(False)
     try:
         tokens = input_ids[None]
         mask = torch.ones(1, 1, tokens.shape[1], device=device)

@@ -25,7 +25,7 @@ def _set_weight(layer: nn.Module, weight: torch.Tensor) -> None:
     if parametrize.is_parametrized(layer, "weight"):
         layer.weight = weight
     else:
-        layer.weight.copy_(weight)  # type: ignore[operator,union-attr]
+        layer.weight.copy_(weight)  # type: ignore[operator]
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from huggingface_hub import snapshot_download
@@ -13,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, VitsConfig
+from transformers.utils import logging as transformers_logging
 
 from shared.errors import HubUnreachableError, ModelError, NotFoundError
 from shared.modeling.initialization import initialize
@@ -104,12 +106,15 @@ def load_model(folder: str | Path, *, reinitialize: Sequence[str] = ()) -> VitsF
     """
     folder = Path(folder)
     config = load_config(folder)
+    transformers_logging.disable_progress_bar()  # a bar for a second's work hides the lines that matter
+    loaded: tuple[VitsForTraining, dict[str, Any]]
     try:
-        model, report = VitsForTraining.from_pretrained(
+        loaded = cast("Any", VitsForTraining).from_pretrained(
             folder, config=config, dtype=torch.float32, output_loading_info=True, local_files_only=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"The weights in {folder} cannot be loaded: {error}") from error
+    model, report = loaded
     for name in reinitialize:
         initialize(model.get_submodule(name))
     missing = [
@@ -121,7 +126,8 @@ def load_model(folder: str | Path, *, reinitialize: Sequence[str] = ()) -> VitsF
             f"{folder} lacks {len(missing)} of the model's weights ({listed}, …). The download or copy is "
             "incomplete, or its config.json belongs to another model."
         )
-    return model.eval()  # type: ignore[no-any-return]
+    model.train(False)
+    return model
 
 
 def read_discriminator(folder: Path) -> dict[str, Tensor] | None:
@@ -156,7 +162,9 @@ def save_model(model: VitsForTraining, folder: Path, *, companions: Path | None 
     state = {name: value for name, value in model.state_dict().items() if not name.startswith("decoder.")}
     state |= {f"decoder.{name}": value for name, value in folded_state_dict(model.decoder).items()}
     model.config.architectures = ["VitsModel" if model.config.model_type == "vits" else "VitsForTraining"]
-    model.save_pretrained(folder, state_dict={name: value.contiguous().cpu() for name, value in state.items()})
+    model.save_pretrained(
+        folder, state_dict={name: value.contiguous().cpu() for name, value in state.items()}
+    )
     if companions is not None:
         for name in _COMPANIONS:
             if (companions / name).is_file() and companions.resolve() != folder.resolve():

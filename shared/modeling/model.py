@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, cast
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -27,7 +27,7 @@ Aligner = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @strict
-class VitsResblock2Config(VitsConfig):  # type: ignore[misc]
+class VitsResblock2Config(VitsConfig):
     """A VITS whose decoder uses HiFi-GAN's ResBlock2, as Piper's low and medium voices do.
 
     It has a ``model_type`` of its own so that stock ``transformers`` refuses such a folder instead of
@@ -54,7 +54,9 @@ class ResBlock2(nn.Module):
     The attribute is called ``convs``, as in every published checkpoint of this block.
     """
 
-    def __init__(self, channels: int, kernel_size: int, dilations: list[int], leaky_relu_slope: float) -> None:
+    def __init__(
+        self, channels: int, kernel_size: int, dilations: list[int], leaky_relu_slope: float
+    ) -> None:
         super().__init__()
         self.leaky_relu_slope = leaky_relu_slope
         self.convs = nn.ModuleList(
@@ -133,7 +135,8 @@ def expand(values: Tensor, durations: Tensor, frames: int) -> Tensor:
     """Repeat each token's values for its frames: [B, D, T] and [B, T] → [B, D, frames], zero past the end."""
     ends = durations.cumsum(1)
     positions = torch.arange(frames, device=values.device)
-    token = torch.searchsorted(ends, positions.expand(len(ends), -1).to(ends.dtype), right=True)
+    positions = positions.to(ends.dtype).repeat(len(ends), 1)
+    token = torch.searchsorted(ends, positions, right=True)
     inside = (token < values.shape[2]).unsqueeze(1)
     token = token.clamp_max(values.shape[2] - 1).unsqueeze(1).expand(-1, values.shape[1], -1)
     return values.gather(2, token) * inside
@@ -147,10 +150,8 @@ def slice_frames(values: Tensor, starts: Tensor, width: int) -> Tensor:
     return values.gather(2, index) * inside.unsqueeze(1)
 
 
-class VitsForTraining(VitsModel):  # type: ignore[misc]
+class VitsForTraining(VitsModel):
     """VITS for synthesis (as inherited) and for training (when ``labels`` are given)."""
-
-    config_class: ClassVar[type[VitsConfig]] = VitsConfig
 
     def __init__(self, config: VitsConfig) -> None:
         super().__init__(config)
@@ -184,7 +185,7 @@ class VitsForTraining(VitsModel):  # type: ignore[misc]
         """Synthesise as ``VitsModel`` does, or, given ``labels``, run :meth:`training_forward`."""
         if labels is None:
             return super().forward(*args, **kwargs)
-        return self.training_forward(*args, labels=labels, **kwargs)
+        return cast("Any", self.training_forward)(*args, labels=labels, **kwargs)
 
     def training_forward(
         self,
@@ -260,7 +261,9 @@ class VitsForTraining(VitsModel):  # type: ignore[misc]
             frame_mask=frame_mask,
         )
 
-    def posterior(self, spectrogram: Tensor, frame_mask: Tensor, speaker: Tensor | None) -> tuple[Tensor, Tensor]:
+    def posterior(
+        self, spectrogram: Tensor, frame_mask: Tensor, speaker: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """The posterior's mean and log-std, each [B, D, F] float32, without drawing from it."""
         encoder = self.posterior_encoder
         hidden = encoder.wavenet(encoder.conv_pre(spectrogram) * frame_mask, frame_mask, speaker)
@@ -283,10 +286,10 @@ class VitsForTraining(VitsModel):  # type: ignore[misc]
         frames = durations[:, None, :].float() * token_mask
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.float()
-            if isinstance(self.duration_predictor, VitsStochasticDurationPredictor):
-                return stochastic_duration_loss(
-                    self.duration_predictor, hidden, token_mask, frames, speaker, noise
-                )
-            predicted = self.duration_predictor(hidden, token_mask, speaker)
+            predictor: nn.Module = self.duration_predictor
+            if isinstance(predictor, VitsStochasticDurationPredictor):
+                return stochastic_duration_loss(predictor, hidden, token_mask, frames, speaker, noise)
+            predicted = predictor(hidden, token_mask, speaker)
             target = torch.log(frames + 1e-6) * token_mask
-            return ((predicted - target) ** 2 * token_mask).sum((1, 2))
+            squared: Tensor = (predicted - target) ** 2
+            return (squared * token_mask).sum((1, 2))

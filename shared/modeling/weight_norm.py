@@ -18,7 +18,7 @@ def fold_weight_norm(module: nn.Module) -> None:
     """
     for child in module.modules():
         if parametrize.is_parametrized(child, "weight"):
-            parametrize.remove_parametrizations(child, "weight")  # type: ignore[arg-type]
+            parametrize.remove_parametrizations(child, "weight")
 
 
 def folded_state_dict(module: nn.Module) -> dict[str, Tensor]:

@@ -37,5 +37,7 @@ def main(argv: Sequence[str]) -> int:
     difference = convert(
         arguments.voice, arguments.output, espeak_voice=arguments.espeak_voice, licence=arguments.licence
     )
-    print(f"{arguments.output}: converted; differs from the original by at most {difference:.1e} at zero noise")
+    print(
+        f"{arguments.output}: converted; differs from the original by at most {difference:.1e} at zero noise"
+    )
     return 0

@@ -21,6 +21,7 @@ from typing import Any, cast
 import numpy as np
 import onnx
 import torch
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor, nn
@@ -48,7 +49,10 @@ PARITY_TOLERANCE = 1e-3
 # Original VITS names → transformers' names, tried in order.
 _RENAMES = [
     (r"enc_p\.emb\.weight", r"text_encoder.embed_tokens.weight"),
-    (r"enc_p\.encoder\.attn_layers\.(\d+)\.emb_rel_([kv])", r"text_encoder.encoder.layers.\1.attention.emb_rel_\2"),
+    (
+        r"enc_p\.encoder\.attn_layers\.(\d+)\.emb_rel_([kv])",
+        r"text_encoder.encoder.layers.\1.attention.emb_rel_\2",
+    ),
     (
         r"enc_p\.encoder\.attn_layers\.(\d+)\.conv_([qkv])\.(\w+)",
         r"text_encoder.encoder.layers.\1.attention.\2_proj.\3",
@@ -80,7 +84,12 @@ _RENAMES = [
     (r"dp\.cond\.(\w+)", r"duration_predictor.cond.\1"),
     (r"dp\.convs\.(.*)", r"duration_predictor.conv_dds.\1"),
 ]
-_PARTS = [("convs_sep", "convs_dilated"), ("convs_1x1", "convs_pointwise"), ("gamma", "weight"), ("beta", "bias")]
+_PARTS = [
+    ("convs_sep", "convs_dilated"),
+    ("convs_1x1", "convs_pointwise"),
+    ("gamma", "weight"),
+    ("beta", "bias"),
+]
 
 
 def rename(name: str) -> str | None:
@@ -93,7 +102,9 @@ def rename(name: str) -> str | None:
         match = re.fullmatch(pattern, name)
         if match:
             number = int(match[1]) if match.groups() and match[1].isdigit() else 0
-            text = match.expand(replacement.replace("{half}", str(number // 2)).replace("{half_up}", str(number // 2 + 1)))
+            text = match.expand(
+                replacement.replace("{half}", str(number // 2)).replace("{half_up}", str(number // 2 + 1))
+            )
             for old, new in _PARTS:
                 text = text.replace(old, new)
             return text
@@ -129,10 +140,12 @@ class PiperVoice:
         try:
             settings = json.loads(description.read_text(encoding="utf-8"))
             graph = onnx.load(path).graph
-        except (ValueError, onnx.onnx_cpp2py_export.checker.ValidationError, Exception) as error:
+        except (ValueError, OSError, DecodeError) as error:
             raise ModelError(f"{path} and its JSON cannot be read as a Piper voice: {error}") from error
         if "phoneme_id_map" not in settings or "audio" not in settings:
-            raise ModelError(f"{description} is not a Piper voice's description: it has no phoneme_id_map or audio.")
+            raise ModelError(
+                f"{description} is not a Piper voice's description: it has no phoneme_id_map or audio."
+            )
         return cls(path, settings, *_named_weights(graph))
 
 
@@ -180,7 +193,13 @@ def derive_config(voice: PiperVoice) -> VitsConfig:
         ModelError: Weights that every VITS has are missing.
     """
     weights = voice.weights
-    needed = ["enc_p.emb.weight", "enc_p.proj.weight", "dec.conv_pre.weight", "dp.pre.weight", "flow.flows.0.pre.weight"]
+    needed = [
+        "enc_p.emb.weight",
+        "enc_p.proj.weight",
+        "dec.conv_pre.weight",
+        "dp.pre.weight",
+        "flow.flows.0.pre.weight",
+    ]
     missing = [name for name in needed if name not in weights]
     if missing:
         raise ModelError(
@@ -232,7 +251,7 @@ def derive_config(voice: PiperVoice) -> VitsConfig:
         "speaking_rate": 1 / float(inference.get("length_scale", 1.0)),
         "untrained_modules": list(UNTRAINED),
     }
-    return cast("VitsConfig", (VitsConfig if kind == "1" else VitsResblock2Config)(**values))
+    return VitsConfig(**values) if kind == "1" else VitsResblock2Config(**values)
 
 
 @torch.no_grad()
@@ -261,7 +280,8 @@ def build_model(voice: PiperVoice, *, seed: int = 0) -> VitsForTraining:
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems[:20])
         raise ModelError(f"{voice.path} does not have the weights of a VITS of its own shapes:\n{listed}")
-    return model.eval()
+    model.train(False)
+    return model
 
 
 def _assignable(model: nn.Module) -> Iterator[str]:
@@ -332,7 +352,12 @@ def verify(voice: PiperVoice, model: VitsForTraining, *, tokens: int = 60) -> fl
 
 
 def convert(
-    path: Path, output: Path, *, espeak_voice: str | None = None, licence: str | None = None, check: bool = True
+    path: Path,
+    output: Path,
+    *,
+    espeak_voice: str | None = None,
+    licence: str | None = None,
+    check: bool = True,
 ) -> float | None:
     """Convert a Piper voice into a model folder.
 
@@ -369,7 +394,9 @@ def convert(
         sources=(f"Piper voice {path.stem}" + (": " + _one_line(card) if card.is_file() else ""),),
     ).write(partial)
     if voice.settings.get("speaker_id_map"):
-        (partial / "speakers.json").write_text(json.dumps(voice.settings["speaker_id_map"], indent=2), encoding="utf-8")
+        (partial / "speakers.json").write_text(
+            json.dumps(voice.settings["speaker_id_map"], indent=2), encoding="utf-8"
+        )
     shutil.rmtree(output, ignore_errors=True)
     partial.rename(output)
     return difference

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -144,8 +144,9 @@ def _rows(
         DataError: No such split or column.
     """
     names = {canonical_split(name): name for name in splits}
+    only_train = set(names) == {"train"}
     listed = ", ".join(f"{name} ({len(dataset)})" for name, dataset in splits.items())
-    if split == "all" or set(names) == {"train"}:
+    if split == "all" or only_train:
         chosen = list(splits)
     elif split in splits:
         chosen = [split]
@@ -156,7 +157,8 @@ def _rows(
             f"{source} has no split {split!r}{nearest(split, list(splits))}",
             [f"its splits are {listed}: name one of them"],
         )
-    return [row for name in chosen for row in _split_rows(source, name, splits[name], columns, folder)]
+    rows = [row for name in chosen for row in _split_rows(source, name, splits[name], columns, folder)]
+    return [replace(row, split=None) for row in rows] if only_train else rows
 
 
 def _split_rows(source: str, name: str, dataset: Any, columns: Columns, folder: Path | None) -> Iterator[Row]:

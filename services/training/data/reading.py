@@ -191,7 +191,7 @@ def _survey_rows(source: str, rows: Sequence[Row], *, verify: bool) -> Survey:
                 wrong = [str(error)]
         if wrong:
             problems.append(f"{recording.row} ({recording.id or 'no id'}): {'; '.join(wrong)}")
-    if set(named_splits) <= {"train"}:
+    if all(row.split is None for row in rows):
         named_splits = hold_out([(recording.id, recording.speaker) for recording in recordings])
     return Survey(source, tuple(recordings), tuple(named_splits), tuple(problems))
 

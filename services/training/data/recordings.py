@@ -69,7 +69,7 @@ class Row:
 
     Attributes:
         recording: What the row describes.
-        split: The split that the row itself names, or None.
+        split: The split that the dataset puts it in; None in a dataset without, or with ``train`` alone.
         problem: Why the row cannot be used, where that is known already.
     """
 

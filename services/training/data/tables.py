@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -59,6 +59,8 @@ def read_tables(source: Path, tables: Sequence[Path], columns: Columns) -> list[
     rows: list[Row] = []
     for table in tables:
         rows += _read_table(table, columns, split=table.stem if one_per_split else None)
+    if {row.split for row in rows} == {"train"}:
+        rows = [replace(row, split=None) for row in rows]
     return _without_doubles(rows)
 
 
@@ -124,12 +126,8 @@ def _layout(table: Path, first: Sequence[str], columns: Columns) -> _Layout:
     Raises:
         DataError: A column that was asked for is not there.
     """
-    named = {columns.audio, columns.text, columns.speaker, columns.id}
-    has_header = bool({cell for cell in first if cell in named}) or (
-        pick_column(columns.audio, Columns.AUDIO_NAMES, first) is not None
-        and pick_column(columns.text, Columns.TEXT_NAMES, first) is not None
-    )
-    if not has_header:
+    asked_for = {columns.audio, columns.text, columns.speaker, columns.id}
+    if not asked_for.union(Columns.AUDIO_NAMES, Columns.TEXT_NAMES).intersection(first):
         return _numbered_layout(table, first, columns)
     found: dict[str, int | None] = {}
     problems: list[str] = []
@@ -248,7 +246,7 @@ def _without_doubles(rows: Sequence[Row]) -> list[Row]:
             before = first.setdefault(path.resolve(), row.recording.row)
             if before != row.recording.row:
                 problem = f"its audio file is the one of {before}: remove one of the two rows"
-                row = Row(row.recording, row.split, problem)
+                row = replace(row, problem=problem)
         noted.append(row)
     return noted
 

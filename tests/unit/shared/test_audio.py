@@ -1,0 +1,151 @@
+"""Decoding, resampling and PCM16, on sound made here."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.audio import (
+    Audio,
+    encode_wav,
+    from_pcm16,
+    read_audio,
+    read_audio_header,
+    resample,
+    to_pcm16,
+    write_flac,
+    write_wav,
+)
+from shared.errors import UserError
+
+
+def sine(frequency: float, seconds: float, rate: int, level: float = 0.5) -> np.ndarray:
+    return (level * np.sin(2 * np.pi * frequency * np.arange(round(seconds * rate)) / rate)).astype(
+        np.float32
+    )
+
+
+def loudest_frequency(samples: np.ndarray, rate: int) -> float:
+    spectrum = np.abs(np.fft.rfft(samples * np.hanning(len(samples))))
+    return float(spectrum.argmax() * rate / len(samples))
+
+
+class TestPcm16:
+    def test_every_value_but_the_lowest_survives_the_round_trip(self) -> None:
+        every = np.arange(-32767, 32768, dtype=np.int16)
+        np.testing.assert_array_equal(to_pcm16(from_pcm16(every)), every)
+
+    def test_the_lowest_value_is_full_scale(self) -> None:
+        assert from_pcm16(np.array([-32768], dtype=np.int16))[0] == -1.0
+
+    @given(st.floats(-1, 1, width=32))
+    def test_error_is_at_most_half_a_step(self, value: float) -> None:
+        back = from_pcm16(to_pcm16(np.array([value], dtype=np.float32)))[0]
+        assert abs(back - value) <= 0.5 / 32767 + 1e-7
+
+    def test_clips_instead_of_wrapping(self) -> None:
+        np.testing.assert_array_equal(to_pcm16(np.array([1.5, -1.5], dtype=np.float32)), [32767, -32767])
+
+
+class TestResample:
+    @pytest.mark.parametrize(("from_rate", "to_rate"), [(44100, 16000), (8000, 22050), (48000, 16000)])
+    def test_keeps_duration_and_pitch(self, from_rate: int, to_rate: int) -> None:
+        resampled = resample(sine(440, 1.0, from_rate), from_rate, to_rate)
+        assert resampled.dtype == np.float32
+        assert len(resampled) == to_rate
+        assert loudest_frequency(resampled, to_rate) == pytest.approx(440, abs=1)
+        middle = resampled[to_rate // 4 : -to_rate // 4]
+        np.testing.assert_allclose(np.sqrt(np.mean(middle**2)), 0.5 / np.sqrt(2), rtol=1e-3)
+
+    def test_removes_what_the_lower_rate_cannot_hold(self) -> None:
+        aliased = resample(sine(7000, 1.0, 16000), 16000, 8000)
+        assert np.abs(aliased[1000:-1000]).max() < 1e-3
+
+    def test_equal_rates_are_the_identity(self) -> None:
+        samples = sine(440, 0.1, 16000)
+        assert resample(samples, 16000, 16000) is samples
+        audio = Audio(samples, 16000)
+        assert audio.resampled(16000) is audio
+
+
+class TestRead:
+    @pytest.mark.parametrize(
+        ("name", "subtype", "tolerance"),
+        [
+            ("a.wav", "PCM_16", 1e-7), ("a.flac", "PCM_16", 1e-7), ("a.wav", "PCM_24", 1e-4),
+            ("a.wav", "FLOAT", 1e-7),
+        ],
+    )  # fmt: skip
+    def test_reads_back_what_was_written(
+        self, tmp_path: Path, name: str, subtype: str, tolerance: float
+    ) -> None:
+        samples = from_pcm16(to_pcm16(sine(300, 0.5, 16000)))
+        written = to_pcm16(samples) if subtype == "PCM_16" else samples
+        soundfile.write(tmp_path / name, written, 16000, subtype=subtype)
+        audio = read_audio(tmp_path / name)
+        assert audio.sampling_rate == 16000
+        assert audio.duration_seconds == 0.5
+        np.testing.assert_allclose(audio.samples, samples, atol=tolerance)
+
+    @pytest.mark.parametrize(("name", "subtype"), [("a.ogg", "VORBIS"), ("a.mp3", "MPEG_LAYER_III")])
+    def test_lossy_formats_keep_length_and_pitch(self, tmp_path: Path, name: str, subtype: str) -> None:
+        soundfile.write(tmp_path / name, sine(300, 1.0, 16000), 16000, subtype=subtype)
+        audio = read_audio(tmp_path / name)
+        assert audio.duration_seconds == pytest.approx(1.0, abs=0.1)  # codecs pad and cut whole blocks
+        assert loudest_frequency(audio.samples, audio.sampling_rate) == pytest.approx(300, abs=2)
+        assert np.abs(audio.samples).max() == pytest.approx(0.5, abs=0.05)
+
+    def test_pcm16_files_come_back_bit_for_bit(self, tmp_path: Path) -> None:
+        pcm = np.random.default_rng(0).integers(-32767, 32768, 4000).astype(np.int16)
+        for name, write in (("a.wav", write_wav), ("a.flac", write_flac)):
+            write(tmp_path / name, from_pcm16(pcm), 16000)
+            np.testing.assert_array_equal(to_pcm16(read_audio(tmp_path / name).samples), pcm)
+
+    def test_channels_are_averaged(self, tmp_path: Path) -> None:
+        left, right = sine(300, 0.2, 16000), sine(500, 0.2, 16000)
+        soundfile.write(tmp_path / "a.wav", np.stack([left, right], axis=1), 16000, subtype="FLOAT")
+        np.testing.assert_allclose(read_audio(tmp_path / "a.wav").samples, (left + right) / 2, atol=1e-6)
+
+    def test_bytes_and_files_read_alike(self, tmp_path: Path) -> None:
+        data = encode_wav(sine(300, 0.2, 22050), 22050)
+        (tmp_path / "a.wav").write_bytes(data)
+        from_bytes, from_file = read_audio(data), read_audio(tmp_path / "a.wav")
+        np.testing.assert_array_equal(from_bytes.samples, from_file.samples)
+        assert from_bytes.sampling_rate == from_file.sampling_rate == 22050
+
+    def test_encoded_wav_is_mono_pcm16(self) -> None:
+        info = soundfile.info(io.BytesIO(encode_wav(sine(300, 0.2, 16000), 16000)))
+        assert (info.channels, info.samplerate, info.subtype, info.frames) == (1, 16000, "PCM_16", 3200)
+
+    def test_header_tells_length_without_decoding_it_all(self, tmp_path: Path) -> None:
+        soundfile.write(tmp_path / "a.flac", np.zeros((24000, 2)), 48000)
+        header = read_audio_header(tmp_path / "a.flac")
+        assert (header.sampling_rate, header.channels, header.duration_seconds) == (48000, 2, 0.5)
+
+
+class TestFaults:
+    @pytest.mark.parametrize("read", [read_audio, read_audio_header])
+    def test_each_names_its_file_and_says_what_to_do(self, tmp_path: Path, read) -> None:  # type: ignore[no-untyped-def]
+        (tmp_path / "text.wav").write_text("no sound here")
+        (tmp_path / "empty.wav").write_bytes(encode_wav(np.zeros(0, np.float32), 16000))
+        (tmp_path / "nothing.wav").write_bytes(b"")
+        for name, expected in [
+            ("text.wav", "cannot be decoded"), ("empty.wav", "no audio|cannot be decoded"),
+            ("nothing.wav", "cannot be decoded"), ("absent.wav", "does not exist"),
+        ]:  # fmt: skip
+            with pytest.raises(UserError, match=expected) as raised:
+                read(tmp_path / name)
+            assert name in str(raised.value)
+
+    def test_not_a_number_is_refused(self, tmp_path: Path) -> None:
+        samples = sine(300, 0.1, 16000)
+        samples[100] = np.nan
+        soundfile.write(tmp_path / "a.wav", samples, 16000, subtype="FLOAT")
+        with pytest.raises(UserError, match="not numbers"):
+            read_audio(tmp_path / "a.wav")

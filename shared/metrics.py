@@ -23,6 +23,7 @@ class Metrics:
         registry: Where they are registered; the process's own where not given.
 
     Attributes:
+        registry: Where they are registered.
         requests: Requests answered, by ``transport`` (``http``, ``grpc``) and ``code`` (its own status).
         audio_seconds: Seconds of audio made, by ``voice``.
         synthesis_seconds: Time that the engine took for a text, by ``voice``.
@@ -36,7 +37,7 @@ class Metrics:
         import prometheus_client
         from prometheus_client import Counter, Gauge, Histogram
 
-        where = prometheus_client.REGISTRY if registry is None else registry
+        self.registry = where = prometheus_client.REGISTRY if registry is None else registry
         self.requests = Counter(
             "vits_requests_total", "Requests answered.", ("transport", "code"), registry=where
         )

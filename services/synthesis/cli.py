@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -135,17 +136,26 @@ def environment(settings: Settings) -> Iterator[None]:
         shutil.rmtree(counters, ignore_errors=True)
 
 
-def serve(settings: Settings, taken: socket.socket) -> None:
+def serve(settings: Settings, taken: socket.socket, *, started: float) -> None:
     """Run the service in this process, until a signal or a failure to start.
+
+    BentoML's own way is a supervisor with a worker process; a pod needs neither the second process nor a
+    supervisor beside Kubernetes. What is done here is what that worker does.
 
     Raises:
         VitsError: The service could not start.
     """
     import uvicorn
+    from bentoml._internal.context import server_context
 
     from services.synthesis.service import SynthesisService, http_app
 
+    service: Any = SynthesisService  # made a bentoml.Service by its decorator
     configure_logging()
+    http_app.state.started = started
+    # The labels of BentoML's own metrics.
+    server_context.service_name = server_context.bento_name = service.name
+    server_context.service_type = "entry_service"
 
     class Server(uvicorn.Server):
         """uvicorn's server, but a signal that has been obeyed is not raised again: the exit code is 0."""
@@ -156,7 +166,6 @@ def serve(settings: Settings, taken: socket.socket) -> None:
                 signal.signal(number, self.handle_exit)
             yield
 
-    service: Any = SynthesisService
     config = uvicorn.Config(
         service.to_asgi(is_main=True),
         log_config=None,
@@ -172,6 +181,7 @@ def serve(settings: Settings, taken: socket.socket) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Serve until told to stop."""
+    started = time.monotonic()
     arguments = parser().parse_args(argv)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop_at_once)
@@ -190,6 +200,6 @@ def main(argv: Sequence[str]) -> int:
             threads=arguments.threads,
         )
         with environment(settings):
-            serve(settings, taken)
+            serve(settings, taken, started=started)
     print("vits serve: stopped", file=sys.stderr)
     return 0

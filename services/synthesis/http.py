@@ -318,6 +318,23 @@ async def models(_request: Request, speaker: Speaker) -> Response:
     return JSONResponse({"object": "list", "data": listed})
 
 
+async def nothing(request: Request, _speaker: Speaker) -> Response:
+    """Any other path or method under ``/v1``: 405 for a known path, 404 otherwise."""
+    methods = METHODS.get(request.url.path)
+    content = {
+        "message": f"{request.method} {request.url.path} is not served here; there is "
+        + ", ".join(f"{method} {path}" for path, method in METHODS.items()),
+        "type": "invalid_request_error",
+        "param": None,
+        "code": "unknown_url" if methods is None else "method_not_allowed",
+    }
+    status = HTTPStatus.NOT_FOUND if methods is None else HTTPStatus.METHOD_NOT_ALLOWED
+    return JSONResponse({"error": content}, status, {"Allow": methods} if methods else None)
+
+
+METHODS = {"/v1/audio/speech": "POST", "/v1/audio/voices": "GET", "/v1/models": "GET"}
+
+
 def make_app() -> Starlette:
     """The application. Whoever serves it sets ``app.state.speaker`` first."""
     return Starlette(
@@ -325,5 +342,6 @@ def make_app() -> Starlette:
             Route("/v1/audio/speech", endpoint(speech), methods=["POST"]),
             Route("/v1/audio/voices", endpoint(voices), methods=["GET"]),
             Route("/v1/models", endpoint(models), methods=["GET"]),
+            Route("/v1/{path:path}", endpoint(nothing), methods=["DELETE", "GET", "PATCH", "POST", "PUT"]),
         ]
     )

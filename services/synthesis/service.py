@@ -26,8 +26,10 @@ from shared.voice import Voice
 
 logger = logging.getLogger("vits.serve")
 
-#: OpenAI's API. Its state holds the speaker while the service lives, and afterwards the error it died of.
+#: OpenAI's API. Its state holds the speaker while the service lives, when the process began to start, and
+#: the error that kept it from starting.
 http_app = make_app()
+http_app.state.started = time.monotonic()
 http_app.state.failure = None
 
 #: A long text on a slow machine; BentoML's own limit of 60 s is short for it.
@@ -40,7 +42,6 @@ class SynthesisService:
     """One process, one engine, two transports."""
 
     def __init__(self) -> None:
-        self.started = time.monotonic()
         self.settings = settings = Settings.from_environment()
         metrics = Metrics()
         shelf = VoiceShelf(
@@ -79,7 +80,14 @@ class SynthesisService:
             "ready after %.1f s: HTTP on %s, gRPC on %s:%d, voice %s\n"
             """  try: curl %s/v1/audio/speech -H 'Content-Type: application/json' """
             """-d '{"input": "Hola, ¿cómo estás?"}' -o hola.wav""",
-            *(time.monotonic() - self.started, url, host, self.grpc.port, loaded.version.reference, url),
+            *(
+                time.monotonic() - http_app.state.started,
+                url,
+                host,
+                self.grpc.port,
+                loaded.version.reference,
+                url,
+            ),
         )
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]

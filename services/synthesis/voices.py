@@ -92,7 +92,7 @@ def default_voice(registry: Registry) -> str:
             f"{registry.store.url} holds no voice yet. 'make demo' trains and exports one; "
             "'vits export' makes one from a model. Another store is given with --store."
         )
-    return max(names, key=lambda name: registry.versions("voices", name)[-1])
+    return max(names, key=lambda name: registry.resolve("voices", name).manifest.created)
 
 
 class VoiceShelf:

@@ -1,0 +1,58 @@
+"""``vits serve`` up to the point where it serves; the rest is in tests/integration/test_serve.py."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from services.synthesis import cli
+from shared.errors import NotFoundError, UserError
+
+
+def test_help_teaches_and_is_light() -> None:
+    code = (
+        "import sys\nfrom services.synthesis.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "print(sorted({'bentoml', 'grpc', 'onnxruntime', 'torch'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "curl http://127.0.0.1:3000/v1/audio/speech" in done.stdout
+    assert "(default: 50051)" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_service_does_not_import_torch() -> None:
+    code = "import sys, services.synthesis.service\nprint({'torch', 'transformers'} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("arguments", [["--http-port", "99999"], ["--grpc-port", "x"], ["--threads", "-1"]])
+def test_bad_numbers(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.parser().parse_args(arguments)
+    assert caught.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
+
+
+@pytest.fixture
+def signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the test process's own handlers."""
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+
+
+@pytest.mark.usefixtures("signals")
+def test_an_empty_store_is_said_before_anything_slow(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="holds no voice yet"):
+        cli.main(["--store", str(tmp_path / "store")])
+
+
+def test_a_port_in_use_is_said() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match="--http-port"):
+        cli.listening_socket("127.0.0.1", taken.getsockname()[1])

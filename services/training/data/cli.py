@@ -121,8 +121,9 @@ def _fetch(options: argparse.Namespace) -> int:
     parts = ", ".join(f"{name} {count}" for name, (count, _) in fetched.splits.items())
     state = "is complete already, nothing to do" if fetched.reused else "made"
     print(f"{fetched.folder}: {state}: {total} recordings, {minutes:.1f} minutes ({parts})")
+    reviewed = total + fetched.rejected
     print(
-        f"left out: {fetched.rejected} sentences (see services/training/data/asterisk_es.csv), words, tones"
+        f"left out: {fetched.rejected} of {reviewed} sentences (asterisk_es.csv says why), all words and tones"
     )
     print(f"licence CC-BY-SA-3.0, attribution in {fetched.folder / 'dataset.json'}")
     print(f"next: vits data inspect {fetched.folder}")

@@ -62,10 +62,8 @@ def _histogram(axis: Any, splits: Sequence[str], values: Sequence[float], title:
     axis.hist(values, bins=bins, color=_COLOURS[0], edgecolor="white", linewidth=0.5)
     middle = float(np.median(values))
     axis.axvline(middle, color=_WARNING, linewidth=1.5)
-    axis.annotate(
-        f"median {middle:.1f}", (middle, 1), xycoords=("data", "axes fraction"), xytext=(5, -12),
-        textcoords="offset points", color=_WARNING, fontsize=9,
-    )  # fmt: skip
+    axis.set_title(f"median {middle:.1f}", loc="right", fontsize=10, color=_WARNING)
+    axis.yaxis.get_major_locator().set_params(integer=True)
 
 
 def _scatter(axis: Any, inspection: Inspection, splits: Sequence[str]) -> None:

@@ -181,7 +181,9 @@ def _survey_rows(source: str, rows: Sequence[Row], *, verify: bool) -> Survey:
     first_by_id: dict[str, str] = {}
     for row in rows:
         recording = row.recording
-        wrong = [problem for problem in (row.problem, _problem_with(recording, first_by_id)) if problem]
+        wrong = [problem for problem in (row.problem, _problem_with_text(recording.text)) if problem]
+        if row.problem is None and recording.id in first_by_id:
+            wrong.append(f"its id is used already by {first_by_id[recording.id]}: remove one of the two rows")
         first_by_id.setdefault(recording.id, recording.row)
         if not wrong:
             try:
@@ -196,16 +198,14 @@ def _survey_rows(source: str, rows: Sequence[Row], *, verify: bool) -> Survey:
     return Survey(source, tuple(recordings), tuple(named_splits), tuple(problems))
 
 
-def _problem_with(recording: Recording, first_by_id: dict[str, str]) -> str | None:
-    """What is wrong with a row before its sound is looked at."""
-    if not recording.text:
+def _problem_with_text(text: str) -> str | None:
+    """What is wrong with a transcript."""
+    if not text:
         return "its transcript is empty: write what is said, or remove the row"
-    if not re.search(r"\w", recording.text):
-        return f"its transcript {recording.text!r} holds no letter: write what is said, or remove the row"
-    if "\n" in recording.text:
+    if not re.search(r"\w", text):
+        return f"its transcript {text!r} holds no letter: write what is said, or remove the row"
+    if "\n" in text:
         return "its transcript runs over several lines: a quotation mark was probably never closed"
-    if recording.id in first_by_id:
-        return f"its id is used already by {first_by_id[recording.id]}: remove one of the two rows"
     return None
 
 

@@ -78,10 +78,10 @@ def _spread_table(measured: Sequence[Measured]) -> Table:
 def _print_characters(inspection: Inspection, console: Console) -> None:
     """The characters the model lacks, or, without a model, all of them and the rare ones."""
     if inspection.unknown is not None:
-        console.print("\n[bold]Characters outside the model's vocabulary[/bold]")
+        console.print("\n[bold]Characters or phonemes outside the model's vocabulary[/bold]")
         lacking = inspection.unknown.most_common()
         console.print("  none" if not lacking else "", end="\n" if not lacking else "")
-        _print_list([f"{_shown(c)} in {count} recordings: not spoken" for c, count in lacking], console)
+        _print_list([f"{_shown(c)} in {count} recordings: left unspoken" for c, count in lacking], console)
         return
     seen = inspection.characters
     console.print(f"\n[bold]{len(seen)} characters[/bold] (--model DIR says which of them a model lacks)")

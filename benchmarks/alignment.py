@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from monotonic_align import _kernel, maximum_path
+from monotonic_align.search import scratch
 
 BASELINE = Path(__file__).with_name("field_alignment.pyx")
 SETUP = """
@@ -94,13 +95,7 @@ class Bench:
         self.frames_B = np.full(batch, frames, np.int32)
         self.durations_BT = np.zeros((batch, tokens), np.int32)
         self.bad_B = np.zeros(batch, np.uint8)
-        self.scratch = {
-            threads: (
-                np.empty((threads, 2 * (tokens + 1)), np.float32),
-                np.empty((threads, tokens * frames), np.uint8),
-            )
-            for threads in (1, 2)
-        }
+        self.scratch = {threads: scratch(threads, tokens, tokens * frames) for threads in (1, 2)}
 
     def refresh(self) -> None:
         """Writes the likelihood anew (the baseline destroys it) and clears what the kernels fill."""

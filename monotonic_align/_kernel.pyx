@@ -34,8 +34,8 @@ def search(
         log_likelihood: float32 [B, F, T], any strides that are multiples of four bytes; read in place.
         token_lengths: int32 [B], each at least 1 and at most its frame length.
         frame_lengths: int32 [B].
-        values: scratch, [threads, 2 * (longest item's tokens + 1)]. Its first size is the number of threads.
-        moved: scratch, [threads, the largest frames * tokens of an item].
+        values: scratch, [threads, at least 2 * (most tokens + 1)]. Its first size is the number of threads.
+        moved: scratch, [threads, at least the largest frames * tokens of an item]. See `search.scratch`.
         durations: [B, T] zeros, receives the frames of each token.
         bad: [B], receives 1 where the item holds NaN or +inf; the durations of such an item stay 0.
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from monotonic_align import _kernel, maximum_path
 from monotonic_align.reference import reference_durations
+from monotonic_align.search import scratch
 
 Rng = np.random.Generator
 Case = tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.int32]]
@@ -235,8 +236,7 @@ def run_kernel(case: Case, threads: int) -> tuple[int, NDArray[np.int32]]:
     scores_BFT, tokens_B, frames_B = case
     B, F, T = scores_BFT.shape
     durations_BT = np.zeros((B, T), np.int32)
-    values = np.empty((threads, 2 * (T + 1)), np.float32)
-    moved = np.empty((threads, F * T), np.uint8)
+    values, moved = scratch(threads, T, F * T)
     team = _kernel.search(scores_BFT, tokens_B, frames_B, values, moved, durations_BT, np.zeros(B, np.uint8))
     return team, durations_BT
 
@@ -266,6 +266,13 @@ def test_the_number_of_threads_does_not_change_the_result() -> None:
         case = ragged_case(rng, kind, batch=9)
         for threads in (1, 2, 3, 64):
             np.testing.assert_array_equal(maximum_path(*case, threads=threads), reference_durations(*case))
+
+
+def test_no_two_threads_share_a_cache_line() -> None:
+    """Sharing one costs the whole gain of the second thread, and shows in no result."""
+    values, moved = scratch(2, 100, 12345)
+    assert values.strides[0] - 2 * (100 + 1) * values.itemsize >= 128
+    assert moved.strides[0] - 12345 >= 128
 
 
 def test_no_threads_at_all_is_an_error() -> None:

@@ -98,10 +98,10 @@ class Bench:
         self.scratch = {threads: scratch(threads, tokens, tokens * frames) for threads in (1, 2)}
 
     def refresh(self) -> None:
-        """Writes the likelihood anew (the baseline destroys it) and clears what the kernels fill."""
-        np.copyto(self.scores_BFT, self.source_BFT)
+        """Clears what the kernels fill, then writes the likelihood anew (the baseline destroys it)."""
         self.path_BFT[:] = 0
         self.durations_BT[:] = 0
+        np.copyto(self.scores_BFT, self.source_BFT)
 
     def field_kernel(self, threads: int) -> None:
         """The baseline's compiled search alone."""

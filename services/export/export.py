@@ -68,6 +68,12 @@ def export_voice(
             f"{model_folder}: the text front end makes token ids up to {front_end.vocab_size - 1}, and the "
             f"model knows {network.config.vocab_size} tokens. The tokenizer is another model's: copy its own."
         )
+    broken = [name for name, value in network.state_dict().items() if not bool(value.isfinite().all())]
+    if broken:
+        raise ModelError(
+            f"{model_folder} holds weights that are not numbers ({broken[0]} and {len(broken) - 1} more): "
+            "its training went astray. Export an earlier checkpoint."
+        )
     spec = describe(
         network,
         front_end,

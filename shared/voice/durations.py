@@ -11,10 +11,16 @@ from numpy.typing import NDArray
 from shared.errors import EngineError
 
 
+def exact_frames(log_duration_T: NDArray[np.float32], *, speaking_rate: float) -> NDArray[np.float32]:
+    """Frames of each token before they are rounded up, ``exp(log_duration) / speaking_rate``: ``[T]``."""
+    with np.errstate(over="ignore"):
+        return np.exp(log_duration_T) * np.float32(1.0 / speaking_rate)
+
+
 def frame_counts(
     log_duration_T: NDArray[np.float32], *, speaking_rate: float, max_frames_per_token: float
 ) -> NDArray[np.int64]:
-    """Frames of each token, ``ceil(exp(log_duration) / speaking_rate)`` as in `VitsModel.forward`.
+    """Frames of each token: `exact_frames` rounded up, as in `VitsModel.forward`.
 
     Args:
         log_duration_T: float32 ``[T]``, of real tokens only.
@@ -27,8 +33,7 @@ def frame_counts(
     Raises:
         EngineError: The durations are not finite, or so long that the model must be broken.
     """
-    with np.errstate(over="ignore"):
-        exact_T = np.exp(log_duration_T) * np.float32(1.0 / speaking_rate)
+    exact_T = exact_frames(log_duration_T, speaking_rate=speaking_rate)
     total = float(exact_T.sum(dtype=np.float64))
     if not total <= max_frames_per_token * len(exact_T):  # also when it is NaN
         raise EngineError(

@@ -1,0 +1,119 @@
+"""Tiny models with random weights, and their voices, exported once for all tests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import VitsConfig, VitsModel
+
+from services.export.export import export_voice
+from shared.modeling import VitsForTraining, VitsResblock2Config, load_model
+from shared.provenance import Provenance
+from shared.voice import Voice
+
+ALPHABET = "_abcdefghijklmnopqrstuvwxyzáéíóúüñ ',."
+
+MakeModel = Callable[..., Path]
+
+
+def tiny_config(**changes: Any) -> VitsConfig:
+    """A VITS with every part that a real one has, each as small as it can be."""
+    fields: dict[str, Any] = {
+        "vocab_size": len(ALPHABET),
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "ffn_dim": 16,
+        "layerdrop": 0.0,
+        "flow_size": 4,
+        "spectrogram_bins": 9,
+        "upsample_initial_channel": 8,
+        "upsample_rates": [4, 2],
+        "upsample_kernel_sizes": [8, 4],
+        "resblock_kernel_sizes": [3, 5],
+        "resblock_dilation_sizes": [[1, 3], [1, 3]],
+        "posterior_encoder_num_wavenet_layers": 1,
+        "prior_encoder_num_flows": 2,
+        "prior_encoder_num_wavenet_layers": 2,
+        "depth_separable_num_layers": 2,
+        "duration_predictor_num_flows": 2,
+        "duration_predictor_filter_channels": 8,
+    }
+    kind = VitsResblock2Config if "resblock_type" in changes else VitsConfig
+    return kind(**{**fields, **changes})
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model folder and its voice folder."""
+
+    model_folder: Path
+    folder: Path
+
+    def model(self) -> VitsModel:
+        return load_model(self.model_folder)
+
+    def voice(self) -> Voice:
+        return Voice.open(self.folder, threads=1)
+
+
+@pytest.fixture(scope="session")
+def make_model(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
+    """Write a tiny model folder."""
+
+    def make(**changes: Any) -> Path:
+        folder = tmp_path_factory.mktemp("model")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = VitsForTraining(tiny_config(**changes))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "duration_predictor" in name and name.endswith(("conv_proj.weight", "proj.weight")):
+                    parameter.mul_(0.3)  # durations of a few frames
+        model.save_pretrained(folder)
+        vocab = {character: number for number, character in enumerate(ALPHABET)}
+        (folder / "vocab.json").write_text(json.dumps(vocab))
+        tokenizer = {
+            "add_blank": True,
+            "language": "spa",
+            "pad_token": "_",
+            "unk_token": "_",
+            "phonemize": False,
+        }
+        (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def stochastic(make_model: MakeModel, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Stochastic durations, three speakers, the second residual block of HiFi-GAN."""
+    folder = make_model(num_speakers=3, speaker_embedding_size=3, resblock_type="2")
+    (folder / "speakers.json").write_text('{"ana": 0, "luis": 1, "eva": 2}')
+    output = tmp_path_factory.mktemp("voice")
+    export_voice(folder, output, provenance=Provenance(licence="CC0-1.0"))
+    return Exported(folder, output)
+
+
+@pytest.fixture(scope="session")
+def deterministic(make_model: MakeModel, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Deterministic durations, one speaker, the first residual block."""
+    folder = make_model(use_stochastic_duration_prediction=False)
+    output = tmp_path_factory.mktemp("voice")
+    export_voice(folder, output, provenance=Provenance())
+    return Exported(folder, output)
+
+
+@pytest.fixture(params=["stochastic", "deterministic"])
+def exported(request: pytest.FixtureRequest) -> Exported:
+    """Each of the two."""
+    result = request.getfixturevalue(request.param)
+    assert isinstance(result, Exported)
+    return result

@@ -1,0 +1,235 @@
+"""A whole export: parity, the law of a voice on real graphs, and that nothing bad is ever published."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from transformers import VitsModel
+
+from services.export import export, parity
+from services.export.cli import main
+from services.export.export import export_voice
+from shared.errors import ModelError, NotFoundError, QualityError, UserError
+from shared.provenance import Provenance
+from shared.registry import Registry
+from shared.store import Store
+from shared.voice import VoiceSpec
+from shared.voice.noise import Stream, standard_normal
+
+from .conftest import Exported
+
+TEXT = "la persona con la que desea hablar no se encuentra en este momento, por favor espere."
+
+
+def test_the_voice_agrees_with_torch(exported: Exported) -> None:
+    report = json.loads((exported.folder / "report.json").read_text())["parity"]
+    assert {case["tokens"] for case in report["cases"]} >= {1, 2, 400}
+    assert max(report["max_abs_difference"].values()) < 1e-4
+    assert max(report["max_abs_difference_in_a_batch"].values()) < 1e-4
+    assert report["durations"]["tokens"] > 500
+    assert report["durations"]["largest_distance_to_integer"] <= 1e-4
+
+
+def test_the_voice_agrees_with_stock_transformers(
+    deterministic: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another road than the export's own check: the noise is put into stock `VitsModel.forward` by hand."""
+    voice = deterministic.voice()
+    utterance = voice.prepare(TEXT, seed=7)
+    frames = utterance.latents.shape[1]
+    noise = torch.tensor(
+        standard_normal(7, Stream.PRIOR, length=frames, channels=voice.spec.latent_channels)
+    )[None]
+    monkeypatch.setattr(torch, "randn_like", lambda like: noise)
+    with torch.no_grad():
+        stock = VitsModel.from_pretrained(deterministic.model_folder)(torch.tensor([utterance.tokens.ids]))
+    samples = voice.synthesize(TEXT, seed=7).samples
+    common = len(samples) - voice.spec.decoder.halo_frames * voice.spec.hop_length
+    assert stock.waveform.shape[1] == len(samples)
+    np.testing.assert_allclose(samples[:common], stock.waveform[0, :common].numpy(), atol=1e-4)
+
+
+def test_streamed_whole_alone_and_in_a_crowd(exported: Exported) -> None:
+    voice = exported.voice()
+    seeds = range(6)
+    alone = [voice.synthesize(TEXT, seed=seed, speaker=seed % voice.spec.num_speakers) for seed in seeds]
+    with ThreadPoolExecutor(4) as crowd:
+        together = list(
+            crowd.map(
+                lambda seed: np.concatenate(
+                    list(voice.stream(TEXT, seed=seed, speaker=seed % voice.spec.num_speakers))
+                ),
+                seeds,
+            )
+        )
+    for seed in seeds:
+        np.testing.assert_allclose(together[seed], alone[seed].samples, atol=1e-5)
+        utterance = voice.prepare(TEXT, seed=seed, speaker=seed % voice.spec.num_speakers)
+        assert len(utterance.windows) > 2
+        halo = voice.spec.decoder.halo_frames
+        whole = np.pad(utterance.latents, ((0, 0), (0, halo)))[None]
+        inputs = {"latents": whole, "speaker_id": np.array([utterance.speaker_id])}
+        decoded = voice.engine.run("decoder", inputs)["waveform"][0, : -halo * voice.spec.hop_length]
+        np.testing.assert_allclose(alone[seed].samples, decoded, atol=1e-5)
+
+
+def test_text_past_the_largest_bucket(exported: Exported) -> None:
+    voice = exported.voice()
+    speech = voice.synthesize(TEXT * 4, seed=0)
+    assert len(speech.tokens.ids) > voice.spec.token_buckets[-1]
+    assert len(speech.samples) == speech.durations.sum() * voice.spec.hop_length
+
+
+def test_what_the_voice_says_of_itself(stochastic: Exported, deterministic: Exported) -> None:
+    spec = VoiceSpec.read(stochastic.folder)
+    assert spec.speakers == {"ana": 0, "luis": 1, "eva": 2}
+    assert (spec.num_speakers, spec.hop_length, spec.latent_channels) == (3, 8, 4)
+    assert (spec.language, spec.licence) == ("spa", "CC0-1.0")
+    assert VoiceSpec.read(deterministic.folder).speakers == {}
+
+
+@pytest.fixture
+def no_exporter(monkeypatch: pytest.MonkeyPatch, deterministic: Exported) -> None:
+    """Graphs that were exported before stand in for the exporter, which is slow."""
+
+    def copy(name: str, model: VitsModel, path: Path) -> None:
+        shutil.copy(deterministic.folder / "fp32" / f"{name}.onnx", path)
+
+    monkeypatch.setattr(export, "export_graph", copy)
+
+
+@pytest.mark.usefixtures("no_exporter")
+def test_a_folder_in_and_a_published_voice_out(
+    deterministic: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = str(tmp_path / "store")
+    arguments = [str(deterministic.model_folder), "--name", "eva", "--store", store, "--alias", "production"]
+    assert main([*arguments, "--output", str(tmp_path / "voice"), "--language", "es"]) == 0
+
+    registry = Registry(Store.open(store))
+    version = registry.resolve("voices", "eva@production")
+    assert registry.aliases("voices", "eva") == {"latest": version.id, "production": version.id}
+    files = {entry.path for entry in version.manifest.files}
+    assert files == {"voice.json", "report.json", "fp32/encoder.onnx", "fp32/flow.onnx", "fp32/decoder.onnx"}
+    assert version.manifest.licence == "unknown"
+    for folder in (registry.fetch(version), tmp_path / "voice"):
+        spec = VoiceSpec.read(folder)
+        assert (spec.language, spec.model) == ("es", None)
+    printed = capsys.readouterr().out
+    assert "Warning: nobody said what licence" in printed
+    assert f"eva@production is now {version.id}" in printed
+
+
+@pytest.mark.usefixtures("no_exporter")
+def test_a_registered_model_hands_down_its_origin(deterministic: Exported, tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path / "store"))
+    registry = Registry(store)
+    model = registry.publish(
+        "models",
+        "eva",
+        deterministic.model_folder,
+        licence="CC-BY-SA-3.0",
+        sources=["Allison"],
+        consent="a letter",
+        lineage={},
+    )
+    assert main(["eva", "--store", store.url]) == 0
+    manifest = registry.resolve("voices", "eva@latest").manifest
+    assert (manifest.licence, manifest.sources, manifest.consent) == (
+        "CC-BY-SA-3.0",
+        ("Allison",),
+        "a letter",
+    )
+    assert manifest.lineage == {"model": {"name": "eva", "version": model.id}}
+    spec = VoiceSpec.read(registry.fetch(registry.resolve("voices", "eva")))
+    assert spec.model is not None
+    assert (spec.model.version, spec.licence, spec.sources) == (model.id, "CC-BY-SA-3.0", ["Allison"])
+
+
+def spoil(path: Path, number: float) -> None:
+    """Change one weight of a graph."""
+    model = onnx.load(path)
+    largest = max(model.graph.initializer, key=lambda tensor: int(np.prod(tensor.dims)))
+    weights = numpy_helper.to_array(largest).copy()
+    weights.flat[0] = number
+    largest.CopyFrom(numpy_helper.from_array(weights, largest.name))
+    onnx.save(model, path)
+
+
+@pytest.mark.parametrize("graph", ["encoder", "flow", "decoder"])
+@pytest.mark.parametrize("number", [5.0, float("nan")])
+def test_nothing_is_published_when_a_graph_differs(
+    deterministic: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graph: str, number: float
+) -> None:
+    def copy_and_spoil(name: str, model: VitsModel, path: Path) -> None:
+        shutil.copy(deterministic.folder / "fp32" / f"{name}.onnx", path)
+        if name == graph:
+            spoil(path, number)
+
+    monkeypatch.setattr(export, "export_graph", copy_and_spoil)
+    monkeypatch.setattr(parity, "RANDOM_LENGTHS", (60, 7))
+    arguments = [
+        str(deterministic.model_folder),
+        "--store",
+        str(tmp_path / "store"),
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    with pytest.raises(QualityError) as caught:
+        main(arguments)
+    assert "differs by" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "store").exists()
+
+
+def test_durations_may_differ_only_at_whole_numbers() -> None:
+    figures = parity.Figures("x", 1, 1, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1, 5e-5)
+    assert parity.Parity([figures], {}).failures() == []
+    figures = parity.Figures("x", 1, 1, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1, 2e-4)
+    assert "from a whole number" in parity.Parity([figures], {}).failures()[0]
+    figures = parity.Figures("x", 1, 1, 0.0, 0.0, 0.0, 0.0, 0.0, float("nan"), 0, 0.0)
+    assert "voice differs by nan" in parity.Parity([figures], {}).failures()[0]
+
+
+def test_a_tokenizer_of_another_model(deterministic: Exported, tmp_path: Path) -> None:
+    shutil.copytree(deterministic.model_folder, tmp_path / "model")
+    (tmp_path / "model" / "vocab.json").write_text(json.dumps({"_": 0, "a": 99}))
+    with pytest.raises(ModelError, match="token ids up to 99"):
+        export_voice(tmp_path / "model", tmp_path / "out", provenance=Provenance())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_whose_training_went_astray(deterministic: Exported, tmp_path: Path) -> None:
+    model = deterministic.model()
+    with torch.no_grad():
+        model.text_encoder.project.weight[0, 0, 0] = float("nan")
+    shutil.copytree(deterministic.model_folder, tmp_path / "model")
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(ModelError, match=r"not numbers \(text_encoder.project.weight and 0 more\)"):
+        export_voice(tmp_path / "model", tmp_path / "out", provenance=Provenance())
+
+
+@pytest.mark.parametrize("speakers", ["[1]", '{"ana": "0"}', "{"])
+def test_a_bad_table_of_speakers(deterministic: Exported, tmp_path: Path, speakers: str) -> None:
+    shutil.copytree(deterministic.model_folder, tmp_path / "model")
+    (tmp_path / "model" / "speakers.json").write_text(speakers)
+    with pytest.raises(ModelError, match=r"speakers\.json"):
+        export_voice(tmp_path / "model", tmp_path / "out", provenance=Provenance())
+
+
+def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError):
+        main(["nobody", "--store", str(tmp_path)])
+    with pytest.raises(UserError, match="There is no folder"):
+        main(["./nobody", "--store", str(tmp_path)])
+    (tmp_path / "model").mkdir()
+    with pytest.raises(UserError, match="cannot be a voice's name"):
+        main([str(tmp_path / "model"), "--name", "Not A Name", "--store", str(tmp_path)])

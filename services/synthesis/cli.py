@@ -126,7 +126,9 @@ def environment(settings: Settings) -> Iterator[None]:
     """Set what BentoML and the service read from the environment, before they are imported."""
     counters = tempfile.mkdtemp(prefix="vits-metrics-")
     os.environ |= settings.to_environment()
+    # Neither library may report home from a server.
     os.environ["BENTOML_DO_NOT_TRACK"] = "True"
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = counters
     # BentoML makes folders where it lives; a home directory is no place for them.
     os.environ.setdefault("BENTOML_HOME", str(default_cache() / "bentoml"))

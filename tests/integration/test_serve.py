@@ -1,0 +1,348 @@
+"""``vits serve`` as a user starts it: a real process, a real (tiny, random) voice, real clients of both doors."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import openai
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+
+from shared.audio import read_audio, to_pcm16
+from shared.protos.vits.synthesis.v1 import synthesis_pb2 as pb
+from shared.protos.vits.synthesis.v1.synthesis_pb2_grpc import SynthesisServiceStub
+
+ROOT = Path(__file__).parents[2]
+VITS = [sys.executable, "-m", "services.cli"]
+START_SECONDS = 60
+TEXT = "Hola, ¿cómo estás?"
+
+#: Makes a model and exports it, in one process, since importing torch is what takes the time.
+TINY_VOICE = """
+import json, sys
+from pathlib import Path
+import torch
+from transformers import VitsConfig, VitsModel
+torch.manual_seed(0)
+vocab = {symbol: i for i, symbol in enumerate("_abcdefghijklmnopqrstuvwxyzáéíóúñü ,.?¿!¡")}
+config = VitsConfig(
+    vocab_size=len(vocab), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, ffn_dim=16, flow_size=8,
+    spectrogram_bins=17, duration_predictor_filter_channels=8, prior_encoder_num_flows=2,
+    duration_predictor_num_flows=2, prior_encoder_num_wavenet_layers=1, posterior_encoder_num_wavenet_layers=1,
+    upsample_initial_channel=16, upsample_rates=[8, 8], upsample_kernel_sizes=[16, 16],
+    resblock_kernel_sizes=[3], resblock_dilation_sizes=[[1, 3]], sampling_rate=16000,
+)
+VitsModel(config).save_pretrained(sys.argv[1])
+tokenizer = {"pad_token": "_", "unk_token": "_", "language": "spa", "phonemize": False, "is_uroman": False}
+Path(sys.argv[1], "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+Path(sys.argv[1], "tokenizer_config.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+from services.cli import main
+sys.exit(main(["export", sys.argv[1], "--name", "tiny"]))
+"""
+
+
+@dataclass
+class World:
+    """A machine of one's own: a home and a folder for temporary files, before a store."""
+
+    root: Path
+    store: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        for name in ("home", "tmp"):
+            (self.root / name).mkdir(exist_ok=True)
+        return os.environ | {
+            "HOME": str(self.root / "home"),
+            "TMPDIR": str(self.root / "tmp"),
+            "VITS_CACHE": str(self.root / "cache"),
+            "VITS_STORE": str(self.store),
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command, cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False
+        )
+
+    def vits(self, *arguments: str) -> str:
+        done = self.run(*VITS, *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+@dataclass
+class Server:
+    """A running ``vits serve``."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    url: str
+    grpc_address: str
+
+    def get(self, path: str) -> str:
+        with urllib.request.urlopen(self.url + path, timeout=10) as response:  # noqa: S310
+            text: str = response.read().decode()
+            return text
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(30)
+
+
+@contextmanager
+def serving(world: World, *arguments: str) -> Iterator[Server]:
+    """Start a server on free ports, and wait for the line that says where it listens."""
+    log = world.root / f"serve-{time.monotonic_ns()}.log"
+    command = [*VITS, "serve", "--http-port", "0", "--grpc-port", "0", "--threads", "1", *arguments]
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=world.environment, stderr=file, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while not (ready := re.search(r"ready after .* HTTP on (\S+), gRPC on (\S+),", log.read_text())):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        yield Server(process, log, url=ready[1], grpc_address=ready[2])
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    root = tmp_path_factory.mktemp("world")
+    world = World(root, root / "store")
+    made = world.run(sys.executable, "-c", TINY_VOICE, str(world.root / "model"))
+    assert made.returncode == 0, made.stderr
+    return world
+
+
+@pytest.fixture(scope="module")
+def server(world: World) -> Iterator[Server]:
+    with serving(world) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def channel(server: Server) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(server.grpc_address) as channel:
+        yield channel
+
+
+def pcm_over_http(client: openai.OpenAI, text: str, seed: int) -> bytes:
+    answer = client.audio.speech.create(
+        model="tts-1", voice="alloy", input=text, response_format="pcm", extra_body={"seed": seed}
+    )
+    return answer.content
+
+
+def pcm_over_grpc(channel: grpc.Channel, text: str, seed: int) -> bytes:
+    request = pb.SynthesizeRequest(text=text, seed=seed, audio_format=pb.AUDIO_FORMAT_PCM)
+    return SynthesisServiceStub(channel).Synthesize(request, timeout=30).audio
+
+
+def test_the_official_openai_client_gets_audio(client: openai.OpenAI) -> None:
+    answer = client.audio.speech.with_raw_response.create(
+        model="tts-1", voice="alloy", input=TEXT, response_format="wav"
+    )
+    audio = read_audio(answer.content, format="wav")
+    assert audio.sampling_rate == 16000
+    assert audio.duration_seconds > 0.1
+    assert np.abs(audio.samples).max() > 0
+    again = pcm_over_http(client, TEXT, int(answer.headers["X-Vits-Seed"]))
+    assert again == to_pcm16(audio.samples).tobytes()
+    assert answer.headers["X-Vits-Voice"].startswith("tiny/")
+    assert {model.id for model in client.models.list()} >= {"tts-1", "tiny"}
+
+
+def test_the_official_client_understands_our_errors(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="mp3") as refused:
+        client.audio.speech.create(model="tts-1", voice="alloy", input=TEXT, response_format="mp3")
+    assert refused.value.param == "response_format"
+    with pytest.raises(openai.NotFoundError, match="did you mean 'tiny'"):
+        client.audio.speech.create(model="tts-1", voice="tinny", input=TEXT, response_format="wav")
+    with pytest.raises(openai.BadRequestError, match="text"):
+        client.audio.speech.create(model="tts-1", voice="tiny", input="你好", response_format="wav")
+
+
+def test_http_and_grpc_give_the_same_samples_alone_and_in_a_crowd(
+    client: openai.OpenAI, channel: grpc.Channel
+) -> None:
+    texts = [TEXT, "uno", "un texto algo más largo que los otros, para que no vayan al paso"]
+    alone = {text: pcm_over_http(client, text, 7) for text in texts}
+    assert pcm_over_http(client, TEXT, 8) != alone[TEXT]
+    jobs = [(door, text) for text in texts * 4 for door in ("http", "grpc")]
+
+    def ask(job: tuple[str, str]) -> bytes:
+        door, text = job
+        return pcm_over_http(client, text, 7) if door == "http" else pcm_over_grpc(channel, text, 7)
+
+    with ThreadPoolExecutor(8) as pool:
+        crowd = list(pool.map(ask, jobs))
+    assert crowd == [alone[text] for _, text in jobs]
+
+
+def test_grpc_health_reflection_and_deadline(server: Server, channel: grpc.Channel) -> None:
+    health = health_pb2_grpc.HealthStub(channel)
+    service = "vits.synthesis.v1.SynthesisService"
+    answer = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=10)
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    assert service in ProtoReflectionDescriptorDatabase(channel).get_services()
+    with pytest.raises(grpc.RpcError) as late:
+        SynthesisServiceStub(channel).Synthesize(pb.SynthesizeRequest(text="lento " * 600), timeout=0.01)
+    assert late.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_health_over_http(server: Server) -> None:
+    for path in ("/livez", "/readyz", "/healthz"):
+        assert server.get(path) == "\n"
+    with pytest.raises(urllib.error.HTTPError, match="404") as missing:
+        server.get("/v1/nothing")
+    with missing.value:
+        assert json.load(missing.value)["error"]["code"] == "unknown_url"
+
+
+def test_metrics(server: Server, client: openai.OpenAI, channel: grpc.Channel) -> None:
+    def samples() -> dict[str, float]:
+        rows = (
+            line.rpartition(" ") for line in server.get("/metrics").splitlines() if not line.startswith("#")
+        )
+        return {name: float(value) for name, _, value in rows}
+
+    before = samples()
+    seconds = (
+        len(pcm_over_http(client, TEXT, 1)) / 2 / 16000 + len(pcm_over_grpc(channel, "uno", 1)) / 2 / 16000
+    )
+    after = samples()
+
+    def grown(name: str) -> float:
+        return after[name] - before.get(name, 0)
+
+    assert grown('vits_requests_total{code="200",transport="http"}') == 1
+    assert grown('vits_requests_total{code="OK",transport="grpc"}') == 1
+    assert grown('vits_audio_seconds_total{voice="tiny"}') == pytest.approx(seconds)
+    assert grown('vits_synthesis_seconds_count{voice="tiny"}') == 2
+    assert grown('vits_time_to_first_audio_seconds_count{transport="grpc"}') == 1
+    assert after["vits_voices_loaded"] == 1
+    assert after["vits_requests_in_flight"] == 0
+    assert any('bentoml_service_request_total{endpoint="/v1/audio/speech"' in name for name in after)
+    assert any('service_name="vits-synthesis"' in name for name in after)
+
+
+def test_say_in_process_and_through_the_server_are_the_same(world: World, server: Server) -> None:
+    options = ["--seed", "7", "--speed", "1.5"]
+    here, there = world.root / "here.wav", world.root / "there.wav"
+    line = world.vits("say", TEXT, "-o", str(here), *options)
+    assert re.fullmatch(
+        r"\S+here\.wav: \d+\.\d\d s of audio at .* times real time, seed 7, voice tiny/\S+\n", line
+    )
+    world.vits("say", TEXT, "-o", str(there), *options, "--url", server.url)
+    assert here.read_bytes() == there.read_bytes()
+
+
+def test_say_with_a_model_that_was_not_exported(world: World) -> None:
+    output = world.root / "model.wav"
+    world.vits("say", TEXT, "-o", str(output), "--seed", "7", "--checkpoint", str(world.root / "model"))
+    assert read_audio(output).sampling_rate == 16000
+
+
+def children_of(process: int) -> list[str]:
+    return Path(f"/proc/{process}/task/{process}/children").read_text().split()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_what_runs_and_leaves_nothing(world: World, number: int, tmp_path: Path) -> None:
+    fresh = World(tmp_path, world.store)
+    with serving(fresh) as server:
+        assert children_of(server.process.pid) == []
+        with (
+            openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as client,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            running = pool.submit(pcm_over_http, client, "un texto largo que tarda lo suyo " * 30, 1)
+            while 'in_progress{endpoint="/v1/audio/speech"' not in server.get("/metrics"):
+                time.sleep(0.001)
+            assert server.stop(number) == 0, server.log.read_text()
+            assert running.result()
+        assert "Traceback" not in server.log.read_text()
+        assert "stopped" in server.log.read_text()
+    assert list((fresh.root / "home").iterdir()) == []
+    assert list((fresh.root / "tmp").iterdir()) == []
+
+
+def test_two_servers_do_not_share_a_port(world: World, server: Server) -> None:
+    for option, address in (("--http-port", server.url), ("--grpc-port", server.grpc_address)):
+        ports = {"--http-port": "0", "--grpc-port": "0"} | {option: address.rpartition(":")[2]}
+        second = world.run(*VITS, "serve", *(word for pair in ports.items() for word in pair))
+        assert second.returncode == 2
+        assert option in second.stderr
+        assert "Traceback" not in second.stderr
+
+
+def test_a_damaged_voice_is_refused(world: World, tmp_path: Path) -> None:
+    damaged = World(tmp_path, tmp_path / "store")
+    shutil.copytree(world.store, damaged.store)
+    graph = next(damaged.store.rglob("decoder.onnx"))
+    content = bytearray(graph.read_bytes())
+    content[len(content) // 2] ^= 1
+    graph.write_bytes(content)
+    refused = damaged.run(*VITS, "serve", "--http-port", "0", "--grpc-port", "0")
+    assert refused.returncode == 4
+    assert "decoder.onnx" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_nonsense_never_fails_the_server(server: Server) -> None:
+    def post(body: bytes) -> tuple[int, Any]:
+        request = urllib.request.Request(f"{server.url}/v1/audio/speech", body)  # noqa: S310
+        try:
+            with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
+                return response.status, response.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.load(error)["error"]["message"]
+
+    texts = [
+        "",
+        " ",
+        "\x00",
+        "\ud800",
+        "😀",
+        "‮שלום‬",
+        "a\u0301" * 500,
+        "<speak>&x;</speak>",
+        "1" * 4096,
+        "x" * 1_000_000,
+    ]
+    for text in texts:
+        status, content = post(json.dumps({"input": text}).encode())
+        assert status in {200, 400}, (text, content)
+        assert content
+    assert post(b"\x00" * 100)[0] == 400

@@ -1,0 +1,140 @@
+"""``vits say``: the arguments it refuses, and a server's answers turned back into our errors."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from services import say
+from shared.audio import encode_wav, read_audio
+from shared.errors import EngineError, NotFoundError, OverloadedError, RequestError, UserError, VitsError
+
+SAMPLES = np.linspace(-1, 1, 8000, dtype=np.float32)
+
+
+class Canned(http.server.BaseHTTPRequestHandler):
+    """Answers every request with what the test put here."""
+
+    status: ClassVar[int] = 200
+    body: ClassVar[bytes] = b""
+    more: ClassVar[dict[str, str]] = {}
+    asked: ClassVar[list[Any]] = []
+
+    def do_POST(self) -> None:
+        self.asked.append((self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+        self.send_response(self.status)
+        for name, value in self.more.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(self.body)))
+        self.end_headers()
+        self.wfile.write(self.body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    Canned.asked.clear()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Canned) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_address[1]}"
+        running.shutdown()
+        thread.join()
+
+
+def test_through_a_server(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    headers = {"X-Vits-Seed": "9", "X-Vits-Voice": "joe/1", "X-Vits-Unknown": "%E4%BD%A0%23"}
+    monkeypatch.setattr(Canned, "status", 200)
+    monkeypatch.setattr(Canned, "body", encode_wav(SAMPLES, 8000))
+    monkeypatch.setattr(Canned, "more", headers)
+    output = tmp_path / "hola.wav"
+    arguments = [
+        "Hola",
+        "-o",
+        str(output),
+        "--url",
+        f"{server}/",
+        "--seed",
+        "9",
+        "--speed",
+        "2",
+        "--voice",
+        "joe",
+    ]
+    assert say.main([*arguments, "--speaker", "3"]) == 0
+    body = {"input": "Hola", "voice": "joe", "speed": 2.0, "seed": 9, "speaker": "3"}
+    assert Canned.asked == [("/v1/audio/speech", body)]
+    assert read_audio(output).sampling_rate == 8000
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{output}: 1.00 s of audio at ")
+    assert first.endswith(" times real time, seed 9, voice joe/1")
+    assert second.endswith("'你' '#'")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "message"),
+    [
+        (400, {"error": {"message": "speed: too fast", "param": "speed"}}, RequestError, "speed: too fast"),
+        (404, {"error": {"message": "There is no voice 'x'"}}, RequestError, "no voice"),
+        (429, {"error": {"message": "later"}}, OverloadedError, "later"),
+        (500, {"error": {"message": "The server failed"}}, EngineError, "The server failed"),
+        (404, "a page of some other server", RequestError, "404 .* 'vits serve'"),
+    ],
+)
+def test_a_servers_errors(
+    server: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    body: Any,
+    kind: type[VitsError],
+    message: str,
+) -> None:
+    monkeypatch.setattr(Canned, "status", status)
+    monkeypatch.setattr(Canned, "body", json.dumps(body).encode())
+    monkeypatch.setattr(Canned, "more", {"Retry-After": "3"})
+    with pytest.raises(kind, match=message) as caught:
+        say.main(["Hola", "-o", str(tmp_path / "a.wav"), "--url", server])
+    assert getattr(caught.value, "retry_after_seconds", 3.0) == 3.0
+    assert not (tmp_path / "a.wav").exists()
+
+
+def test_a_server_that_is_not_there(tmp_path: Path) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Canned) as free:
+        port = free.server_address[1]
+    with pytest.raises(UserError, match="does not answer"):
+        say.main(["Hola", "-o", str(tmp_path / "a.wav"), "--url", f"http://127.0.0.1:{port}"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-o", "a.mp3"], "ends in .wav"),
+        (["-o", "no/such/folder/a.wav"], "there is no folder no/such/folder"),
+        (["-o", "a.wav", "--url", "localhost:3000"], "server's address"),
+        (["-o", "a.wav", "--url", "file:///etc/passwd"], "server's address"),
+        (["-o", "a.wav", "--checkpoint", ".", "--speaker", "ana"], "speaker's number"),
+    ],
+)
+def test_arguments_that_cannot_be(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        say.main(["Hola", *arguments])
+
+
+def test_an_empty_store_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="holds no voice yet"):
+        say.main(["Hola", "-o", str(tmp_path / "a.wav"), "--store", str(tmp_path / "store")])

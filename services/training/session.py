@@ -17,6 +17,7 @@ from services.training import checkpoints as ckpt
 from services.training.base import Base, load_base
 from services.training.config import TrainingConfig
 from services.training.data import read_recordings
+from services.training.data.card import read_card
 from services.training.dataset import Batch, Dropped, Examples, keep_speaker, prepare, speaker_map
 from services.training.discriminator import Discriminator
 from services.training.features import FeatureSettings
@@ -107,7 +108,6 @@ def begin(config: TrainingConfig, accelerator: Accelerator) -> Session:
     discriminator = new_discriminator(config.seed)
     if base.discriminator is not None:
         discriminator.load_folded(base.discriminator)
-    data_folder = Path(str(config.dataset_name))
     return Session(
         config=config,
         accelerator=accelerator,
@@ -118,11 +118,18 @@ def begin(config: TrainingConfig, accelerator: Accelerator) -> Session:
         train=training,
         evaluation=evaluation,
         plan=_plan(config, len(training), accelerator.num_processes, bool(base.untrained)),
-        provenance=base.provenance.joined(
-            Provenance.read(data_folder) if data_folder.is_dir() else Provenance(sources=(str(data_folder),))
-        ),
+        provenance=base.provenance.joined(data_provenance(str(config.dataset_name))),
         store=store,
     )
+
+
+def data_provenance(dataset: str) -> Provenance:
+    """Where the recordings come from: by the dataset's card, or else only its name."""
+    folder = Path(dataset)
+    card = read_card(folder) if folder.is_dir() else None
+    if card is None:
+        return Provenance(sources=(dataset,))
+    return Provenance(licence=card.licence, sources=tuple(filter(None, (*card.sources, card.attribution))))
 
 
 def _prepare_data(
@@ -148,7 +155,8 @@ def _prepare_data(
     }
     speakers: dict[str, int] = {}
     if base.model.config.num_speakers > 1:
-        speakers = speaker_map(recordings["training"], base.speakers)
+        known = {} if config.override_speaker_embeddings else base.speakers
+        speakers = speaker_map(recordings["training"], known)
         if max(speakers.values(), default=0) >= base.model.config.num_speakers:
             raise DataError(
                 f"The base has {base.model.config.num_speakers} speakers, which is too few for this dataset.",
@@ -207,16 +215,18 @@ def resume(session: Session) -> None:
     config = session.config
     if session.accelerator.is_main_process:
         session.run = Run.acquire(session.store, config.run_id)
-    session.state.max_steps = session.plan.total
+    session.state.max_steps, session.state.warm_up_steps = session.plan.total, session.plan.warm_up
     folder = _newest_checkpoint(session)
     session.accelerator.wait_for_everyone()
     if folder is None:
         return
-    _check_same_run(config, folder)
+    check_same_run(config, folder)
     state = ckpt.read_state(folder)
     session.generator.load_state_dict(state["generator"])
     session.discriminator.load_state_dict(state["discriminator"])
     session.state = ckpt.TrainerState.read(folder) or session.state
+    # Where the stages meet is part of the state: with another length of training it would move.
+    session.plan.warm_up = session.state.warm_up_steps
     session.state.max_steps, session.state.finished = session.plan.total, False
     session.base.resumed_optimizers = state["optimizers"]
     print(f"going on from step {session.step} of {session.plan.total}, as saved in {folder}")
@@ -235,11 +245,10 @@ def _newest_checkpoint(session: Session) -> Path | None:
                 [f"complete ones in {config.output_dir}: {complete}"],
             )
         return folder
-    if config.overwrite_output_dir or asked is False or str(asked).lower() == "false":
-        for stale in ckpt.checkpoints(config.output_dir):
-            shutil.rmtree(stale)
+    go_on = str(asked).lower()
+    if go_on == "false" or (config.overwrite_output_dir and go_on != "true"):
         if run:
-            run.prune(0)
+            _discard_checkpoints(config.output_dir, run)
         return None
     local = ckpt.checkpoints(config.output_dir)
     stored = run.checkpoints() if run else []
@@ -252,7 +261,17 @@ def _newest_checkpoint(session: Session) -> Path | None:
     return local[-1] if local else None
 
 
-def _check_same_run(config: TrainingConfig, folder: Path) -> None:
+def _discard_checkpoints(output_dir: Path, run: Run) -> None:
+    """Make a run begin at its beginning: nothing on the disk or in the store is left to go on from."""
+    (output_dir / ckpt.TRAINER_FILE).unlink(missing_ok=True)  # it would call the new run finished
+    for stale in ckpt.checkpoints(output_dir):
+        shutil.rmtree(stale)
+    stored = [item.path for item in run.store.list(f"{run.prefix}/checkpoints")]
+    for path in sorted(stored, key=lambda path: not path.endswith("/manifest.json")):  # manifests first
+        run.store.delete(path)
+
+
+def check_same_run(config: TrainingConfig, folder: Path) -> None:
     """Refuse to go on with another run's checkpoint.
 
     Raises:

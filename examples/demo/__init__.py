@@ -1,0 +1,1 @@
+"""``make demo``: the whole suite once, from recordings to a served voice."""

@@ -1,0 +1,131 @@
+"""The voice before training, after it, and the recordings themselves, side by side."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from services.training.checkpoints import TRAINER_FILE
+from services.training.data import read_recordings
+from services.training.features import FeatureSettings, log_mel_of
+from services.training.plots import plot_alignment, plot_spectrograms
+from shared.audio import Audio
+from shared.modeling import VitsForTraining, load_model, synthesize
+from shared.text import FrontEnd
+
+_JUDGE_RATE = 16_000  # what DNSMOS hears
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Heard:
+    """One sentence in three voices."""
+
+    text: str
+    recording: Audio | None
+    before: Audio
+    after: Audio
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What changed."""
+
+    mel_before: float
+    """Held-out mel loss before the first step."""
+    mel_after: float
+    mos_recordings: float
+    """Mean DNSMOS (OVRL) of the recordings."""
+    mos_before: float
+    mos_after: float
+    sentences: int
+    heard: list[Heard]
+    history: list[dict[str, float]]
+    """The training's log, as in ``trainer_state.json``."""
+    alignment: Figure
+    spectrograms: Figure
+
+
+def mean_opinion(clips: list[Audio]) -> float:
+    """Mean DNSMOS (OVRL) of several clips."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the judge's own libraries
+        from speechmos import dnsmos
+
+        scores = [
+            dnsmos.run(clip.resampled(_JUDGE_RATE).samples.clip(-1, 1), sr=_JUDGE_RATE)["ovrl_mos"]
+            for clip in clips
+        ]
+    return float(np.mean(scores))
+
+
+class Speaker:
+    """A model folder that speaks."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model: VitsForTraining = load_model(folder)
+        self.front_end = FrontEnd.from_folder(folder)
+
+    def say(self, text: str, seed: int) -> tuple[Audio, NDArray[np.int32]]:
+        """Speech, and the frames of each token."""
+        spoken = synthesize(self.model, torch.tensor(self.front_end.tokenize(text).ids), seed=seed)
+        return Audio(spoken.samples, spoken.sampling_rate), spoken.durations
+
+
+def compare(data: Path, base: Path, trained: Path, sentence: str) -> Comparison:
+    """Speak every held-out test sentence before and after, and score all of it.
+
+    Args:
+        data: The dataset.
+        base: The model before training.
+        trained: The run's output folder.
+        sentence: One more sentence, which nobody recorded.
+    """
+    history = json.loads((trained / TRAINER_FILE).read_text(encoding="utf-8"))["log_history"]
+    mels = [row["eval_mel"] for row in history if "eval_mel" in row]
+    recordings = read_recordings(data, split="test")
+    before, after = Speaker(base), Speaker(trained)
+    heard = [
+        Heard(
+            recording.text,
+            recording.audio(),
+            before.say(recording.text, seed)[0],
+            after.say(recording.text, seed)[0],
+        )
+        for seed, recording in enumerate(recordings)
+    ]
+    spoken, durations = after.say(sentence, 0)
+    extra = Heard(sentence, None, before.say(sentence, 0)[0], spoken)
+    return Comparison(
+        mel_before=mels[0],
+        mel_after=mels[-1],
+        mos_recordings=mean_opinion([clip.recording for clip in heard if clip.recording]),
+        mos_before=mean_opinion([clip.before for clip in heard]),
+        mos_after=mean_opinion([clip.after for clip in heard]),
+        sentences=len(heard),
+        heard=[extra, *heard[:_SHOWN]],
+        history=history,
+        alignment=plot_alignment(durations),
+        spectrograms=_spectrograms(heard[0], after.model),
+    )
+
+
+def _spectrograms(clip: Heard, model: VitsForTraining) -> Figure:
+    """The same sentence three times."""
+    settings = FeatureSettings(
+        model.config.sampling_rate, model.hop_length, 2 * (model.config.spectrogram_bins - 1)
+    )
+
+    def mel(audio: Audio) -> NDArray[np.float32]:
+        samples = torch.from_numpy(audio.resampled(settings.sampling_rate).samples)[None]
+        return np.asarray(log_mel_of(samples, settings)[0])
+
+    assert clip.recording is not None  # noqa: S101 - a test sentence has one
+    return plot_spectrograms(recording=mel(clip.recording), before=mel(clip.before), after=mel(clip.after))

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from services.training.config import TrainingConfig
-from shared.errors import ModelError, NotFoundError
+from shared.errors import ModelError, NotFoundError, UserError
 from shared.modeling import VitsForTraining, load_model, read_discriminator
 from shared.modeling.initialization import initialize
 from shared.modeling.loading import fetch_from_hub
@@ -55,8 +55,8 @@ def find_model(config: TrainingConfig, store: Store) -> Path:
     registry = Registry(store)
     try:
         return registry.fetch(registry.resolve("models", reference))
-    except NotFoundError:
-        if "@" in reference:
+    except UserError as error:  # not in the store, or not even a name that a store could have
+        if "@" in reference or ("/" not in reference and not isinstance(error, NotFoundError)):
             raise
     return fetch_from_hub(
         reference, revision=config.model_revision, token=config.token, cache_dir=config.cache_dir

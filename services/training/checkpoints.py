@@ -34,6 +34,7 @@ class TrainerState:
 
     global_step: int = 0
     max_steps: int = 0
+    warm_up_steps: int = 0
     epoch: float = 0.0
     finished: bool = False
     log_history: list[dict[str, Any]] = field(default_factory=list)
@@ -98,7 +99,7 @@ def write_checkpoint(output_dir: Path, step: int, write: Callable[[Path], None])
 
 def remove_partial(output_dir: Path) -> None:
     """Clear away what a killed run left half-written."""
-    for leftover in output_dir.glob(f"*{_PARTIAL}"):
+    for leftover in [*output_dir.glob(f"*{_PARTIAL}"), *output_dir.glob(".checkpoint-*.part")]:
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:

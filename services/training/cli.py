@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from services.training.config import IGNORED, TrainingConfig, load, read_overrides
+from services.training.config import IGNORED, SECRETS, TrainingConfig, load, read_overrides
 
 _INTRODUCTION = """\
 usage: vits train --config FILE.json [--KEY VALUE ...]
@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
     for key in sorted(given):
         print(f"{key} is not needed: {IGNORED[key]}", file=sys.stderr)
     if show:
-        print(config.model_dump_json(indent=2, exclude={"token", "hub_token"}))
+        print(config.model_dump_json(indent=2, exclude=set(SECRETS)))
         return 0
     from services.training.loop import train
 

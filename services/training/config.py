@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,6 +32,9 @@ IGNORED: dict[str, str] = {
     "overwrite_cache": "the cache is keyed by what the recordings are, so it is never stale",
     "logging_first_step": "the first step is always logged",
 }
+
+#: Never shown and never written.
+SECRETS = frozenset({"token", "hub_token"})
 
 
 def _split_list(value: object) -> object:
@@ -234,7 +237,8 @@ def _describe(problem: Mapping[str, Any], values: Mapping[str, Any]) -> list[str
         return [f"{key} is missing: {TrainingConfig.model_fields[key].description}"]
     if not problem["loc"]:
         return str(problem["ctx"]["error"]).splitlines()
-    return [f"{key}: {values.get(key)!r} will not do: {problem['msg'].lower()}"]
+    value = "the value" if key in SECRETS else repr(values.get(key))
+    return [f"{key}: {value} will not do: {problem['msg'].lower()}"]
 
 
 def resolve(values: Mapping[str, Any], *, origin: str) -> TrainingConfig:
@@ -251,11 +255,25 @@ def resolve(values: Mapping[str, Any], *, origin: str) -> TrainingConfig:
         return TrainingConfig.model_validate(dict(values))
     except ValidationError as error:
         problems = [line for problem in error.errors() for line in _describe(problem, values)]
-        if not any(problem["loc"] == () for problem in error.errors()) and not values.get("dataset_name"):
-            problems.append(
-                "dataset_name is missing: a folder with audio and metadata, or a dataset on the hub"
-            )
-        raise ConfigError(f"{origin} cannot be used:", problems) from error
+        problems += _problems_across(
+            values, {problem["loc"][0] for problem in error.errors() if problem["loc"]}
+        )
+        # Not "from error": it would show the values of secrets in a traceback.
+        raise ConfigError(f"{origin} cannot be used:", list(dict.fromkeys(problems))) from None
+
+
+def _problems_across(values: Mapping[str, Any], wrong: Set[int | str]) -> list[str]:
+    """What is wrong between keys; pydantic asks that only when every single value is right."""
+    if not wrong:
+        return []
+    stand_ins = {key: "stand-in" for key in ("model_name_or_path", "dataset_name") if key in wrong}
+    try:
+        TrainingConfig.model_validate(
+            {key: value for key, value in values.items() if key not in wrong} | stand_ins
+        )
+    except ValidationError as error:
+        return [line for problem in error.errors() for line in _describe(problem, values)]
+    return []
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -278,6 +296,10 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
+def _none_or(argument: str) -> str | None:
+    return None if argument in {"None", "null"} else argument
+
+
 def read_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     """``--key value``, ``--key=value`` and a bare ``--flag`` (true) into keys and values.
 
@@ -291,12 +313,12 @@ def read_overrides(arguments: Sequence[str]) -> dict[str, Any]:
         if argument.startswith("--"):
             key, equals, value = argument[2:].partition("=")
             key = key.replace("-", "_")
-            values[key] = value if equals else True
+            values[key] = _none_or(value) if equals else True
             key = None if equals else key
         elif key is None:
             stray.append(f"{argument!r} belongs to no key: write --key value")
         else:
-            values[key] = None if argument in {"None", "null"} else argument
+            values[key] = _none_or(argument)
             key = None
     if stray:
         raise ConfigError("The command line cannot be used:", stray)

@@ -165,10 +165,14 @@ def keep_speaker(recordings: Sequence[Recording], wanted: int | str | None) -> l
         return list(recordings)
     kept = [recording for recording in recordings if recording.speaker == str(wanted)]
     if not kept:
-        present = sorted({str(recording.speaker) for recording in recordings})
+        present = sorted({recording.speaker for recording in recordings if recording.speaker is not None})
         raise DataError(
             f"filter_on_speaker_id {wanted!r} keeps no recording.",
-            [f"the dataset's speakers are {', '.join(present[:20])}"],
+            [
+                f"the dataset's speakers are {', '.join(present[:20])}"
+                if present
+                else "no speakers were read: set speaker_id_column_name to the column that names them"
+            ],
         )
     return kept
 
@@ -216,7 +220,7 @@ def decode(
     """
     name = _fingerprint(recordings, rate, normalize)
     data, index = cache / f"{name}.pcm16", cache / f"{name}.json"
-    if not index.is_file():
+    if not (index.is_file() and data.is_file()):
         cache.mkdir(parents=True, exist_ok=True)
         lengths, problems = [], []
 
@@ -365,4 +369,4 @@ def batch_plan(
     batches = [order[start : start + batch_size].tolist() for start in range(0, len(order), batch_size)]
     if group_by_length:
         batches = [batches[index] for index in generator.permutation(len(batches))]
-    return batches[rank::world] or batches
+    return batches[rank::world] or [batches[rank % len(batches)]]

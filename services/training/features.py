@@ -5,6 +5,7 @@ Shapes: B batch, S samples, F frames.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -88,6 +89,11 @@ def linear_spectrogram(padded: Tensor, settings: FeatureSettings) -> Tensor:
             return_complex=True,
         )
         return torch.sqrt(spectrum.real**2 + spectrum.imag**2 + _POWER_FLOOR)
+
+
+def silent_spectrogram(settings: FeatureSettings) -> Tensor:
+    """What :func:`linear_spectrogram` gives for one frame of silence: [1, n_fft / 2 + 1, 1]."""
+    return torch.full((1, settings.n_fft // 2 + 1, 1), math.sqrt(_POWER_FLOOR))
 
 
 def log_mel(spectrogram: Tensor, settings: FeatureSettings) -> Tensor:

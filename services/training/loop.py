@@ -21,7 +21,7 @@ from services.training.dataset import Batch, batch_plan
 from services.training.features import log_mel_of
 from services.training.plots import plot_alignment, plot_spectrograms
 from services.training.publishing import finish, save_checkpoint
-from services.training.session import Session, begin, precision, resume
+from services.training.session import Session, begin, check_same_run, precision, resume
 from services.training.steps import Seen, Steps, align, evaluate
 from services.training.tracking import Tracker
 from shared.errors import DataError, TextError
@@ -45,6 +45,7 @@ def train(config: TrainingConfig) -> Path:
     ckpt.remove_partial(config.output_dir)
     finished = ckpt.TrainerState.read(config.output_dir)
     if finished and finished.finished and not config.overwrite_output_dir and config.do_train:
+        check_same_run(config, config.output_dir)
         print(
             f"{config.output_dir} holds the finished model of {finished.global_step} steps: nothing left to do. "
             "Start over with --overwrite_output_dir, or name another --output_dir."

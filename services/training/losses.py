@@ -55,11 +55,12 @@ def kl_loss(
     ``Σ(mask · [logσp − logσq − ½ + ½(z_p − m)² e^{−2 logσp}]) / Σ mask``. The first four are [B, D, F],
     the mask [B, 1, F].
     """
+    prior_log_std = prior_log_std.float()  # float16 holds e^(-2 logσ) only down to logσ = -5.5
     divergence = (
         prior_log_std
-        - posterior_log_std
+        - posterior_log_std.float()
         - 0.5
-        + 0.5 * (flow_latents - prior_mean) ** 2 * torch.exp(-2 * prior_log_std)
+        + 0.5 * (flow_latents.float() - prior_mean.float()) ** 2 * torch.exp(-2 * prior_log_std)
     )
     return (divergence * frame_mask).sum() / frame_mask.sum()
 

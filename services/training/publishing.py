@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch.optim import Optimizer
 
 from services.training import checkpoints as ckpt
-from services.training.config import TrainingConfig
+from services.training.config import SECRETS, TrainingConfig
 from services.training.session import Session
 from services.training.tracking import Tracker
 from shared.errors import HubUnreachableError
@@ -37,7 +37,7 @@ def _write_model(session: Session, folder: Path) -> None:
     if session.base.speakers:
         (folder / "speakers.json").write_text(json.dumps(session.base.speakers, indent=2), encoding="utf-8")
     (folder / ckpt.CONFIG_FILE).write_text(
-        session.config.model_dump_json(indent=2, exclude={"token", "hub_token"}) + "\n", encoding="utf-8"
+        session.config.model_dump_json(indent=2, exclude=set(SECRETS)) + "\n", encoding="utf-8"
     )
 
 

@@ -103,7 +103,7 @@ def begin(config: TrainingConfig, accelerator: Accelerator) -> Session:
     with accelerator.main_process_first():
         training, evaluation = _prepare_data(config, base, settings, accelerator)
     if config.gradient_checkpointing:
-        cast("Any", model).gradient_checkpointing_enable()
+        cast("Any", model).activation_checkpointing_enable()
     model.decoder.apply_weight_norm()
     discriminator = new_discriminator(config.seed)
     if base.discriminator is not None:

@@ -22,10 +22,16 @@ from monotonic_align import maximum_path
 from services.training.config import TrainingConfig
 from services.training.dataset import Batch
 from services.training.discriminator import Discriminator
-from services.training.features import FeatureSettings, linear_spectrogram, log_mel, log_mel_of
+from services.training.features import (
+    FeatureSettings,
+    linear_spectrogram,
+    log_mel,
+    log_mel_of,
+    silent_spectrogram,
+)
 from services.training.losses import adversarial_loss, discriminator_loss, feature_loss, kl_loss, mel_loss
 from shared.modeling import TrainingOutput, VitsForTraining
-from shared.modeling.model import slice_frames
+from shared.modeling.model import sequence_mask, slice_frames
 
 #: Samples of the slice that is decoded in training, as in original VITS.
 SEGMENT_SAMPLES = 8192
@@ -61,12 +67,20 @@ class Seen:
         return cls(batch, spectrogram, log_mel(spectrogram, settings))
 
     def slices(self, starts: Tensor, width: int, settings: FeatureSettings) -> tuple[Tensor, Tensor]:
-        """The recording where a slice was decoded: waveform [B, 1, W·hop] and log-mel [B, 80, W]."""
+        """The recording where a slice was decoded: waveform [B, 1, W·hop] and log-mel [B, 80, W].
+
+        Past a recording's end both are silence: neither what is reflected there, nor a log-mel of 0,
+        which would be loud.
+        """
         hop, padding = settings.hop_length, settings.padding
         waveform = self.batch.padded_waveform[
             :, None, padding : self.batch.padded_waveform.shape[1] - padding
         ]
-        return slice_frames(waveform, starts * hop, width * hop), slice_frames(self.mel, starts, width)
+        waveform = slice_frames(waveform, starts * hop, width * hop)
+        mel = slice_frames(self.mel, starts, width)
+        inside = sequence_mask(self.batch.frame_lengths - starts, width)[:, None]
+        silence = log_mel(silent_spectrogram(settings).to(mel.device), settings)
+        return waveform * inside.repeat_interleave(hop, dim=2), torch.where(inside, mel, silence)
 
 
 class Steps:

@@ -155,6 +155,8 @@ class VitsForTraining(VitsModel):
 
     def __init__(self, config: VitsConfig) -> None:
         super().__init__(config)
+        # Original VITS drops no layers, and the draw that decides comes from NumPy's unseeded generator.
+        self.text_encoder.encoder.layerdrop = 0.0
         if resblock_type(config) == "2":
             stages = len(config.upsample_rates)
             self.decoder.resblocks = nn.ModuleList(

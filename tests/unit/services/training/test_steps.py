@@ -1,0 +1,439 @@
+"""One training step: what moves, what stays, and what the ancestor got wrong here."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from services.training.config import TrainingConfig
+from services.training.dataset import Batch, Examples
+from services.training.features import FeatureSettings, log_mel, silent_spectrogram
+from services.training.loop import schedule
+from services.training.steps import (
+    SEGMENT_SAMPLES,
+    Seen,
+    Steps,
+    align,
+    evaluate,
+    new_discriminator,
+    seed_everything,
+)
+from shared.modeling import load_model
+
+WIDTH = 32
+LOSSES = {"discriminator", "mel", "kl", "duration", "generator", "feature_maps"}
+
+
+def seen(examples: Examples, *indices: int) -> Seen:
+    return Seen.of(examples.collate([examples[index] for index in indices]), examples.settings)
+
+
+def clip(examples: Examples, frames: int) -> Seen:
+    """An example cut to so many frames and a token fewer than frames, with no reflection but its own."""
+    example = examples[0]
+    short = replace(example, samples=frames * examples.settings.hop_length, token_ids=example.token_ids[:3])
+    return Seen.of(examples.collate([short]), examples.settings)
+
+
+def weights(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in network.named_parameters()}
+
+
+def gradients(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value.grad.clone() for name, value in network.named_parameters() if value.grad is not None}
+
+
+def same(before: dict[str, Tensor], after: dict[str, Tensor]) -> bool:
+    return before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def without_dropout(trainee: Any) -> None:
+    for module in trainee.generator.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("dropout", "activation_dropout", "dropout_rate"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+# -- The joint stage -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_nothing_of_the_generator_step_is_left_to_the_discriminator(
+    make_trainee: Callable[..., Any], small_examples: Examples, parts: int
+) -> None:
+    """ANCESTOR, defect 1: its discriminator steps along leftovers of the generator's loss."""
+    trainee = make_trainee()
+    batches = [seen(small_examples, 0, 1), seen(small_examples, 2, 3)][:parts]
+    for step in range(2):
+        trainee.steps.joint(batches, step)
+        assert gradients(trainee.discriminator) == {}
+        assert gradients(trainee.generator) == {}
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_discriminator_learns_from_its_own_loss_alone(
+    make_trainee: Callable[..., Any], small_examples: Examples, parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ANCESTOR, defect 1, by its consequence: what the generator minimises never moves the discriminator.
+
+    Two runs differ in the generator's adversarial weights alone, and their generators stand still: so
+    whatever differs between the discriminators came over from the generator's loss.
+    """
+    batches = [seen(small_examples, 0, 1), seen(small_examples, 2, 3)][:parts]
+    ends = []
+    for weight in (0.0, 50.0):
+        trainee = make_trainee(weight_gen=weight, weight_fmaps=weight)
+        for group in trainee.steps.generator_optimizer.param_groups:
+            group["lr"] = 0.0
+        before = weights(trainee.discriminator)
+        for step in range(2):
+            trainee.steps.joint(batches, step)
+        ends.append(weights(trainee.discriminator))
+        assert not same(before, ends[-1])
+    assert same(*ends)
+
+
+def test_the_generator_is_judged_by_the_discriminator(
+    make_trainee: Callable[..., Any], small_examples: Examples
+) -> None:
+    """The other half of defect 1's mending: the loss still reaches the generator through the activations."""
+    ends = []
+    for weight in (0.0, 50.0):
+        trainee = make_trainee(weight_gen=weight, weight_fmaps=weight, max_grad_norm=0)
+        trainee.steps.joint([seen(small_examples, 0, 1)], 0)
+        ends.append(weights(trainee.generator))
+    assert not same(*ends)
+
+
+def test_the_real_recording_gives_the_feature_loss_no_gradient(
+    make_trainee: Callable[..., Any], small_examples: Examples
+) -> None:
+    """ANCESTOR, defect 18: real features are computed without a graph, in two passes in all for a step."""
+    trainee = make_trainee()
+    passes: list[tuple[int, bool]] = []
+    trainee.discriminator.register_forward_hook(
+        lambda _, inputs, __: passes.append((len(inputs[0]), torch.is_grad_enabled()))
+    )
+    trainee.steps.joint([seen(small_examples, 0, 1)], 0)
+    assert passes == [(4, True), (2, False), (2, True)]
+
+
+def test_losses_are_complete_finite_and_detached(
+    make_trainee: Callable[..., Any], small_examples: Examples
+) -> None:
+    losses = make_trainee().steps.joint([seen(small_examples, 0, 1)], 0)
+    assert losses.keys() == LOSSES | {"gradient_norm_generator", "gradient_norm_discriminator"}
+    assert all(bool(torch.isfinite(loss)) and not loss.requires_grad for loss in losses.values())
+
+
+def test_the_same_seed_gives_the_same_losses_bit_for_bit(
+    make_trainee: Callable[..., Any], small_examples: Examples
+) -> None:
+    def losses(seed: int, disturbance: int) -> list[dict[str, float]]:
+        trainee = make_trainee(seed=seed)
+        told = []
+        for step in range(3):
+            torch.manual_seed(disturbance)  # whatever was drawn between two steps
+            np.random.seed(disturbance)
+            values = trainee.steps.joint([seen(small_examples, step, step + 1)], step)
+            told.append({name: float(value) for name, value in values.items()})
+        return told
+
+    first = losses(1, 10)
+    assert losses(1, 11) == first
+    assert losses(2, 10) != first
+
+
+def forward_with_key(steps: Steps, part: Seen, *key: int) -> Tensor:
+    return steps._forward(part, key).prior_mean.detach()
+
+
+def test_training_is_in_training_mode(
+    make_trainee: Callable[..., Any], small_examples: Examples, spanish_model: Path
+) -> None:
+    """ANCESTOR, defect 2: it never calls ``.train()``, so no dropout is ever active."""
+    steps = make_trainee().steps
+    part = seen(small_examples, 0, 1)
+    hidden: list[Tensor] = []
+    steps.generator.text_encoder.encoder.register_forward_hook(
+        lambda _, __, output: hidden.append(output.last_hidden_state.detach())
+    )
+    for key in ((0, 1, 0), (0, 1, 0), (0, 2, 0)):
+        forward_with_key(steps, part, *key)
+    first, again, other = hidden
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_no_layer_is_ever_dropped(make_trainee: Callable[..., Any], small_examples: Examples) -> None:
+    """DESIGN §3: layerdrop is 0, though the hub's MMS configurations say 0.1; NumPy draws it, unseeded."""
+    trainee = make_trainee()
+    without_dropout(trainee)
+    assert trainee.generator.config.layerdrop == 0.1
+    trainee.generator.text_encoder.encoder.layers.register_module("0", nn.Identity())
+    calls = []
+    layer = trainee.generator.text_encoder.encoder.layers[1]
+    layer.register_forward_hook(lambda *_: calls.append(1))
+    layers = trainee.generator.text_encoder.encoder.layers
+    layers[0].forward = lambda hidden, **_: (hidden,)
+    for step in range(60):
+        trainee.generator.text_encoder(
+            input_ids=torch.ones(1, 3, dtype=torch.long),
+            padding_mask=torch.ones(1, 3, 1),
+            attention_mask=torch.ones(1, 3),
+        )
+        assert len(calls) == step + 1
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(
+    make_trainee: Callable[..., Any], small_examples: Examples
+) -> None:
+    ends = []
+    for checkpointing in (False, True):
+        trainee = make_trainee()
+        if checkpointing:
+            trainee.generator.activation_checkpointing_enable()
+            assert trainee.generator.text_encoder.encoder.gradient_checkpointing
+        trainee.steps.joint([seen(small_examples, 0, 1)], 0)
+        ends.append(weights(trainee.generator))
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, rtol=1e-5, atol=1e-7)
+
+
+def test_gradients_add_up_over_micro_batches(
+    make_trainee: Callable[..., Any], small_examples: Examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What k micro-batches give both networks is the mean of what each gives alone."""
+    parts = [seen(small_examples, 0, 1), seen(small_examples, 2, 3), seen(small_examples, 4, 5)]
+    kept: list[dict[str, Tensor]] = []
+
+    def keep(self: Steps, optimizer: torch.optim.Optimizer, network: nn.Module) -> Tensor:
+        kept.append(gradients(network))
+        network.zero_grad(set_to_none=True)
+        return torch.zeros(())
+
+    monkeypatch.setattr(Steps, "_apply", keep)
+    monkeypatch.setattr(Steps, "_forward", _forward_keyed_by_batch)
+    trainee = make_trainee()
+    together = trainee.steps.joint(parts, 0)
+    alone = [trainee.steps.joint([part], 0) for part in parts]
+
+    for name in LOSSES:
+        mean = torch.stack([losses[name] for losses in alone]).mean()
+        torch.testing.assert_close(together[name], mean, rtol=1e-5, atol=1e-7)
+    for network in (0, 1):  # the discriminator's gradients are kept first, the generator's second
+        accumulated, *separate = kept[network::2]
+        assert accumulated.keys() == separate[0].keys()
+        assert len(accumulated) > 30
+        mean = {name: torch.stack([one[name] for one in separate]).mean(0) for name in accumulated}
+        difference = {name: accumulated[name] - mean[name] for name in accumulated}
+        assert length(difference) < 1e-5 * length(mean)
+
+
+def length(vector: dict[str, Tensor]) -> float:
+    return float(torch.stack([part.square().sum() for part in vector.values()]).sum().sqrt())
+
+
+_plain_forward = Steps._forward
+
+
+def _forward_keyed_by_batch(self: Steps, part: Seen, key: Sequence[int]) -> Any:
+    """The forward with noise that depends on the recordings and not on their place in the step."""
+    return _plain_forward(self, part, (0, sum(map(ord, "".join(part.batch.ids)))))
+
+
+def test_both_passes_over_a_micro_batch_hear_the_same_slice(
+    make_trainee: Callable[..., Any], small_examples: Examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+    monkeypatch.setattr(
+        Steps,
+        "_forward",
+        lambda self, part, key: told.append(_plain_forward(self, part, key)) or told[-1],
+    )
+    make_trainee(rate=0.0).steps.joint([seen(small_examples, 0, 1), seen(small_examples, 2, 3)], 0)
+    first, second, first_again, second_again = told
+    assert torch.equal(first.waveform, first_again.waveform)
+    assert torch.equal(second.waveform, second_again.waveform)
+    assert not first.waveform.requires_grad  # the discriminator's pass keeps no graph of the generator
+    assert first_again.waveform.requires_grad
+
+
+def test_gradients_are_clipped(make_trainee: Callable[..., Any], small_examples: Examples) -> None:
+    norms: list[float] = []
+    trainee = make_trainee(max_grad_norm=0.01)
+    step = trainee.steps.generator_optimizer.step
+
+    def spy(*_: Any) -> None:
+        squares = [value.square().sum() for value in gradients(trainee.generator).values()]
+        norms.append(float(torch.stack(squares).sum().sqrt()))
+        step()
+
+    trainee.steps.generator_optimizer.step = spy
+    told = trainee.steps.joint([seen(small_examples, 0, 1)], 0)
+    assert float(told["gradient_norm_generator"]) > 1
+    assert norms == [pytest.approx(0.01, rel=1e-3)]
+
+
+# -- Short clips -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("frames", [4, 31, 32])
+def test_a_clip_shorter_than_a_slice_trains(
+    make_trainee: Callable[..., Any], small_examples: Examples, frames: int
+) -> None:
+    """ANCESTOR, defect 6: a clip of fewer than 32 frames crashes it."""
+    losses = make_trainee().steps.joint([clip(small_examples, frames)], 0)
+    assert all(bool(torch.isfinite(loss)) for loss in losses.values())
+
+
+def test_past_the_end_of_a_recording_a_slice_is_silent(
+    small_examples: Examples, settings: FeatureSettings
+) -> None:
+    """In a ragged batch too, where the reflection at a clip's end stands in the middle of the row."""
+    long = small_examples[1]
+    short = replace(small_examples[0], samples=10 * settings.hop_length + 100)
+    part = Seen.of(small_examples.collate([short, long]), settings)
+    waveform, mel = part.slices(torch.tensor([0, 5]), WIDTH, settings)
+    assert waveform.shape == (2, 1, SEGMENT_SAMPLES)
+    end = 10 * settings.hop_length
+    whole = torch.from_numpy(small_examples.waveform(short))
+    torch.testing.assert_close(waveform[0, 0, :end], whole[:end])
+    assert not waveform[0, 0, end:].any()
+    silence = log_mel(silent_spectrogram(settings), settings)
+    assert torch.equal(mel[0, :, 10:], silence[0].expand(-1, 22))
+    assert torch.equal(mel[0, :, :10], part.mel[0, :, :10])
+    sound = torch.from_numpy(small_examples.waveform(long))[5 * settings.hop_length :][:SEGMENT_SAMPLES]
+    torch.testing.assert_close(waveform[1, 0], sound)
+
+
+# -- The first stage -------------------------------------------------------------------------------
+
+
+def test_warming_up_moves_the_new_modules_and_nothing_else(
+    spanish_model: Path, make_config: Callable[..., TrainingConfig], small_examples: Examples
+) -> None:
+    generator = load_model(spanish_model)
+    generator.decoder.apply_weight_norm()
+    generator.requires_grad_(False)
+    generator.posterior_encoder.requires_grad_(True).train()
+    trainable = [parameter for parameter in generator.parameters() if parameter.requires_grad]
+    steps = Steps(
+        Accelerator(cpu=True),
+        make_config(),
+        small_examples.settings,
+        generator,
+        torch.optim.AdamW(trainable, lr=1e-2),
+    )
+    before = {name: value.clone() for name, value in generator.state_dict().items()}
+    for step in range(2):
+        steps.warm_up([seen(small_examples, 0, 1)], step)
+    for name, value in generator.state_dict().items():
+        moved = not torch.equal(before[name], value)
+        assert moved == name.startswith("posterior_encoder."), name
+    assert gradients(generator) == {}
+
+
+# -- Evaluation ------------------------------------------------------------------------------------
+
+
+def held_out(examples: Examples) -> list[Batch]:
+    return [examples.collate([examples[0], examples[1]]), examples.collate([examples[2]])]
+
+
+def test_evaluation_is_the_same_whatever_was_drawn_before(
+    spanish_model: Path, small_examples: Examples
+) -> None:
+    """ANCESTOR, defect 5: noisy validation that consumes training's randomness."""
+    model = load_model(spanish_model)
+    accelerator = Accelerator(cpu=True)
+    told = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        model.train()
+        told.append(evaluate(model, held_out(small_examples), small_examples.settings, accelerator))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert told[0] == told[1]
+    assert told[0].keys() == {"mel", "kl", "duration"}
+    assert not any(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_evaluation_averages_over_frames_and_tokens(spanish_model: Path, small_examples: Examples) -> None:
+    """ANCESTOR, defect 5: it sums its validation losses. Twice the data is not twice the loss."""
+    model = load_model(spanish_model)
+    accelerator = Accelerator(cpu=True)
+    one = small_examples.collate([small_examples[0]])
+    other = small_examples.collate([small_examples[3]])
+    settings = small_examples.settings
+    both = evaluate(model, [one, other], settings, accelerator)
+    means = [evaluate(model, [batch], settings, accelerator) for batch in (one, other)]
+    frames = [int(batch.frame_lengths) for batch in (one, other)]
+    for name in ("mel", "kl"):
+        expected = np.average([mean[name] for mean in means], weights=frames)
+        # Its noise is drawn batch by batch, which moves a one-sample KL but does not double it.
+        assert both[name] == pytest.approx(expected, rel=1e-5 if name == "mel" else 0.4)
+
+
+# -- What does not need a network ------------------------------------------------------------------
+
+
+def test_alignments_fill_their_frames() -> None:
+    scores = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(0))
+    durations = align(scores, torch.tensor([4, 2]).int(), torch.tensor([9, 7]).int())
+    assert durations.sum(1).tolist() == [9, 7]
+    assert durations[1, 2:].tolist() == [0, 0]
+
+
+def test_keys_are_told_apart() -> None:
+    def draw(*key: int) -> float:
+        seed_everything(*key)
+        return float(torch.rand(()))
+
+    with torch.random.fork_rng():
+        drawn = {key: draw(*key) for key in [(1, 23), (12, 3), (1, 2, 3), (1, 3, 2), (3, 2, 1)]}
+        assert len(set(drawn.values())) == len(drawn)
+        assert draw(1, 23) == drawn[1, 23]
+
+
+def test_a_fresh_discriminator_depends_on_its_seed_alone(small_discriminator: None) -> None:
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    first = weights(new_discriminator(3))
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(6)
+    assert same(first, weights(new_discriminator(3)))
+    assert not same(first, weights(new_discriminator(4)))
+
+
+def test_the_learning_rate_is_a_function_of_the_step(make_config: Callable[..., TrainingConfig]) -> None:
+    """ANCESTOR, defects 15, 19 and 24: its schedulers drift on resuming, on several processes, and crash."""
+    per_epoch = make_config(lr_decay=0.5)
+    assert [schedule(per_epoch, step, 100, 10) for step in (0, 9, 10, 25)] == [1, 1, 0.5, 0.25]
+    rising = make_config(lr_decay=1, warmup_ratio=0.05)
+    assert [schedule(rising, step, 100, 10) for step in (0, 3, 4, 99)] == [0.2, 0.8, 1, 1]
+    per_step = {"do_step_schedule_per_epoch": False}
+    linear = make_config(**per_step)
+    assert [schedule(linear, step, 100, 10) for step in (0, 50, 100)] == [1, 0.5, 0]
+    cosine = make_config(**per_step, lr_scheduler_type="cosine")
+    assert [schedule(cosine, step, 100, 10) for step in (0, 50, 100)] == pytest.approx([1, 0.5, 0])
+    constant = make_config(**per_step, lr_scheduler_type="constant_with_warmup", warmup_steps=4)
+    assert [schedule(constant, step, 100, 10) for step in (0, 3, 99)] == [0.25, 1, 1]
+
+
+def test_copies_of_a_configuration_are_frozen(make_config: Callable[..., TrainingConfig]) -> None:
+    config = make_config()
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 3
+    assert copy.copy(config) == config

@@ -25,7 +25,10 @@ TOKEN_BUCKETS = [32, 64, 96, 128, 192, 256, 384, 512]
 #: Frames for the flow are padded to a multiple of this.
 FRAME_MULTIPLE = 64
 
-#: Frames of the first window and of the later ones.
+#: Frames of the first window and of the later ones. Measured on a Piper medium voice (ONNX Runtime, one thread):
+#: the first window takes 23 ms (16 frames: 15 ms, 48: 32 ms). Against decoding the whole at once, later windows
+#: of 64 frames cost 21, 11 and 7 % more for 1.5, 6 and 21 s of audio, those of 128 frames 9, 1 and 0 %, and longer
+#: ones gain nothing more.
 FIRST_WINDOW_FRAMES = 32
 WINDOW_FRAMES = 128
 

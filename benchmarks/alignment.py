@@ -98,10 +98,14 @@ class Bench:
         self.scratch = {threads: scratch(threads, tokens, tokens * frames) for threads in (1, 2)}
 
     def refresh(self) -> None:
-        """Clears what the kernels fill, then writes the likelihood anew (the baseline destroys it)."""
+        """Clears what the kernels fill, then writes the likelihood anew (the baseline destroys it).
+
+        torch writes it, with the threads of the run to come: so in training, where the likelihood is the last
+        thing computed, and where torch's OpenMP threads, which are ours too, are awake.
+        """
         self.path_BFT[:] = 0
         self.durations_BT[:] = 0
-        np.copyto(self.scores_BFT, self.source_BFT)
+        torch.from_numpy(self.scores_BFT).copy_(torch.from_numpy(self.source_BFT))
 
     def field_kernel(self, threads: int) -> None:
         """The baseline's compiled search alone."""

@@ -20,6 +20,7 @@ from shared.errors import (
     StoreError,
     UserError,
     VitsError,
+    nearest,
 )
 
 
@@ -70,15 +71,16 @@ def usage() -> str:
     )
 
 
-def load(name: str) -> Callable[[Sequence[str]], int]:
-    """Import one subcommand.
+def run(name: str, argv: Sequence[str]) -> int:
+    """Import one subcommand and run it.
 
     Raises:
-        MissingExtraError: A library that it needs is not installed.
+        MissingExtraError: A library that it needs, at once or on its way, is not installed.
     """
     command = SUBCOMMANDS[name]
     try:
-        module = importlib.import_module(command.module)
+        subcommand = cast("Callable[[Sequence[str]], int]", importlib.import_module(command.module).main)
+        return subcommand(argv)
     except ModuleNotFoundError as error:
         root = (error.name or "").partition(".")[0]
         if root in {"services", "shared", "monotonic_align"} or not command.extra:
@@ -87,7 +89,6 @@ def load(name: str) -> Callable[[Sequence[str]], int]:
             f"'vits {name}' needs the package {root!r}, which is not installed. "
             f"Install its extra: pip install 'vits-suite[{command.extra}]'"
         ) from error
-    return cast("Callable[[Sequence[str]], int]", module.main)
 
 
 def exit_code(error: VitsError) -> int:
@@ -104,14 +105,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *rest = arguments
     try:
         if name not in SUBCOMMANDS:
-            from shared.errors import nearest
-
             raise UserError(
                 f"vits has no subcommand {name!r}{nearest(name, list(SUBCOMMANDS))}\n'vits --help' lists them all."
             )
         if name in {"models", "voices"}:
             rest = [name, *rest]
-        return load(name)(rest)
+        return run(name, rest)
     except VitsError as error:
         print(f"vits {name}: {error}", file=sys.stderr)
         return exit_code(error)

@@ -6,6 +6,7 @@ from there into every manifest.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -14,6 +15,35 @@ from shared.errors import ModelError
 
 PROVENANCE_FILE = "provenance.json"
 UNKNOWN_LICENCE = "unknown"
+
+
+def _outside_parentheses(expression: str) -> str:
+    """A licence expression with everything in parentheses blanked out, of the same length."""
+    depth, outside = 0, []
+    for character in expression:
+        depth += character == "("
+        outside.append(" " if depth else character)
+        depth -= character == ")" and depth > 0
+    return "".join(outside)
+
+
+def _has_choice(expression: str) -> bool:
+    """Whether a licence expression is a choice, ``A OR B``, at its top."""
+    return " OR " in _outside_parentheses(expression)
+
+
+def _conjuncts(expression: str) -> list[str]:
+    """The licences that all apply: ``A AND (B OR C)`` → ``A``, ``B OR C``; a choice is one of them."""
+    outside = _outside_parentheses(expression)
+    if " OR " in outside:
+        return [expression]
+    starts = [0, *(match.end() for match in re.finditer(" AND ", outside))]
+    ends = [*(match.start() for match in re.finditer(" AND ", outside)), len(expression)]
+    parts = (expression[start:end] for start, end in zip(starts, ends, strict=True))
+    return [
+        part[1:-1] if part.startswith("(") and not _outside_parentheses(part).strip() else part
+        for part in parts
+    ]
 
 
 class Provenance(BaseModel):
@@ -30,13 +60,15 @@ class Provenance(BaseModel):
 
     def joined(self, other: Provenance) -> Provenance:
         """What is made from both: all licences, all sources, and every consent."""
-        licences = list(dict.fromkeys([*self.licence.split(" AND "), *other.licence.split(" AND ")]))
-        known = [licence for licence in licences if licence != UNKNOWN_LICENCE]
-        consents = list(dict.fromkeys(filter(None, [self.consent, other.consent])))
+        licences = list(dict.fromkeys([*_conjuncts(self.licence), *_conjuncts(other.licence)]))
+        licences.sort(key=lambda licence: licence == UNKNOWN_LICENCE)  # unknown comes last
+        if len(licences) > 1:  # AND binds tighter than OR
+            licences = [f"({licence})" if _has_choice(licence) else licence for licence in licences]
+        given = "; ".join(filter(None, [self.consent, other.consent]))
         return Provenance(
-            licence=" AND ".join(known + [UNKNOWN_LICENCE] * (len(known) < len(licences))),
+            licence=" AND ".join(licences),
             sources=tuple(dict.fromkeys([*self.sources, *other.sources])),
-            consent="; ".join(consents) or None,
+            consent="; ".join(dict.fromkeys(given.split("; "))) or None,
         )
 
     def write(self, folder: Path) -> None:

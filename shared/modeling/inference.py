@@ -5,6 +5,7 @@ Shapes: B batch, T tokens, F frames, S samples, D latent channels.
 
 from __future__ import annotations
 
+import math
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,8 @@ def synthesize(
     scale = config.noise_scale if noise_scale is None else noise_scale
     duration_scale = config.noise_scale_duration if noise_scale_duration is None else noise_scale_duration
     generator = torch.Generator().manual_seed(seed)
-    was_training = model.training
+    # Each module's own: in the first stage of training only some of them train.
+    training = [module for module in model.modules() if module.training]
     model.train(False)
     try:
         tokens = input_ids[None]
@@ -71,7 +73,8 @@ def synthesize(
         hidden = text.last_hidden_state.transpose(1, 2)
         noise = torch.randn(1, 2, tokens.shape[1], generator=generator).to(device) * duration_scale
         log_duration = _log_durations(model, hidden, mask, speaker, noise)
-        durations = torch.ceil(torch.exp(log_duration) * mask / rate)[:, 0].long()
+        # Times the reciprocal, as VitsModel has it: a quotient rounds differently before the ceiling.
+        durations = torch.ceil(torch.exp(log_duration) * mask * (1.0 / rate))[:, 0].long()
         if int(durations.sum()) == 0:
             durations[:, 0] = 1
         frames = int(durations.sum())
@@ -82,7 +85,8 @@ def synthesize(
         latents = model.flow(mean + noise * torch.exp(log_std) * scale, frame_mask, speaker, reverse=True)
         waveform = model.decoder(latents, speaker)
     finally:
-        model.train(was_training)
+        for module in training:
+            module.training = True
     return Utterance(
         samples=waveform[0, 0].float().cpu().numpy(),
         sampling_rate=config.sampling_rate,
@@ -130,8 +134,12 @@ def speak(
     Raises:
         ModelError: The folder is not a usable model.
         TextError: The text has nothing that the model can speak.
-        RequestError: The model has no such speaker.
+        RequestError: The model has no such speaker, or the speaking rate is not a positive number.
     """
+    if speaking_rate is not None and not 0 < speaking_rate < math.inf:
+        raise RequestError(
+            f"speaking rate {speaking_rate:g}: give a positive number, such as 1.0", param="speaking_rate"
+        )
     model = load_model(folder)
     if speaker is not None and not 0 <= speaker < model.config.num_speakers:
         raise RequestError(

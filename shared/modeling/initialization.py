@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 from transformers.models.vits.modeling_vits import (
+    VitsAttention,
     VitsConvFlow,
     VitsElementwiseAffine,
     VitsHifiGan,
@@ -32,9 +33,10 @@ def _set_weight(layer: nn.Module, weight: torch.Tensor) -> None:
 def initialize(module: nn.Module) -> None:
     """Initialise ``module`` and all below it as original VITS does, in place.
 
-    Convolutions and linear layers: torch's own default (Kaiming uniform, a = √5). HiFi-GAN's
-    upsamplers and residual blocks: N(0, 0.01). The last convolution of every coupling layer and spline
-    flow: zero, so that the flow starts as the identity. Embeddings: N(0, 1/√size).
+    Convolutions and linear layers: torch's own default (Kaiming uniform, a = √5). Attention's queries,
+    keys and values: Xavier uniform; its relative positions: N(0, 1/√head). HiFi-GAN's upsamplers and
+    residual blocks: N(0, 0.01). The last convolution of every coupling layer and spline flow: zero, so
+    that the flow starts as the identity. Embeddings: N(0, 1/√size).
     """
     for layer in module.modules():
         if isinstance(layer, nn.Conv1d | nn.ConvTranspose1d | nn.Conv2d | nn.Linear):
@@ -49,7 +51,13 @@ def initialize(module: nn.Module) -> None:
         elif isinstance(layer, nn.LayerNorm):
             layer.reset_parameters()
     for layer in module.modules():
-        if isinstance(layer, VitsHifiGan):
+        if isinstance(layer, VitsAttention):
+            for projection in (layer.q_proj, layer.k_proj, layer.v_proj):
+                nn.init.xavier_uniform_(projection.weight)
+            if layer.window_size:
+                nn.init.normal_(layer.emb_rel_k, std=layer.head_dim**-0.5)
+                nn.init.normal_(layer.emb_rel_v, std=layer.head_dim**-0.5)
+        elif isinstance(layer, VitsHifiGan):
             for convolution in [*layer.upsampler.modules(), *layer.resblocks.modules()]:
                 if isinstance(convolution, nn.Conv1d | nn.ConvTranspose1d):
                     _set_weight(convolution, torch.empty_like(convolution.weight).normal_(0.0, 0.01))

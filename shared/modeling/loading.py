@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +11,12 @@ from typing import Any, cast
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    StrictDataclassError,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -46,7 +53,8 @@ def fetch_from_hub(
 
     Raises:
         HubUnreachableError: The hub could not be reached and the cache does not have the model.
-        NotFoundError: The hub has no such model, or will not show it without a token.
+        NotFoundError: The hub has no such model or revision, will not show it without a token, or could
+            not have one by this name.
     """
     try:
         return Path(
@@ -54,15 +62,21 @@ def fetch_from_hub(
                 repository, revision=revision, token=token, cache_dir=cache_dir, allow_patterns=_HUB_FILES
             )
         )
-    except RepositoryNotFoundError as error:
+    except HFValidationError as error:
+        raise NotFoundError(
+            f"{repository!r} is neither a local folder nor in the store, and cannot be a name on the model hub, "
+            "where models are called 'owner/model'. Check the spelling."
+        ) from error
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise NotFoundError(
             f"The model hub has no model {repository!r} at revision {revision!r}, or it is private. "
             "Check the spelling, or give a token that may read it."
         ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except Exception as error:  # whatever the HTTP library beneath the hub's client raises
+        reason = str(error.__cause__ or error).partition("\n")[0]
         raise HubUnreachableError(
             f"The model {repository!r} is neither a local folder nor in the store, and the model hub could "
-            "not be reached to download it. Two ways to go on without the hub:\n"
+            f"not be reached to download it ({reason}). Two ways to go on without the hub:\n"
             "  1. a local folder: copy the model's folder here from a machine that has it, and set "
             '"model_name_or_path" to its path;\n'
             "  2. a store: publish the model once from a machine that has it, and set "
@@ -83,7 +97,7 @@ def load_config(folder: Path) -> VitsConfig:
         )
     try:
         config = AutoConfig.from_pretrained(folder)
-    except (ValueError, OSError, TypeError) as error:
+    except (ValueError, OSError, TypeError, KeyError, StrictDataclassError) as error:
         raise ModelError(f"{folder / 'config.json'} cannot be read: {error}") from error
     if not isinstance(config, VitsConfig):
         raise ModelError(
@@ -110,7 +124,12 @@ def load_model(folder: str | Path, *, reinitialize: Sequence[str] = ()) -> VitsF
     loaded: tuple[VitsForTraining, dict[str, Any]]
     try:
         loaded = cast("Any", VitsForTraining).from_pretrained(
-            folder, config=config, dtype=torch.float32, output_loading_info=True, local_files_only=True
+            folder,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            local_files_only=True,
+            use_safetensors=True,  # nothing is ever unpickled
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"The weights in {folder} cannot be loaded: {error}") from error
@@ -161,11 +180,27 @@ def save_model(model: VitsForTraining, folder: Path, *, companions: Path | None 
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: value for name, value in model.state_dict().items() if not name.startswith("decoder.")}
     state |= {f"decoder.{name}": value for name, value in folded_state_dict(model.decoder).items()}
-    model.config.architectures = ["VitsModel" if model.config.model_type == "vits" else "VitsForTraining"]
-    model.save_pretrained(
-        folder, state_dict={name: value.contiguous().cpu() for name, value in state.items()}
-    )
+    state = {name: value.contiguous().cpu() for name, value in state.items()}
+    transformers_logging.disable_progress_bar()
+    config = model.config
+    model.config = copy.deepcopy(config)  # save_pretrained writes into it
+    try:
+        model.save_pretrained(folder, state_dict=state)
+        if config.model_type == "vits":  # the name of the class that everybody has, instead of ours
+            model.config.architectures = ["VitsModel"]
+            model.config.save_pretrained(folder)
+    finally:
+        model.config = config
+    for weights in folder.glob("*.safetensors"):
+        weights.chmod(0o666 & ~_umask())  # safetensors lets the owner alone read what it writes
     if companions is not None:
         for name in _COMPANIONS:
             if (companions / name).is_file() and companions.resolve() != folder.resolve():
                 shutil.copyfile(companions / name, folder / name)
+
+
+def _umask() -> int:
+    """The process's file mode mask, which can only be read by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

@@ -31,13 +31,27 @@ class VitsResblock2Config(VitsConfig):
     """A VITS whose decoder uses HiFi-GAN's ResBlock2, as Piper's low and medium voices do.
 
     It has a ``model_type`` of its own so that stock ``transformers`` refuses such a folder instead of
-    loading it with random decoder weights.
+    loading it with random decoder weights. ``VitsModel.from_pretrained`` does not heed model types; what
+    stops it is that the dilations are written below a key, where it insists on a list.
     """
 
     model_type = "vits_resblock2"
     resblock_type: str = "2"
     resblock_kernel_sizes: list[int] | tuple[int, ...] = (3, 5, 7)
-    resblock_dilation_sizes: list[Any] | tuple[Any, ...] = ((1, 2), (2, 6), (3, 12))
+    resblock_dilation_sizes: list[Any] | tuple[Any, ...] | dict[str, Any] = (  # type: ignore[assignment]
+        (1, 2),
+        (2, 6),
+        (3, 12),
+    )
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if isinstance(self.resblock_dilation_sizes, dict):
+            self.resblock_dilation_sizes = self.resblock_dilation_sizes["resblock2"]
+        cast("Any", super()).__post_init__(**kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as JSON has it."""
+        return {**super().to_dict(), "resblock_dilation_sizes": {"resblock2": self.resblock_dilation_sizes}}
 
 
 AutoConfig.register("vits_resblock2", VitsResblock2Config, exist_ok=True)

@@ -31,7 +31,7 @@ from transformers import VitsConfig
 from shared.errors import ModelError, QualityError
 from shared.modeling import VitsForTraining, VitsResblock2Config, save_model, synthesize
 from shared.modeling.initialization import initialize
-from shared.provenance import Provenance
+from shared.provenance import UNKNOWN_LICENCE, Provenance
 from shared.text import FrontEnd
 
 #: Modules of ``VitsModel`` that no Piper file has weights for.
@@ -142,11 +142,27 @@ class PiperVoice:
             graph = onnx.load(path).graph
         except (ValueError, OSError, DecodeError) as error:
             raise ModelError(f"{path} and its JSON cannot be read as a Piper voice: {error}") from error
-        if "phoneme_id_map" not in settings or "audio" not in settings:
-            raise ModelError(
-                f"{description} is not a Piper voice's description: it has no phoneme_id_map or audio."
-            )
+        _check_settings(settings, description)
         return cls(path, settings, *_named_weights(graph))
+
+
+def _check_settings(settings: object, description: Path) -> None:
+    """Refuse a description that is not Piper's, or of a voice that does not speak from espeak's phonemes.
+
+    Raises:
+        ModelError: It is one of those.
+    """
+    match settings:
+        case {"phoneme_type": str(kind)} if kind != "espeak":
+            raise ModelError(
+                f"{description}: phoneme_type is {kind!r}; "
+                "only voices that speak from espeak-ng's phonemes can be converted."
+            )
+        case {"phoneme_id_map": dict(), "audio": {"sample_rate": int()}}:
+            return
+    raise ModelError(
+        f"{description} is not a Piper voice's description: it has no phoneme_id_map or no audio.sample_rate."
+    )
 
 
 def _named_weights(
@@ -158,12 +174,13 @@ def _named_weights(
     strides: dict[str, int] = {}
     dilations: dict[str, int] = {}
     for node in graph.node:
-        if node.op_type in {"Conv", "ConvTranspose"}:
+        if node.op_type in {"Conv", "ConvTranspose"} and node.input[1] in tensors:
             name = node.input[1]
             if len(node.input) > 2 and node.input[2].endswith(".bias"):
                 name = node.input[2].removesuffix(".bias") + ".weight"
-            if node.input[1] in tensors:
-                weights[name] = tensors[node.input[1]]
+            if rename(name) is None:
+                continue
+            weights[name] = tensors[node.input[1]]
             attributes = {attribute.name: list(attribute.ints) for attribute in node.attribute}
             strides[name] = (attributes.get("strides") or [1])[0]
             dilations[name] = (attributes.get("dilations") or [1])[0]
@@ -177,13 +194,12 @@ def _named_weights(
     for name, value in tensors.items():
         if name.startswith("/dp/flows.0/Exp"):
             weights["dp.flows.0.logs"] = -np.log(value)
-    weights.pop("sid", None)
     return weights, strides, dilations
 
 
-def _indices(names: Mapping[str, object], pattern: str) -> list[int]:
-    """The numbers that a pattern's group takes among names, in order."""
-    return sorted({int(match[1]) for name in names if (match := re.fullmatch(pattern, name))})
+def _count(names: Mapping[str, object], pattern: str) -> int:
+    """How many there are, counted from 0, of what a pattern's group numbers, even if some are missing."""
+    return 1 + max((int(match[1]) for name in names if (match := re.fullmatch(pattern, name))), default=-1)
 
 
 def derive_config(voice: PiperVoice) -> VitsConfig:
@@ -192,66 +208,78 @@ def derive_config(voice: PiperVoice) -> VitsConfig:
     Raises:
         ModelError: Weights that every VITS has are missing.
     """
-    weights = voice.weights
-    needed = [
-        "enc_p.emb.weight",
-        "enc_p.proj.weight",
-        "dec.conv_pre.weight",
-        "dp.pre.weight",
-        "flow.flows.0.pre.weight",
-    ]
-    missing = [name for name in needed if name not in weights]
-    if missing:
-        raise ModelError(
-            f"{voice.path} is not a Piper voice that can be converted: it lacks {', '.join(missing)}. Quantised or "
-            "simplified copies lose the names; use the file as it was published."
-        )
-    stages = _indices(weights, r"dec\.ups\.(\d+)\.weight")
-    blocks = _indices(weights, r"dec\.resblocks\.(\d+)\.convs1?\.0\.weight")
-    kind = "1" if "dec.resblocks.0.convs1.0.weight" in weights else "2"
-    inner = "convs1" if kind == "1" else "convs"
-    per_stage = len(blocks) // len(stages)
-
-    def block_dilations(block: int) -> list[int]:
-        steps = _indices(weights, rf"dec\.resblocks\.{block}\.{inner}\.(\d+)\.weight")
-        return [voice.dilations[f"dec.resblocks.{block}.{inner}.{step}.weight"] for step in steps]
-
-    relative = weights["enc_p.encoder.attn_layers.0.emb_rel_k"]
-    hidden = weights["enc_p.emb.weight"].shape[1]
+    first_kind = any(re.match(r"dec\.resblocks\.\d+\.convs1\.", name) for name in voice.weights)
     inference = voice.settings.get("inference", {})
-    speakers = weights.get("emb_g.weight")
-    values: dict[str, Any] = {
-        "vocab_size": weights["enc_p.emb.weight"].shape[0],
+    try:
+        values = {
+            **_generator_sizes(voice.weights),
+            **_decoder_sizes(voice, "convs1" if first_kind else "convs"),
+            "layerdrop": 0.0,
+            "sampling_rate": voice.settings["audio"]["sample_rate"],
+            "noise_scale": float(inference.get("noise_scale", 0.667)),
+            "noise_scale_duration": float(inference.get("noise_w", 0.8)),
+            "speaking_rate": 1 / float(inference.get("length_scale", 1.0)),
+            "untrained_modules": list(UNTRAINED),
+        }
+    except KeyError as error:
+        raise ModelError(
+            f"{voice.path} is not a Piper voice that can be converted: it lacks {error.args[0]}. Quantised or "
+            "simplified copies lose the names; use the file as it was published."
+        ) from error
+    return VitsConfig(**values) if first_kind else VitsResblock2Config(**values)
+
+
+def _generator_sizes(weights: Mapping[str, NDArray[np.float32]]) -> dict[str, Any]:
+    """The sizes of everything but the decoder. Raises KeyError for a weight that tells one and is missing."""
+    relative = weights["enc_p.encoder.attn_layers.0.emb_rel_k"]
+    feed_forward = weights["enc_p.encoder.ffn_layers.0.conv_1.weight"]
+    vocabulary, hidden = weights["enc_p.emb.weight"].shape
+    speakers, speaker_channels = weights["emb_g.weight"].shape if "emb_g.weight" in weights else (1, 0)
+    return {
+        "vocab_size": vocabulary,
         "hidden_size": hidden,
-        "num_hidden_layers": len(_indices(weights, r"enc_p\.encoder\.attn_layers\.(\d+)\.conv_q\.weight")),
+        "num_hidden_layers": _count(weights, r"enc_p\.encoder\.attn_layers\.(\d+)\..*"),
         "num_attention_heads": hidden // relative.shape[2],
         "window_size": relative.shape[1] // 2,
-        "ffn_dim": weights["enc_p.encoder.ffn_layers.0.conv_1.weight"].shape[0],
-        "ffn_kernel_size": weights["enc_p.encoder.ffn_layers.0.conv_1.weight"].shape[2],
+        "ffn_dim": feed_forward.shape[0],
+        "ffn_kernel_size": feed_forward.shape[2],
         "flow_size": weights["dec.conv_pre.weight"].shape[1],
-        "layerdrop": 0.0,
-        "spectrogram_bins": 513,
-        "upsample_initial_channel": weights["dec.conv_pre.weight"].shape[0],
-        "upsample_rates": [voice.strides[f"dec.ups.{stage}.weight"] for stage in stages],
-        "upsample_kernel_sizes": [weights[f"dec.ups.{stage}.weight"].shape[2] for stage in stages],
-        "resblock_kernel_sizes": [
-            weights[f"dec.resblocks.{block}.{inner}.0.weight"].shape[2] for block in range(per_stage)
-        ],
-        "resblock_dilation_sizes": [block_dilations(block) for block in range(per_stage)],
-        "prior_encoder_num_flows": len(_indices(weights, r"flow\.flows\.(\d+)\.pre\.weight")),
-        "prior_encoder_num_wavenet_layers": len(
-            _indices(weights, r"flow\.flows\.0\.enc\.in_layers\.(\d+)\.weight")
-        ),
+        # Every second of original VITS's flows is a flip.
+        "prior_encoder_num_flows": (_count(weights, r"flow\.flows\.(\d+)\..*") + 1) // 2,
+        "prior_encoder_num_wavenet_layers": _count(weights, r"flow\.flows\.0\.enc\.in_layers\.(\d+)\..*"),
         "wavenet_kernel_size": weights["flow.flows.0.enc.in_layers.0.weight"].shape[2],
-        "num_speakers": 1 if speakers is None else speakers.shape[0],
-        "speaker_embedding_size": 0 if speakers is None else speakers.shape[1],
-        "sampling_rate": int(voice.settings["audio"]["sample_rate"]),
-        "noise_scale": float(inference.get("noise_scale", 0.667)),
-        "noise_scale_duration": float(inference.get("noise_w", 0.8)),
-        "speaking_rate": 1 / float(inference.get("length_scale", 1.0)),
-        "untrained_modules": list(UNTRAINED),
+        "num_speakers": speakers,
+        "speaker_embedding_size": speaker_channels,
+        "spectrogram_bins": 513,  # of the posterior encoder, which is not in the file: every Piper voice's
     }
-    return VitsConfig(**values) if kind == "1" else VitsResblock2Config(**values)
+
+
+def _decoder_sizes(voice: PiperVoice, inner: str) -> dict[str, Any]:
+    """The sizes of the decoder. Raises KeyError for a weight that tells one and is missing.
+
+    Args:
+        voice: The voice.
+        inner: What the residual blocks call their dilated convolutions.
+    """
+    weights = voice.weights
+    stages = [f"dec.ups.{stage}.weight" for stage in range(_count(weights, r"dec\.ups\.(\d+)\..*"))]
+    blocks = _count(weights, r"dec\.resblocks\.(\d+)\..*")
+    if not stages or not blocks:
+        raise KeyError("dec.resblocks.0" if stages else "dec.ups.0.weight")
+    steps_of = [
+        [
+            f"dec.resblocks.{block}.{inner}.{step}.weight"
+            for step in range(_count(weights, rf"dec\.resblocks\.{block}\.{inner}\.(\d+)\..*"))
+        ]
+        for block in range(blocks // len(stages))
+    ]
+    return {
+        "upsample_initial_channel": weights["dec.conv_pre.weight"].shape[0],
+        "upsample_rates": [voice.strides[stage] for stage in stages],
+        "upsample_kernel_sizes": [weights[stage].shape[2] for stage in stages],
+        "resblock_kernel_sizes": [weights[steps[0]].shape[2] for steps in steps_of],
+        "resblock_dilation_sizes": [[voice.dilations[step] for step in steps] for steps in steps_of],
+    }
 
 
 @torch.no_grad()
@@ -262,21 +290,22 @@ def build_model(voice: PiperVoice, *, seed: int = 0) -> VitsForTraining:
         ModelError: A weight is missing or has another shape than the configuration says.
     """
     config = derive_config(voice)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = VitsForTraining(config)
         for name in UNTRAINED:
             initialize(model.get_submodule(name))
-    wanted = set(_assignable(model))
+    fresh = tuple(f"{name}." for name in UNTRAINED)
+    unassigned = {name for name in _assignable(model) if not name.startswith(fresh)}
     problems = []
     for original, value in voice.weights.items():
         name = cast("str", rename(original))
         try:
             _assign(model, name, torch.from_numpy(np.array(value, dtype=np.float32)))
-        except (AttributeError, IndexError, RuntimeError, KeyError) as error:
+        except (AttributeError, ValueError) as error:
             problems.append(f"{original} → {name}: {error}")
-        wanted.discard(name)
-    problems += [f"{name}: no weight for it" for name in sorted(wanted) if not name.startswith(UNTRAINED)]
+        unassigned.discard(name)
+    problems += [f"{name}: no weight for it" for name in sorted(unassigned)]
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems[:20])
         raise ModelError(f"{voice.path} does not have the weights of a VITS of its own shapes:\n{listed}")
@@ -293,14 +322,19 @@ def _assignable(model: nn.Module) -> Iterator[str]:
 
 
 def _assign(model: nn.Module, name: str, value: Tensor) -> None:
-    """Set one weight by its plain name, through a weight norm where there is one."""
+    """Set one weight by its plain name, through a weight norm where there is one.
+
+    Raises:
+        AttributeError: The model has no such weight.
+        ValueError: It has another shape.
+    """
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
     target = cast("Tensor", getattr(module, leaf))
     if value.dim() == target.dim() + 1 and value.shape[-1] == 1:  # a 1×1 convolution that became a Linear
         value = value[..., 0]
     if value.shape != target.shape:
-        raise RuntimeError(f"shape {tuple(value.shape)}, expected {tuple(target.shape)}")
+        raise ValueError(f"shape {tuple(value.shape)}, expected {tuple(target.shape)}")
     if leaf == "weight" and parametrize.is_parametrized(module, "weight"):
         module.weight = value
     else:
@@ -314,11 +348,9 @@ def verify(voice: PiperVoice, model: VitsForTraining, *, tokens: int = 60) -> fl
         The largest absolute difference of any sample, of samples in [-1, 1].
 
     Raises:
+        ModelError: ONNX Runtime cannot run the original.
         QualityError: It is above ``PARITY_TOLERANCE``, or the lengths differ.
     """
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(voice.path), providers=["CPUExecutionProvider"])
     ids = np.random.default_rng(0).integers(3, min(100, model.config.vocab_size), size=tokens)
     several = model.config.num_speakers > 1
     length_scale = float(voice.settings.get("inference", {}).get("length_scale", 1.0))
@@ -329,7 +361,7 @@ def verify(voice: PiperVoice, model: VitsForTraining, *, tokens: int = 60) -> fl
     }
     if several:
         inputs["sid"] = np.array([0])
-    reference = session.run(None, inputs)[0].reshape(-1)
+    reference = _speak_original(voice.path, inputs)
     ours = synthesize(
         model,
         torch.from_numpy(ids),
@@ -351,6 +383,17 @@ def verify(voice: PiperVoice, model: VitsForTraining, *, tokens: int = 60) -> fl
     return difference
 
 
+def _speak_original(path: Path, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    """[S] samples from ONNX Runtime."""
+    import onnxruntime
+
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        return cast("NDArray[np.float32]", session.run(None, inputs)[0].reshape(-1))
+    except Exception as error:  # ONNX Runtime's have no class in common
+        raise ModelError(f"ONNX Runtime cannot run {path}, to compare with it: {error}") from error
+
+
 def convert(
     path: Path,
     output: Path,
@@ -363,7 +406,7 @@ def convert(
 
     Args:
         path: The ``.onnx`` file.
-        output: The folder to write; replaced if it is there.
+        output: The folder to write; a model folder that is there is replaced.
         espeak_voice: Phonemise by another of espeak-ng's voices than the one in Piper's JSON.
         licence: What to write into ``provenance.json``.
         check: Compare the result with ONNX Runtime on the original.
@@ -372,36 +415,64 @@ def convert(
         The largest difference that the comparison found, or nothing where it was not asked for.
 
     Raises:
-        ModelError: The voice cannot be read.
+        ModelError: The voice cannot be read, or ``output`` is there and is no model folder; nothing is
+            written or removed.
         QualityError: The result does not speak as the original does; nothing is written.
     """
+    output = output.resolve()
+    _check_replaceable(output, path.resolve())
     voice = PiperVoice.read(path)
+    front_end = _front_end(voice, espeak_voice)
     model = build_model(voice)
     difference = verify(voice, model) if check else None
     partial = output.with_name(output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    save_model(model, partial)
-    FrontEnd.from_spec(
-        {
-            "kind": "piper",
-            "vocab": voice.settings["phoneme_id_map"],
-            "espeak_voice": espeak_voice or voice.settings["espeak"]["voice"],
-        }
-    ).save(partial)
-    card = path.with_name("MODEL_CARD")
-    Provenance(
-        licence=licence or "unknown",
-        sources=(f"Piper voice {path.stem}" + (": " + _one_line(card) if card.is_file() else ""),),
-    ).write(partial)
-    if voice.settings.get("speaker_id_map"):
-        (partial / "speakers.json").write_text(
-            json.dumps(voice.settings["speaker_id_map"], indent=2), encoding="utf-8"
-        )
-    shutil.rmtree(output, ignore_errors=True)
-    partial.rename(output)
+    try:
+        save_model(model, partial)
+        front_end.save(partial)
+        _provenance(path, licence).write(partial)
+        if speakers := voice.settings.get("speaker_id_map"):
+            (partial / "speakers.json").write_text(json.dumps(speakers, indent=2), encoding="utf-8")
+        shutil.rmtree(output, ignore_errors=True)
+        partial.rename(output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return difference
 
 
-def _one_line(card: Path) -> str:
-    """A model card's text on one line."""
-    return " ".join(card.read_text(encoding="utf-8", errors="replace").split())
+def _check_replaceable(output: Path, source: Path) -> None:
+    """Refuse to write where something else than an older conversion would be lost.
+
+    Raises:
+        ModelError: It would.
+    """
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not (output / "config.json").is_file() or not (output / "model.safetensors").is_file():
+        raise ModelError(f"{output} is there and is not a model folder. Give a new folder to write.")
+    if source.is_relative_to(output):
+        raise ModelError(
+            f"{output} holds the voice itself, and would be replaced. Give another folder to write."
+        )
+
+
+def _front_end(voice: PiperVoice, espeak_voice: str | None) -> FrontEnd:
+    """The text front end that Piper's JSON describes."""
+    spoken = espeak_voice or voice.settings.get("espeak", {}).get("voice")
+    if not spoken:
+        raise ModelError(
+            f"{voice.path}.json does not say which espeak-ng voice it speaks with: name one with --espeak-voice."
+        )
+    return FrontEnd.from_spec(
+        {"kind": "piper", "vocab": voice.settings["phoneme_id_map"], "espeak_voice": spoken},
+        where=f"{voice.path}.json",
+    )
+
+
+def _provenance(path: Path, licence: str | None) -> Provenance:
+    """Where the model comes from: the voice's name, and the model card that may lie beside it."""
+    card = path.with_name("MODEL_CARD")
+    source = f"Piper voice {path.stem}"
+    if card.is_file():
+        source += ": " + " ".join(card.read_text(encoding="utf-8", errors="replace").split())
+    return Provenance(licence=licence or UNKNOWN_LICENCE, sources=(source,))

@@ -116,7 +116,8 @@ def make_dataset(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
             rows.append((file, text, split, "ana" if number % 2 else "luis"))
         with (root / "metadata.csv").open("w", encoding="utf-8", newline="") as file_:
             csv.writer(file_).writerows(rows)
-        Provenance(licence="CC0-1.0", sources=("babble",), consent="nobody speaks here").write(root)
+        card = {"name": "babble", "licence": "CC0-1.0", "attribution": "Babble, by nobody"}
+        (root / "dataset.json").write_text(json.dumps(card), encoding="utf-8")
         return root
 
     return make

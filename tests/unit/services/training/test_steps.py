@@ -27,7 +27,7 @@ from services.training.steps import (
     new_discriminator,
     seed_everything,
 )
-from shared.modeling import load_model
+from shared.modeling import TrainingOutput, load_model
 
 WIDTH = 32
 LOSSES = {"discriminator", "mel", "kl", "duration", "generator", "feature_maps"}
@@ -236,9 +236,9 @@ def test_gradients_add_up_over_micro_batches(
         accumulated, *separate = kept[network::2]
         assert accumulated.keys() == separate[0].keys()
         assert len(accumulated) > 30
-        mean = {name: torch.stack([one[name] for one in separate]).mean(0) for name in accumulated}
-        difference = {name: accumulated[name] - mean[name] for name in accumulated}
-        assert length(difference) < 1e-5 * length(mean)
+        expected = {name: torch.stack([one[name] for one in separate]).mean(0) for name in accumulated}
+        difference = {name: accumulated[name] - expected[name] for name in accumulated}
+        assert length(difference) < 1e-5 * length(expected)
 
 
 def length(vector: dict[str, Tensor]) -> float:
@@ -256,12 +256,13 @@ def _forward_keyed_by_batch(self: Steps, part: Seen, key: Sequence[int]) -> Any:
 def test_both_passes_over_a_micro_batch_hear_the_same_slice(
     make_trainee: Callable[..., Any], small_examples: Examples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = []
-    monkeypatch.setattr(
-        Steps,
-        "_forward",
-        lambda self, part, key: told.append(_plain_forward(self, part, key)) or told[-1],
-    )
+    told: list[TrainingOutput] = []
+
+    def listen(self: Steps, part: Seen, key: Sequence[int]) -> TrainingOutput:
+        told.append(_plain_forward(self, part, key))
+        return told[-1]
+
+    monkeypatch.setattr(Steps, "_forward", listen)
     make_trainee(rate=0.0).steps.joint([seen(small_examples, 0, 1), seen(small_examples, 2, 3)], 0)
     first, second, first_again, second_again = told
     assert torch.equal(first.waveform, first_again.waveform)

@@ -1,0 +1,115 @@
+"""The discriminator: its size, its names, its weights on the disk."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn.utils import parametrize
+
+from services.training.discriminator import PERIODS, Discriminator
+from services.training.steps import new_discriminator
+from shared.errors import ModelError
+from shared.modeling import load_model, read_discriminator
+from shared.modeling.loading import DISCRIMINATOR_FILE
+
+
+@pytest.fixture(scope="module")
+def full() -> Discriminator:
+    return new_discriminator(0)
+
+
+def test_it_is_as_large_as_the_ancestors(full: Discriminator) -> None:
+    """46.7 million, as it is stored and as it is trained (with a magnitude for each channel)."""
+    assert sum(tensor.numel() for tensor in full.folded_state_dict().values()) == 46_730_118
+    assert sum(parameter.numel() for parameter in full.parameters()) == 46_747_132
+
+
+def test_its_names_and_shapes_are_the_ancestors(full: Discriminator) -> None:
+    shapes = {name: tuple(tensor.shape) for name, tensor in full.folded_state_dict().items()}
+    scale = [(16, 1, 15), (64, 4, 41), (256, 4, 41), (1024, 4, 41), (1024, 4, 41), (1024, 1024, 5)]
+    period = [(32, 1, 5, 1), (128, 32, 5, 1), (512, 128, 5, 1), (1024, 512, 5, 1), (1024, 1024, 5, 1)]
+    expected: dict[str, tuple[int, ...]] = {}
+    for network, layers in enumerate([scale] + [period] * len(PERIODS)):
+        last = (1, 1024, 3) if network == 0 else (1, 1024, 3, 1)
+        named = {f"convs.{layer}": shape for layer, shape in enumerate(layers)} | {"final_conv": last}
+        for name, shape in named.items():
+            expected[f"discriminators.{network}.{name}.weight"] = shape
+            expected[f"discriminators.{network}.{name}.bias"] = shape[:1]
+    assert shapes == expected
+    assert (*PERIODS,) == (2, 3, 5, 7, 11)
+
+
+def test_strides_groups_and_norm(full: Discriminator) -> None:
+    scale, *periods = full.discriminators
+    convolutions = [layer for layer in scale.modules() if isinstance(layer, torch.nn.Conv1d)]
+    assert [layer.stride[0] for layer in convolutions] == [1, 4, 4, 4, 4, 1, 1]
+    assert [layer.groups for layer in convolutions] == [1, 4, 16, 64, 256, 1, 1]
+    for network in periods:
+        layers = [layer for layer in network.modules() if isinstance(layer, torch.nn.Conv2d)]
+        assert [layer.stride for layer in layers] == [(3, 1)] * 4 + [(1, 1)] * 2
+        assert all(parametrize.is_parametrized(layer, "weight") for layer in layers)
+
+
+@pytest.mark.usefixtures("small_discriminator")
+@pytest.mark.parametrize("samples", [8192, 8191, 1000])
+def test_stored_weights_judge_alike(tmp_path: Path, samples: int) -> None:
+    first, second = new_discriminator(1), new_discriminator(2)
+    with torch.no_grad():
+        for parameter in first.parameters():  # magnitudes unlike the directions' own lengths
+            parameter.mul_(1.5)
+    save_file(first.folded_state_dict(), tmp_path / DISCRIMINATOR_FILE)
+    stored = read_discriminator(tmp_path)
+    assert stored is not None
+    second.load_folded(stored)
+    waveform = torch.randn(2, 1, samples, generator=torch.Generator().manual_seed(0))
+    for (score, features), (other, others) in zip(first(waveform), second(waveform), strict=True):
+        torch.testing.assert_close(other, score, rtol=1e-5, atol=1e-6)
+        assert len(features) in {6, 7}
+        for feature, again in zip(features, others, strict=True):
+            torch.testing.assert_close(again, feature, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("small_discriminator")
+def test_an_ancestors_checkpoint_brings_its_discriminator(tmp_path: Path, spanish_model: Path) -> None:
+    """A ``*-train`` checkpoint keeps it in the model's own file, under ``discriminator.``."""
+    folder = tmp_path / "mms-tts-spa-train"
+    shutil.copytree(spanish_model, folder)
+    judge = new_discriminator(5).folded_state_dict()
+    state = load_file(folder / "model.safetensors")
+    both = state | {f"discriminator.{name}": tensor for name, tensor in judge.items()}
+    save_file(both, folder / "model.safetensors", {"format": "pt"})
+    stored = read_discriminator(folder)
+    assert stored is not None
+    assert stored.keys() == judge.keys()
+    fresh = new_discriminator(6)
+    fresh.load_folded(stored)
+    for name, tensor in fresh.folded_state_dict().items():
+        torch.testing.assert_close(tensor, judge[name], rtol=1e-5, atol=1e-7)
+    generator = load_model(folder)  # and the generator beside it is not disturbed
+    torch.testing.assert_close(
+        generator.state_dict()["decoder.conv_pre.weight"], state["decoder.conv_pre.weight"]
+    )
+    assert read_discriminator(spanish_model) is None
+
+
+@pytest.mark.usefixtures("small_discriminator")
+@pytest.mark.parametrize("damage", ["shape", "missing", "surplus"])
+def test_another_networks_weights_are_refused(damage: str) -> None:
+    discriminator = new_discriminator(0)
+    before = discriminator.folded_state_dict()
+    state = dict(before)
+    name = "discriminators.1.convs.0.weight"
+    if damage == "shape":
+        state[name] = torch.zeros(2, 1, 7, 1)
+    elif damage == "missing":
+        del state[name]
+    else:
+        name = "discriminators.9.convs.0.weight"
+        state[name] = torch.zeros(1)
+    with pytest.raises(ModelError, match=name.replace(".", r"\.")):
+        discriminator.load_folded(state)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in discriminator.folded_state_dict().items())

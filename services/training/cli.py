@@ -23,7 +23,8 @@ examples:
   vits train --config configs/spa.json --dataset_name ./my-recordings --num_train_epochs 100
   vits train --config configs/spa.json --print-config
 
-  --config FILE    the JSON configuration (or simply the file, as first argument)
+  --config FILE    the JSON configuration (or simply the file, as first argument); a bare name such as spa.json
+                   is also looked up among the shipped ones, in $VITS_CONFIGS (default: configs)
   --store URL      where models are published: file://./store, s3://bucket/prefix (default: $VITS_STORE)
   --print-config   show the configuration with all defaults, and stop
 

@@ -279,14 +279,23 @@ def _problems_across(values: Mapping[str, Any], wrong: Set[int | str]) -> list[s
 def read_json(path: Path) -> dict[str, Any]:
     """Read a configuration file.
 
+    Args:
+        path: The file. A bare name that is no file here is looked up among the shipped configurations, in the
+            folder ``$VITS_CONFIGS`` (default: ``configs``).
+
     Raises:
         ConfigError: It is missing, not JSON, or not an object.
     """
-    if not path.is_file():
-        siblings = sorted(p.name for p in path.parent.glob("*.json")) if path.parent.is_dir() else []
-        raise ConfigError(f"{path} does not exist{nearest(path.name, siblings)}", [])
+    places = [path]
+    if path.name == str(path):
+        places.append(Path(os.environ.get("VITS_CONFIGS") or "configs") / path)
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        siblings = sorted({p.name for place in places for p in place.parent.glob("*.json")})
+        others = "".join(f", nor does {place}" for place in places[1:])
+        raise ConfigError(f"{path} does not exist{others}{nearest(path.name, siblings)}", [])
     try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
+        values = json.loads(file.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not JSON:", [str(error)]) from error
     if not isinstance(values, dict):

@@ -277,7 +277,9 @@ def _decoder_sizes(voice: PiperVoice, inner: str) -> dict[str, Any]:
         "upsample_initial_channel": weights["dec.conv_pre.weight"].shape[0],
         "upsample_rates": [voice.strides[stage] for stage in stages],
         "upsample_kernel_sizes": [weights[stage].shape[2] for stage in stages],
-        "resblock_kernel_sizes": [weights[steps[0]].shape[2] for steps in steps_of],
+        "resblock_kernel_sizes": [
+            weights[f"dec.resblocks.{block}.{inner}.0.weight"].shape[2] for block in range(len(steps_of))
+        ],
         "resblock_dilation_sizes": [[voice.dilations[step] for step in steps] for steps in steps_of],
     }
 

@@ -276,6 +276,7 @@ def test_no_model_folder(tmp_path: Path) -> None:
         ("{", "cannot be read"),
         ("{}", "cannot be read"),
         ('{"model_type": "no such"}', "cannot be read"),
+        ('{"model_type": "vits_resblock2", "resblock_dilation_sizes": {}}', "cannot be read.*resblock2"),
         ('{"model_type": "vits", "hidden_size": "wide"}', "cannot be read.*hidden_size"),
     ],
 )

@@ -396,6 +396,7 @@ def without(*patterns: str) -> Callable[[dict[str, NDArray[np.float32]]], dict[s
         ("dec.ups.", "lacks dec.ups.0.weight"),
         ("dec.resblocks.0.convs1.0.weight", "lacks dec.resblocks.0.convs1.0.weight"),
         ("dec.resblocks.3.convs1.1.weight", "decoder.resblocks.3.convs1.1.weight: no weight"),
+        ("dec.resblocks.0.", "lacks dec.resblocks.0.convs1.0.weight"),
         ("dec.resblocks.", "lacks dec.resblocks.0"),
         ("flow.flows.0.enc.in_layers.0.weight", "lacks flow.flows.0.enc.in_layers.0.weight"),
         ("flow.flows.2.enc.in_layers.1.weight", "flow.flows.1.wavenet.in_layers.1.weight: no weight"),

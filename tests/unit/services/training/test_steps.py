@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,8 @@ from torch import Tensor, nn
 from services.training.config import TrainingConfig
 from services.training.dataset import Batch, Examples
 from services.training.features import FeatureSettings, log_mel, silent_spectrogram
-from services.training.loop import schedule
+from services.training.loop import _build_steps, _evaluate, schedule
+from services.training.session import Session, begin
 from services.training.steps import (
     SEGMENT_SAMPLES,
     Seen,
@@ -27,6 +27,7 @@ from services.training.steps import (
     new_discriminator,
     seed_everything,
 )
+from services.training.tracking import Tracker
 from shared.modeling import TrainingOutput, load_model
 
 WIDTH = 32
@@ -204,7 +205,6 @@ def test_gradient_checkpointing_changes_nothing_but_memory(
         trainee = make_trainee()
         if checkpointing:
             trainee.generator.activation_checkpointing_enable()
-            assert trainee.generator.text_encoder.encoder.gradient_checkpointing
         trainee.steps.joint([seen(small_examples, 0, 1)], 0)
         ends.append(weights(trainee.generator))
     for name, value in ends[0].items():
@@ -322,21 +322,28 @@ def test_past_the_end_of_a_recording_a_slice_is_silent(
 # -- The first stage -------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def session(
+    small_discriminator: None,
+    spanish_model: Path,
+    make_config: Callable[..., TrainingConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Session:
+    """A run, begun, from a base whose posterior encoder is new."""
+    monkeypatch.setenv("VITS_CACHE", str(tmp_path / "cache"))
+    session = begin(make_config(do_eval=True), Accelerator(cpu=True))
+    session.base.untrained = ("posterior_encoder",)
+    return session
+
+
 def test_warming_up_moves_the_new_modules_and_nothing_else(
-    spanish_model: Path, make_config: Callable[..., TrainingConfig], small_examples: Examples
+    session: Session, small_examples: Examples
 ) -> None:
-    generator = load_model(spanish_model)
-    generator.decoder.apply_weight_norm()
-    generator.requires_grad_(False)
-    generator.posterior_encoder.requires_grad_(True).train()
-    trainable = [parameter for parameter in generator.parameters() if parameter.requires_grad]
-    steps = Steps(
-        Accelerator(cpu=True),
-        make_config(),
-        small_examples.settings,
-        generator,
-        torch.optim.AdamW(trainable, lr=1e-2),
-    )
+    steps = _build_steps(session, warming=True)
+    generator = session.generator
+    for name, module in generator.named_modules():
+        assert module.training == (name.partition(".")[0] == "posterior_encoder"), name
     before = {name: value.clone() for name, value in generator.state_dict().items()}
     for step in range(2):
         steps.warm_up([seen(small_examples, 0, 1)], step)
@@ -344,6 +351,44 @@ def test_warming_up_moves_the_new_modules_and_nothing_else(
         moved = not torch.equal(before[name], value)
         assert moved == name.startswith("posterior_encoder."), name
     assert gradients(generator) == {}
+
+
+def test_gradient_checkpointing_is_switched_on(
+    make_config: Callable[..., TrainingConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VITS_CACHE", str(tmp_path / "cache"))
+    session = begin(make_config(gradient_checkpointing=True), Accelerator(cpu=True))
+    assert session.generator.text_encoder.encoder.layers[0].gradient_checkpointing
+
+
+def test_everything_is_in_training_mode_once_it_trains_jointly(
+    session: Session, small_examples: Examples, tmp_path: Path
+) -> None:
+    """ANCESTOR, defect 2. After a first stage that froze most of it, and after an evaluation too."""
+    _build_steps(session, warming=True)
+    steps = _build_steps(session, warming=False)
+    networks: tuple[nn.Module, ...] = (session.generator, session.discriminator)
+    for _ in range(2):
+        for network in networks:
+            assert all(module.training for module in network.modules())
+            assert all(parameter.requires_grad for parameter in network.parameters())
+        with Tracker(tmp_path, enabled=True, tensorboard=False, total_steps=1, first_step=0) as tracker:
+            _evaluate(session, tracker)
+    before = weights(session.generator)
+    steps.joint([seen(small_examples, 0, 1)], 0)
+    moved = {name.partition(".")[0] for name, value in weights(session.generator).items()
+             if not torch.equal(before[name], value)}  # fmt: skip
+    assert moved == {"text_encoder", "flow", "decoder", "duration_predictor", "posterior_encoder"}
+
+
+def test_an_evaluation_leaves_the_first_stages_modes(session: Session, tmp_path: Path) -> None:
+    _build_steps(session, warming=True)
+    before = [module.training for module in session.generator.modules()]
+    with Tracker(tmp_path, enabled=True, tensorboard=False, total_steps=1, first_step=0) as tracker:
+        _evaluate(session, tracker)
+    assert [module.training for module in session.generator.modules()] == before
+    assert True in before
+    assert False in before
 
 
 # -- Evaluation ------------------------------------------------------------------------------------
@@ -431,10 +476,3 @@ def test_the_learning_rate_is_a_function_of_the_step(make_config: Callable[..., 
     assert [schedule(cosine, step, 100, 10) for step in (0, 50, 100)] == pytest.approx([1, 0.5, 0])
     constant = make_config(**per_step, lr_scheduler_type="constant_with_warmup", warmup_steps=4)
     assert [schedule(constant, step, 100, 10) for step in (0, 3, 99)] == [0.25, 1, 1]
-
-
-def test_copies_of_a_configuration_are_frozen(make_config: Callable[..., TrainingConfig]) -> None:
-    config = make_config()
-    with pytest.raises(ValueError, match="frozen"):
-        config.seed = 3
-    assert copy.copy(config) == config

@@ -17,6 +17,8 @@ from shared.modeling.model import expand, log_likelihood, sequence_mask, slice_f
 MakeModel = Callable[..., VitsForTraining]
 B, T, F, D, HOP = 3, 6, 40, 4, 8
 TOKENS, FRAMES = torch.tensor([6, 3, 5]), torch.tensor([40, 17, 31])
+#: The second slice runs past the end of its item, into the batch's padding.
+STARTS = [30, 12, 0]
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -32,7 +34,7 @@ def batch(*, speakers: bool = False) -> dict[str, Any]:
         "frame_lengths": FRAMES,
         "aligner": maximum_path,
         "segment_frames": 8,
-        "slice_starts": torch.tensor([30, 3, 0]),
+        "slice_starts": torch.tensor(STARTS),
         "posterior_noise": normal(B, D, F, seed=3),
         "duration_noise": normal(B, 2, T, seed=4),
     }
@@ -168,7 +170,7 @@ def test_slice_is_the_decoding_of_its_latents(make_model: MakeModel, kind: dict[
     mean, log_std = model.posterior(values["labels"], output.frame_mask, speaker)
     latents = (mean + values["posterior_noise"] * torch.exp(log_std)) * output.frame_mask
     torch.testing.assert_close(output.flow_latents, model.flow(latents, output.frame_mask, speaker))
-    for item, start in enumerate([30, 3, 0]):
+    for item, start in enumerate(STARTS):
         row = None if speaker is None else speaker[item : item + 1]
         decoded = model.decoder(latents[item : item + 1, :, start : start + 8], row)
         torch.testing.assert_close(output.waveform[item], decoded[0], atol=1e-5, rtol=0)

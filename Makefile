@@ -10,6 +10,10 @@ BIN    := $(VENV)/bin
 TORCH_INDEX ?=
 EXTRAS := train,export,serve,phonemes,judges,demo,dev
 TORCH  := $(shell grep '^torch==' constraints.txt)
+# Images: docker or podman, whichever has an engine that answers; BUILD_FLAGS go to its 'build'.
+ENGINE      ?= $(shell for engine in docker podman; do if $$engine info >/dev/null 2>&1; then echo $$engine; break; fi; done)
+BASE_IMAGE  ?= python:3.11-slim-bookworm
+BUILD_FLAGS ?=
 
 .PHONY: help install demo test test-fast lint type bench images proto lock clean
 .DEFAULT_GOAL := help
@@ -46,6 +50,17 @@ bench: install
 
 proto: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" shared/protos/generate.sh
+
+# BUILDAH_FORMAT: podman's own image format has no health check.
+build-image = BUILDAH_FORMAT=docker $(ENGINE) build --file Dockerfile.$(1) --tag vits-$(1) \
+	--build-arg BASE_IMAGE='$(BASE_IMAGE)' \
+	--build-arg VERSION="$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)" \
+	--build-arg REVISION="$$(git describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null)" $(BUILD_FLAGS) $(2) .
+
+images:
+	$(if $(ENGINE),,$(error no container engine answers: install podman, or start docker, or say which to use: make images ENGINE=...))
+	$(call build-image,serve)
+	$(call build-image,train,--build-arg TORCH_INDEX='$(TORCH_INDEX)')
 
 # Pin what is installed now. Local build tags (+cpu, +cu…) are left out, so that any build of torch satisfies the pin.
 lock:

@@ -1,0 +1,257 @@
+"""The container images at work: train and export a tiny voice in one, serve it from the other.
+
+``.ci/images`` runs these. They take docker or podman, whichever has an engine that answers (``VITS_ENGINE`` names
+one), and build the images with ``make images`` unless ``VITS_TRAIN_IMAGE`` and ``VITS_SERVE_IMAGE`` name them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from shared.audio import read_audio
+
+pytestmark = [pytest.mark.container, pytest.mark.timeout(3600)]
+
+ROOT = Path(__file__).parents[2]
+START_SECONDS = 120
+#: What a careful operator adds; the images must work with it.
+CONFINED = (
+    "--read-only",
+    "--tmpfs=/tmp",
+    "--tmpfs=/cache",
+    "--cap-drop=ALL",
+    "--security-opt=no-new-privileges",
+)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """docker or podman."""
+
+    command: str
+
+    def run(self, *arguments: str, expect: int = 0) -> str:
+        """Run a command of the engine; what it wrote, both streams together."""
+        done = subprocess.run(
+            [self.command, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == expect, f"{self.command} {' '.join(arguments)}\n{done.stdout}"
+        return done.stdout
+
+    def inspect(self, kind: str, name: str) -> dict[str, Any]:
+        found: list[dict[str, Any]] = json.loads(
+            subprocess.run([self.command, kind, "inspect", name], capture_output=True, check=True).stdout
+        )
+        return found[0]
+
+    @contextmanager
+    def background(self, *arguments: str) -> Iterator[str]:
+        """A container that runs meanwhile, by name."""
+        name = f"vits-test-{uuid.uuid4().hex[:8]}"
+        self.run("run", "--detach", "--name", name, *arguments)
+        try:
+            yield name
+        finally:
+            self.run("rm", "--force", name)
+
+    def wait_for(self, name: str, line: str) -> None:
+        """Wait until a container has written what a pattern matches."""
+        deadline = time.monotonic() + START_SECONDS
+        while not re.search(line, log := self.run("logs", name)):
+            assert self.inspect("container", name)["State"]["Running"], log
+            assert time.monotonic() < deadline, log
+            time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    asked = os.environ.get("VITS_ENGINE")
+    for command in [asked] if asked else ["docker", "podman"]:
+        if (
+            shutil.which(command)
+            and not subprocess.run([command, "info"], capture_output=True, check=False).returncode
+        ):
+            return Engine(command)
+    pytest.skip(f"no container engine answers ({asked or 'docker, podman'}): .ci/images installs one")
+
+
+@pytest.fixture(scope="module")
+def images(engine: Engine) -> dict[str, str]:
+    """The images' names; built, unless the environment names them."""
+    names = {kind: os.environ.get(f"VITS_{kind.upper()}_IMAGE", "") for kind in ("train", "serve")}
+    if not all(names.values()):
+        if engine.command == "podman":
+            base = subprocess.run(
+                ["tests/infra/base-image"], cwd=ROOT, text=True, capture_output=True, check=True
+            )
+            build = ["tests/infra/build-images", f"BASE_IMAGE={base.stdout.strip()}"]
+        else:
+            build = ["make", "images", f"ENGINE={engine.command}"]
+        done = subprocess.run(build, cwd=ROOT, text=True, capture_output=True, check=False)
+        assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    return {kind: name or f"vits-{kind}" for kind, name in names.items()}
+
+
+@pytest.fixture(scope="module")
+def store(engine: Engine) -> Iterator[str]:
+    """A volume for ``/store``."""
+    name = f"vits-test-{uuid.uuid4().hex[:8]}"
+    engine.run("volume", "create", name)
+    yield name
+    engine.run("volume", "rm", name)
+
+
+def readable(folder: Path) -> Path:
+    """Let the images' user into a temporary folder, which is its maker's alone."""
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def training(
+    engine: Engine, images: dict[str, str], spanish_model: Path, make_dataset: Callable[..., Path]
+) -> list[str]:
+    """Arguments of ``run`` that train the shipped Spanish configuration on what is tiny."""
+    return [
+        *(
+            f"--volume={readable(spanish_model)}:/models/small:ro",
+            f"--volume={readable(make_dataset())}:/data/few:ro",
+        ),
+        *("--network=none", "--tmpfs=/output", *CONFINED, images["train"]),
+        *("--config", "spa.json", "--model_name_or_path", "/models/small", "--dataset_name", "/data/few"),
+        *("--output_dir", "/output/voz", "--project_name", "voz", "--eval_split_name", "test"),
+        *("--min_duration_in_seconds", "0", "--per_device_train_batch_size", "2", "--logging_steps", "1"),
+        *("--preprocessing_num_workers", "1", "--dataloader_num_workers", "0"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def exported(engine: Engine, images: dict[str, str], training: list[str], store: str) -> str:
+    """The store, with a model trained in the image and a voice exported in it."""
+    engine.run("run", "--rm", f"--volume={store}:/store", *training, "--max_steps", "1")
+    vits = ["run", "--rm", "--network=none", f"--volume={store}:/store", *CONFINED, "--entrypoint=vits"]
+    engine.run(*vits, images["train"], "export", "voz@latest")
+    assert "voz" in engine.run(*vits, images["serve"], "voices", "list")
+    return store
+
+
+@dataclass(frozen=True)
+class Server:
+    """A serving container."""
+
+    name: str
+    http: str
+    grpc: str
+
+
+@pytest.fixture
+def server(engine: Engine, images: dict[str, str], exported: str) -> Iterator[Server]:
+    ports = ("--publish=127.0.0.1::3000", "--publish=127.0.0.1::50051")
+    with engine.background(*ports, f"--volume={exported}:/store:ro", *CONFINED, images["serve"]) as name:
+        engine.wait_for(name, "ready after")
+        http, rpc = (engine.run("port", name, inside).split()[-1] for inside in ("3000/tcp", "50051/tcp"))
+        yield Server(name, f"http://{http}", rpc)
+
+
+@pytest.mark.parametrize("configuration", [path.name for path in sorted((ROOT / "configs").glob("*.json"))])
+def test_the_train_image_finds_the_shipped_configurations_by_name(
+    engine: Engine, images: dict[str, str], configuration: str
+) -> None:
+    printed = engine.run(
+        "run", "--rm", *CONFINED, images["train"], "--print-config", "--config", configuration
+    )
+    given = json.loads((ROOT / "configs" / configuration).read_text())
+    assert json.loads(printed[printed.index("{") :])["project_name"] == given["project_name"]
+
+
+def test_the_train_image_teaches_when_asked_nothing(engine: Engine, images: dict[str, str]) -> None:
+    assert "usage: vits train" in engine.run("run", "--rm", *CONFINED, images["train"])
+    assert "usage: vits SUBCOMMAND" in engine.run(
+        "run", "--rm", "--entrypoint=vits", images["train"], "--help"
+    )
+
+
+def test_the_alignment_kernel_works_in_the_train_image(engine: Engine, images: dict[str, str]) -> None:
+    """It needs OpenMP's library, which a slim base image does not have."""
+    code = (
+        "import numpy as n; from monotonic_align import maximum_path; "
+        "print(maximum_path(n.zeros((1, 3, 2), n.float32), n.array([2], n.int32), n.array([3], n.int32)).sum())"
+    )
+    printed = engine.run("run", "--rm", *CONFINED, "--entrypoint=python", images["train"], "-c", code)
+    assert printed.split()[-1] == "3"
+
+
+@pytest.mark.parametrize("kind", ["train", "serve"])
+def test_the_images_run_as_nobody_in_particular_and_keep_no_tools(
+    engine: Engine, images: dict[str, str], kind: str
+) -> None:
+    code = (
+        "import os, shutil, importlib.util as u; "
+        "print(os.getuid(), [t for t in ('cc', 'gcc', 'g++') if shutil.which(t)], "
+        "[m for m in ('torch', 'transformers', 'Cython', 'pip', 'pytest') if u.find_spec(m)])"
+    )
+    # Docker's own root file system is writable here: what is denied is denied by ownership.
+    printed = engine.run("run", "--rm", "--entrypoint=python", images[kind], "-c", code).splitlines()[-1]
+    assert printed == f"10001 [] {['torch', 'transformers'] if kind == 'train' else []}"
+    labels = engine.inspect("image", images[kind])["Config"]["Labels"]
+    assert labels["org.opencontainers.image.title"] == f"vits-{kind}"
+    assert labels["org.opencontainers.image.version"]
+
+
+def test_what_the_train_image_made_the_serve_image_speaks(server: Server) -> None:
+    asked = {"model": "tts-1", "voice": "voz", "input": "hola", "response_format": "wav"}
+    answer = httpx.post(f"{server.http}/v1/audio/speech", json=asked, timeout=60, trust_env=False)
+    audio = read_audio(answer.raise_for_status().content, format="wav")
+    assert audio.sampling_rate == 16000
+    assert np.abs(audio.samples).max() > 0
+    with grpc.insecure_channel(server.grpc) as channel:
+        health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=30)
+    assert health.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_the_serve_image_knows_its_health_and_stops_when_told(
+    engine: Engine, images: dict[str, str], server: Server
+) -> None:
+    image = engine.inspect("image", images["serve"])
+    check = (image.get("Healthcheck") or image["Config"]["Healthcheck"])["Test"]
+    assert check[0] == "CMD"  # no shell
+    assert httpx.get(f"{server.http}/readyz", timeout=30, trust_env=False).is_success
+    engine.run("exec", server.name, *check[1:])
+    engine.run("stop", "--time=30", server.name)
+    assert engine.inspect("container", server.name)["State"]["ExitCode"] == 0
+
+
+def test_the_health_check_fails_where_nothing_is_served(engine: Engine, images: dict[str, str]) -> None:
+    image = engine.inspect("image", images["serve"])
+    entrypoint, *rest = (image.get("Healthcheck") or image["Config"]["Healthcheck"])["Test"][1:]
+    engine.run("run", "--rm", f"--entrypoint={entrypoint}", images["serve"], *rest, expect=1)
+
+
+def test_a_stopped_training_ends_as_by_ctrl_c(engine: Engine, training: list[str]) -> None:
+    """As process 1, Python would not hear the SIGTERM that engines send by default."""
+    with engine.background("--tmpfs=/store", *training, "--max_steps", "100000") as name:
+        engine.wait_for(name, r"step +3\b")
+        engine.run("stop", "--time=60", name)
+        assert engine.inspect("container", name)["State"]["ExitCode"] == 130, engine.run("logs", name)

@@ -281,7 +281,7 @@ def write_voice(
 ) -> Path:
     """An ONNX file with what a Piper file tells: initialisers and the nodes that use them. It cannot run."""
     weights = dict(change(exported(model)))
-    nodes, tables = [], {"enc_p.emb.weight": ("sid", "input"), "emb_g.weight": ("emb_g.weight", "sid")}
+    nodes, tables = [], {"enc_p.emb.weight": ("sid", "input"), "emb_g.weight": ("onnx::Gather_6999", "sid")}
     names: dict[str, str] = {name: name for name in weights}
     if "emb_g.weight" in weights:
         tables["enc_p.emb.weight"] = ("enc_p.emb.weight", "input")

@@ -44,13 +44,7 @@ def _split_list(value: object) -> object:
     return value
 
 
-def _whole_number(value: object) -> object:
-    """Let ``450.0`` pass for 450: the ancestor typed this key as a float."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-WholeNumber = Annotated[int, BeforeValidator(_whole_number)]
-Positive = Annotated[int, BeforeValidator(_whole_number), Field(gt=0)]
+Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 
 
@@ -114,7 +108,7 @@ class TrainingConfig(BaseModel):
     do_train: bool = True
     do_eval: bool = False
     num_train_epochs: float = Field(3.0, gt=0)
-    max_steps: WholeNumber = Field(-1, description="steps of joint training; overrides num_train_epochs")
+    max_steps: int = Field(-1, description="steps of joint training; overrides num_train_epochs")
     per_device_train_batch_size: Positive = 8
     per_device_eval_batch_size: Positive = 8
     gradient_accumulation_steps: Positive = 1
@@ -126,17 +120,17 @@ class TrainingConfig(BaseModel):
     weight_decay: float = Field(0.01, ge=0)
     max_grad_norm: float = Field(1.0, ge=0, description="0 for no clipping")
     warmup_ratio: float = Field(0.0, ge=0, le=1, description="share of all steps over which the rate rises")
-    warmup_steps: WholeNumber = Field(0, ge=0, description="overrides warmup_ratio")
+    warmup_steps: int = Field(0, ge=0, description="overrides warmup_ratio")
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
     do_step_schedule_per_epoch: bool = Field(
         True, description="decay by lr_decay each epoch, not by lr_scheduler_type"
     )
     lr_decay: float = Field(0.999875, gt=0, le=1)
     group_by_length: bool = Field(False, description="batch recordings of similar length together")
-    seed: WholeNumber = 42
+    seed: int = 42
     fp16: bool = False
     bf16: bool = False
-    dataloader_num_workers: WholeNumber = Field(0, ge=0)
+    dataloader_num_workers: int = Field(0, ge=0)
     dataloader_pin_memory: bool = True
     weight_disc: Weight = 3.0
     weight_gen: Weight = 1.0
@@ -172,7 +166,7 @@ class TrainingConfig(BaseModel):
         None, description="the run's name in the store; from model and output_dir if left out"
     )
     alias: str = Field("latest", description="alias that is moved to the final model")
-    warm_up_new_modules_steps: WholeNumber | None = Field(
+    warm_up_new_modules_steps: int | None = Field(
         None,
         ge=0,
         description="first stage, for a base whose posterior encoder is new: steps that train only what is new "

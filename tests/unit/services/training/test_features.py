@@ -65,6 +65,14 @@ def test_silence_is_at_the_floors() -> None:
     assert torch.equal(log_mel(torch.zeros(1, 513, 2), SETTINGS), torch.full((1, 80, 2), 1e-5).log())
 
 
+def test_the_logarithm_has_a_floor_and_is_plain_above_it() -> None:
+    spectrogram = torch.tensor([1e-5, 2e-3, 3.0]).expand(1, 513, 3)
+    mel = mel_filters(SETTINGS).double().numpy() @ spectrogram[0].double().numpy()
+    assert mel[:, 0].max() < 1e-5 < mel[:, 1].min()
+    expected = np.log(np.maximum(mel, 1e-5))
+    np.testing.assert_allclose(log_mel(spectrogram, SETTINGS)[0].numpy(), expected, atol=1e-5)
+
+
 def test_gradients_at_silence_are_finite() -> None:
     waveform = torch.zeros(1, 4096, requires_grad=True)
     log_mel_of(waveform, SETTINGS).sum().backward()

@@ -7,6 +7,7 @@ that each works with its own extra alone and ``vits --help`` is instant.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,9 @@ SUBCOMMANDS: dict[str, Subcommand] = {
     "models": Subcommand("services.store_cli", "", "list and show the models in a store"),
     "voices": Subcommand("services.store_cli", "", "list and show the voices in a store"),
 }
+
+#: No library may report home from any of our commands; they read this when they are imported.
+NO_REPORTING = {"BENTOML_DO_NOT_TRACK": "True", "HF_HUB_DISABLE_TELEMETRY": "1", "ORT_DISABLE_TELEMETRY": "1"}
 
 #: What the process answers its shell with; the first class that fits wins.
 EXIT_CODES: dict[type[VitsError], int] = {
@@ -98,6 +102,7 @@ def exit_code(error: VitsError) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and translate its errors into an exit code."""
+    os.environ.update(NO_REPORTING)
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in {"-h", "--help"}:
         print(usage())

@@ -4,8 +4,9 @@
 
     VitsError
     ├── UserError                  the caller can mend it: the message says what, where and what to do
-    │   ├── ConfigError            a configuration; carries all its problems at once
-    │   ├── DataError              a dataset; carries every bad row
+    │   ├── ProblemsError          carries everything that is wrong at once
+    │   │   ├── ConfigError        a configuration
+    │   │   └── DataError          a dataset, with every bad row
     │   ├── TextError              a text that cannot be spoken
     │   ├── RequestError           a request that is not of the published form
     │   ├── NotFoundError          no such model, voice, version or alias

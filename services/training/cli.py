@@ -6,7 +6,7 @@ import sys
 import types
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from services.training.config import IGNORED, SECRETS, TrainingConfig, load, read_overrides
 
@@ -34,10 +34,15 @@ keys (default):
 
 def _type_name(annotation: Any) -> str:
     """A field's type in a few words."""
-    if get_origin(annotation) in {types.UnionType, None} and get_args(annotation):
-        return " or ".join(_type_name(part) for part in get_args(annotation) if part is not type(None))
-    if get_args(annotation):
-        return "|".join(str(part) for part in get_args(annotation))
+    parts = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        return _type_name(parts[0])
+    if get_origin(annotation) in {Union, types.UnionType}:
+        return " or ".join(_type_name(part) for part in parts if part is not type(None))
+    if get_origin(annotation) is list:
+        return f"{_type_name(parts[0])},…"
+    if get_origin(annotation) is Literal:
+        return "|".join(str(part) for part in parts)
     name: str = annotation.__name__
     return {"int": "N", "float": "X", "bool": "true|false", "Path": "FOLDER", "str": "TEXT"}.get(name, name)
 

@@ -47,6 +47,7 @@ def unpack(
     Raises:
         UserError: No apt or dpkg here, no such package, or a file that is no package.
     """
+    work = work.resolve()  # the programs below run in it, where a relative path would mean another place
     tree = work / "tree"
     remarks: list[str] = []
     _need("dpkg-deb", "it comes with Debian and Ubuntu; elsewhere install the package 'dpkg'")
@@ -54,7 +55,7 @@ def unpack(
     for package, deb in zip(packages, debs, strict=True):
         if hashlib.sha256(deb.read_bytes()).hexdigest() != package.sha256:
             remarks.append(f"{deb.name} is not Debian's {package.name} {package.version}")
-        result = _run(["dpkg-deb", "-x", str(deb), str(tree)], work)
+        result = _run(["dpkg-deb", "-x", str(deb.resolve()), str(tree)], work)
         if result.returncode != 0:
             raise UserError(f"{deb} cannot be unpacked: download it again ({result.stderr.strip()})")
     return tree, remarks

@@ -240,6 +240,13 @@ class TestFetch:
         assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
         assert [path.name for path in output.parent.iterdir()] == ["asterisk-es"]
 
+    def test_paths_may_be_relative(
+        self, debs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert main(["fetch", "asterisk-es", "--output", "made/here", "--from", debs.name]) == 0
+        assert "made: 3 recordings" in capsys.readouterr().out
+
     def test_a_fetch_that_dies_leaves_nothing(
         self, debs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

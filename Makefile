@@ -65,7 +65,7 @@ images:
 # Pin what is installed now. Local build tags (+cpu, +cu…) are left out, so that any build of torch satisfies the pin.
 lock:
 	@{ echo "# Every package that 'make install' and the container images install, pinned. Made by 'make lock'."; \
-	   $(BIN)/python -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//'; } > constraints.txt
+	   $(BIN)/python -m pip freeze --all --exclude-editable | sed '/^pip==/d; s/+[a-z0-9.]*$$//'; } > constraints.txt
 
 clean:
 	rm -rf $(VENV) build *.egg-info monotonic_align/*.so monotonic_align/_kernel.c

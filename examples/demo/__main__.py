@@ -71,8 +71,11 @@ def vits(*arguments: str | Path) -> None:
 
 @contextmanager
 def _child(arguments: tuple[str | Path, ...]) -> Iterator[subprocess.Popen[bytes]]:
-    """A ``vits`` process that does not outlive this block."""
-    process = subprocess.Popen([sys.executable, "-m", "services.cli", *map(str, arguments)])
+    """A ``vits`` process that does not outlive this block.
+
+    In a process group of its own: Ctrl-C reaches it once, from here, so that it can clean up undisturbed.
+    """
+    process = subprocess.Popen([sys.executable, "-m", "services.cli", *map(str, arguments)], process_group=0)
     try:
         yield process
     finally:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
+
+# Sums in one order, so that equal means equal; and tests beside each other do not wait for each other's threads.
+# Read when torch is imported, here and in every process that a test starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest

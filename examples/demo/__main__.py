@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +32,7 @@ DATA, BASE, OUTPUT = Path("data/asterisk-es"), Path("models/joe"), Path("output/
 CONFIG = Path("configs/demo.json")
 #: What the demo holds itself to.
 LEAST_MEL_FALL, LARGEST_MOS_LOSS = 0.20, 0.2
+LARGEST_DOOR_DIFFERENCE = 1e-4
 _STOP_SECONDS = 20
 
 
@@ -82,8 +83,9 @@ def _child(arguments: tuple[str | Path, ...]) -> Iterator[subprocess.Popen[bytes
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
             try:
-                process.wait(_STOP_SECONDS)
-            except subprocess.TimeoutExpired:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(_STOP_SECONDS)
+            finally:  # also when the user's patience ends first
                 process.kill()
                 process.wait()
 
@@ -168,7 +170,12 @@ def serve_and_ask(output: Path) -> float:
         over_http, over_grpc = read_audio(reply.content), read_audio(answer.audio)
         if over_http.samples.shape != over_grpc.samples.shape:
             raise QualityError("HTTP and gRPC answered the same request with different lengths of speech.")
-        return float(np.abs(over_http.samples - over_grpc.samples).max())
+        difference = float(np.abs(over_http.samples - over_grpc.samples).max())
+        if not difference <= LARGEST_DOOR_DIFFERENCE:
+            raise QualityError(
+                f"HTTP and gRPC answered the same request with samples {difference:.1e} apart."
+            )
+        return difference
 
 
 def _wait_until_ready(server: subprocess.Popen[bytes], url: str, limit_seconds: float = 120) -> None:
@@ -194,12 +201,17 @@ def judge(result: Comparison) -> None:
         QualityError: Training did not do good.
     """
     fall = 1 - result.mel_after / result.mel_before
-    print(f"    held-out mel loss: {result.mel_before:.3f} → {result.mel_after:.3f} ({fall:.0%} less)")
+    print(
+        f"    held-out mel loss: {result.mel_before:.3f} → {result.mel_after:.3f} ({fall:.0%} less; "
+        f"{result.mel_between:.3f} when joint training began)"
+    )
     print(
         f"    DNSMOS, {result.sentences} held-out sentences: recordings {result.mos_recordings:.2f}, "
         f"before {result.mos_before:.2f}, after {result.mos_after:.2f}"
     )
     problems = []
+    if not result.mel_after < result.mel_between:
+        problems.append(f"joint training did not lower the held-out mel loss below {result.mel_between:.3f}")
     if not fall >= LEAST_MEL_FALL:
         problems.append(f"held-out mel loss fell by {fall:.0%}, less than {LEAST_MEL_FALL:.0%}")
     if not result.mos_after >= result.mos_before - LARGEST_MOS_LOSS:
@@ -225,8 +237,8 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"    HTTP and gRPC differ by {difference:.1e}")
     with stages.stage("judging"):
         result = compare(DATA, BASE, OUTPUT, SENTENCE)
+        write_page(arguments.page, result, stages.seconds, arguments.wav)
         judge(result)
-    write_page(arguments.page, result, stages.seconds, arguments.wav)
     total = sum(stages.seconds.values())
     print(f"\ndone in {int(total // 60)} min {total % 60:.0f} s")
     print(f"  listen:  {arguments.wav}")

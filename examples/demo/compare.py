@@ -40,6 +40,8 @@ class Comparison:
 
     mel_before: float
     """Held-out mel loss before the first step."""
+    mel_between: float
+    """Where the first stage left it, which teaches the posterior encoder that the base lacks."""
     mel_after: float
     mos_recordings: float
     """Mean DNSMOS (OVRL) of the recordings."""
@@ -105,6 +107,7 @@ def compare(data: Path, base: Path, trained: Path, sentence: str) -> Comparison:
     extra = Heard(sentence, None, before.say(sentence, 0)[0], spoken)
     return Comparison(
         mel_before=mels[0],
+        mel_between=mel_between(history),
         mel_after=mels[-1],
         mos_recordings=mean_opinion([clip.recording for clip in heard if clip.recording]),
         mos_before=mean_opinion([clip.before for clip in heard]),
@@ -115,6 +118,13 @@ def compare(data: Path, base: Path, trained: Path, sentence: str) -> Comparison:
         alignment=plot_alignment(durations),
         spectrograms=_spectrograms(heard[0], after.model),
     )
+
+
+def mel_between(history: list[dict[str, float]]) -> float:
+    """The last held-out mel loss before the log's second stage; the very first where there is but one stage."""
+    first_stage = next(row["stage"] for row in history if "stage" in row)
+    border = next((i for i, row in enumerate(history) if row.get("stage", first_stage) != first_stage), 1)
+    return [row["eval_mel"] for row in history[:border] if "eval_mel" in row][-1]
 
 
 def _spectrograms(clip: Heard, model: VitsForTraining) -> Figure:

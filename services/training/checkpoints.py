@@ -1,6 +1,6 @@
 """Checkpoints: complete or not there at all, on the disk and in the store.
 
-On the disk a run keeps ``checkpoint-N/`` folders as users of the ancestor know them: a loadable Hugging
+On the disk a run keeps ``checkpoint-N/`` folders as users of ``finetune-hf-vits`` know them: a loadable Hugging
 Face model, its discriminator, and beside them ``training_state.pt`` (optimisers and raw weights, read
 back with weights-only loading) and ``trainer_state.json``. Each is written under another name and then
 renamed, so that one which can be seen is whole.

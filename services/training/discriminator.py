@@ -1,6 +1,6 @@
 """The discriminator of VITS: HiFi-GAN's five period networks and one scale network.
 
-Attribute names are those of the ancestor's checkpoints, whose discriminators load as they are.
+Attribute names are those of ``finetune-hf-vits``'s checkpoints, whose discriminators load as they are.
 
 Shapes: B batch, S samples, C channels, P period.
 """

@@ -29,7 +29,7 @@ from shared.modeling.model import VitsForTraining
 from shared.modeling.weight_norm import folded_state_dict
 
 DISCRIMINATOR_FILE = "discriminator.safetensors"
-#: Where the ancestor's ``*-train`` checkpoints keep their discriminator: in the model's own file.
+#: Where ``finetune-hf-vits``'s ``*-train`` checkpoints keep their discriminator: in the model's own file.
 _EMBEDDED_DISCRIMINATOR = "discriminator."
 #: Files beside the weights that travel with a model, whatever its tokenizer.
 _COMPANIONS = (
@@ -152,7 +152,7 @@ def load_model(folder: str | Path, *, reinitialize: Sequence[str] = ()) -> VitsF
 def read_discriminator(folder: Path) -> dict[str, Tensor] | None:
     """The discriminator's weights in a model folder, or nothing where it has none.
 
-    Reads our own ``discriminator.safetensors`` and the ancestor's ``*-train`` checkpoints, which keep
+    Reads our own ``discriminator.safetensors`` and ``finetune-hf-vits``'s ``*-train`` checkpoints, which keep
     the same tensors under ``discriminator.`` in the model's file.
     """
     own = folder / DISCRIMINATOR_FILE

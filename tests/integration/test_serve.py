@@ -99,7 +99,7 @@ class Server:
     grpc_address: str
 
     def get(self, path: str) -> str:
-        with urllib.request.urlopen(self.url + path, timeout=10) as response:  # noqa: S310
+        with urllib.request.urlopen(self.url + path, timeout=60) as response:  # noqa: S310
             text: str = response.read().decode()
             return text
 
@@ -288,7 +288,8 @@ def test_a_signal_finishes_what_runs_and_leaves_nothing(world: World, number: in
         ):
             running = pool.submit(pcm_over_http, client, "un texto largo que tarda lo suyo " * 30, 1)
             while 'in_progress{endpoint="/v1/audio/speech"' not in server.get("/metrics"):
-                time.sleep(0.001)
+                assert not running.done(), "the text is too short to be caught at"
+                time.sleep(0.01)
             assert server.stop(number) == 0, server.log.read_text()
             assert running.result()
         assert "Traceback" not in server.log.read_text()

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+from tensorboard.backend.event_processing.event_accumulator import (
     EventAccumulator,
 )
 from transformers import VitsModel, pipeline
@@ -266,7 +266,7 @@ def test_a_finished_model_is_the_base_of_the_next(
 
 
 def test_evaluation_comes_once_an_epoch_when_not_told(configuration: dict[str, Any], tmp_path: Path) -> None:
-    """ANCESTOR, defect 16: without eval_steps it evaluates at every step. And at the end, of course."""
+    """finetune-hf-vits, defect 16: without eval_steps it evaluates at every step. And at the end, of course."""
     assert train(tmp_path, configuration | {"do_eval": True, "max_steps": 6}) == 0
     state = checkpoints.TrainerState.read(tmp_path / "output")
     assert state is not None
@@ -277,7 +277,7 @@ def test_evaluation_comes_once_an_epoch_when_not_told(configuration: dict[str, A
 def test_evaluation_alone(
     configuration: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """ANCESTOR, defect 20."""
+    """finetune-hf-vits, defect 20."""
     assert train(tmp_path, configuration | {"do_eval": True, "do_train": False}) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert told.keys() == {"mel", "kl", "duration"}
@@ -397,7 +397,7 @@ def test_starting_over_forgets_the_old_run(configuration: dict[str, Any], tmp_pa
 def test_a_named_checkpoint_is_gone_on_from(
     configuration: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """ANCESTOR, defect 15: it says that it resumes, and does not."""
+    """finetune-hf-vits, defect 15: it says that it resumes, and does not."""
     stopped(tmp_path, configuration, 2)
     assert train(tmp_path, configuration, "--resume_from_checkpoint", "checkpoint-3") == 2
     assert "checkpoint-2" in capsys.readouterr().err

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
 from examples.demo import __main__ as demo
-from examples.demo.compare import Comparison
+from examples.demo.compare import Comparison, mel_between
 from examples.demo.page import plot_curves
 from shared.errors import QualityError
 
@@ -16,6 +17,7 @@ from shared.errors import QualityError
 def comparison(*, mel_after: float = 0.8, mos_after: float = 3.0) -> Comparison:
     return Comparison(
         mel_before=1.0,
+        mel_between=0.9,
         mel_after=mel_after,
         mos_recordings=2.9,
         mos_before=3.2,
@@ -29,10 +31,12 @@ def comparison(*, mel_after: float = 0.8, mos_after: float = 3.0) -> Comparison:
 
 
 def test_the_bar_is_where_it_was_promised() -> None:
-    demo.judge(comparison(mel_after=0.8, mos_after=3.001))
+    demo.judge(comparison(mel_after=0.799, mos_after=3.001))
 
 
-@pytest.mark.parametrize("bad", [{"mel_after": 0.81}, {"mos_after": 2.99}, {"mos_after": float("nan")}])
+@pytest.mark.parametrize(
+    "bad", [{"mel_after": 0.81}, {"mel_after": 0.95}, {"mos_after": 2.99}, {"mos_after": float("nan")}]
+)
 def test_a_training_that_did_no_good_fails_the_demo(bad: dict[str, float]) -> None:
     with pytest.raises(QualityError, match="did not do good"):
         demo.judge(comparison(**bad))
@@ -60,9 +64,19 @@ def test_the_curves_are_drawn_from_the_log() -> None:
         },
     ]
     drawn = {
-        line.get_label(): line.get_xydata().tolist()
+        line.get_label(): np.asarray(line.get_xydata()).tolist()
         for axis in plot_curves(history).axes
         for line in axis.lines
     }
     assert drawn["held out"] == [[0.0, 4.0]]
     assert drawn["discriminator"] == [[2.0, 3.0]]
+
+
+def test_the_first_stage_is_told_apart() -> None:
+    history: list[dict[str, float]] = [
+        {"step": 0, "eval_mel": 2.0},
+        {"step": 1, "mel": 1.9, "stage": 1},
+        {"step": 40, "eval_mel": 1.2},
+    ]
+    assert mel_between(history) == 2.0
+    assert mel_between([*history, {"step": 41, "mel": 1.1, "stage": 2}, {"step": 80, "eval_mel": 1.0}]) == 1.2

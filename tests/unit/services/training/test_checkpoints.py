@@ -100,7 +100,7 @@ class Bomb:
 
 
 def test_state_is_never_unpickled(tmp_path: Path) -> None:
-    """DESIGN §2: resumable state is read with weights-only loading."""
+    """Resumable state is read with weights-only loading."""
     torch.save({"generator": Bomb()}, tmp_path / STATE_FILE)
     with pytest.raises(ModelError, match=STATE_FILE):
         read_state(tmp_path)

@@ -301,14 +301,14 @@ def test_the_spanish_run_is_the_guides() -> None:
 
 @pytest.mark.parametrize("given", [450, 450.0, "450", "450.0"])
 def test_whole_numbers_may_be_written_as_floats(given: object) -> None:
-    """ANCESTOR, defect 10: max_tokens_length, typed as a float, crashes from the command line."""
+    """finetune-hf-vits, defect 10: max_tokens_length, typed as a float, crashes from the command line."""
     config = resolve(MINIMAL | {"max_tokens_length": given}, origin="it")
     assert config.max_tokens_length == 450
     assert isinstance(config.max_tokens_length, int)
 
 
 def test_an_epoch_is_the_same_on_several_processes() -> None:
-    """ANCESTOR, defect 24."""
+    """finetune-hf-vits, defect 24."""
     config = resolve(
         MINIMAL | {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}, origin="it"
     )

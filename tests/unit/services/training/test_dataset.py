@@ -72,7 +72,7 @@ def prepared(
 def test_the_cache_is_little_more_than_the_samples(
     recordings: list[Recording], settings: FeatureSettings, tmp_path: Path
 ) -> None:
-    """ANCESTOR, defect 11: 0.76 GB an hour, where 16-bit samples are 0.115."""
+    """finetune-hf-vits, defect 11: 0.76 GB an hour, where 16-bit samples are 0.115."""
     _, lengths = decode(recordings, settings.sampling_rate, cache=tmp_path)
     seconds = sum(read_audio(recording.path).duration_seconds for recording in recordings if recording.path)
     assert sum(lengths) / settings.sampling_rate == pytest.approx(seconds, abs=0.01)
@@ -88,7 +88,7 @@ def test_nothing_is_decoded_twice(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """ANCESTOR, defect 11."""
+    """finetune-hf-vits, defect 11."""
     counted: list[str] = []
     audio = Recording.audio
 
@@ -181,7 +181,7 @@ def test_undecodable_files_are_all_named_and_nothing_is_kept(own: list[Recording
 
 
 def test_normalizing_scales_the_stored_waveform(own: list[Recording], tmp_path: Path) -> None:
-    """ANCESTOR, defect 13: it scales the features alone."""
+    """finetune-hf-vits, defect 13: it scales the features alone."""
     assert own[0].path
     write_wav(own[0].path, 0.01 * np.sin(np.arange(16000) / 9).astype(np.float32), 16000)
     pcm, lengths = decode(own, 16000, cache=tmp_path / "cache", normalize=True)
@@ -226,7 +226,7 @@ def test_more_tokens_than_frames_are_left_out(
     make_config: MakeConfig,
     tmp_path: Path,
 ) -> None:
-    """ANCESTOR, defect 7. Exactly as many as frames still align."""
+    """finetune-hf-vits, defect 7. Exactly as many as frames still align."""
     recording = own[0]
     assert recording.path
     tokens = 2 * len("hola") + 1
@@ -268,7 +268,7 @@ def test_a_limit_counts_what_is_usable(
     make_config: MakeConfig,
     tmp_path: Path,
 ) -> None:
-    """ANCESTOR, defect 9: it cuts to max_train_samples before it filters."""
+    """finetune-hf-vits, defect 9: it cuts to max_train_samples before it filters."""
     mixed = [replace(recordings[0], id="greek", text="Ω"), *recordings]
     examples, _ = prepared(mixed, spanish_model, settings, make_config(), cache=tmp_path, limit=3)
     assert [example.id for example in examples.examples] == [recording.id for recording in recordings[:3]]
@@ -333,7 +333,7 @@ def test_an_epoch_visits_everything_once(count: int, world: int, group_by_length
 @pytest.mark.parametrize("world", [1, 2, 4, 7])
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 7, 9, 13])
 def test_every_process_takes_as_many_steps(count: int, world: int) -> None:
-    """Or the others wait for ever. ANCESTOR, defect 23, is of this kind."""
+    """Or the others wait for ever. finetune-hf-vits, defect 23, is of this kind."""
     for group_by_length in (False, True):
         ranks = [
             batch_plan(
@@ -367,7 +367,7 @@ def speakers(*names: str | None) -> list[Recording]:
 
 
 def test_speaker_ids_depend_on_the_names_alone() -> None:
-    """ANCESTOR, defect 9: an unordered set."""
+    """finetune-hf-vits, defect 9: an unordered set."""
     expected = {"ana": 0, "eva": 1, "luis": 2}
     for order in itertools.permutations(["luis", "ana", "eva"]):
         found = speaker_map(speakers(*order, *order, None))
@@ -378,7 +378,7 @@ def test_speaker_ids_depend_on_the_names_alone() -> None:
 
 @pytest.mark.parametrize("column", ["speaker_id", "speaker", "who"])
 def test_speakers_are_read_from_a_column_of_any_name(tmp_path: Path, column: str) -> None:
-    """ANCESTOR, defect 8: ids from a column called speaker_id are silently lost."""
+    """finetune-hf-vits, defect 8: ids from a column called speaker_id are silently lost."""
     names = ["b", "a", "b", "a"]
     rows = [f"file_name,text,{column}"]
     for number, name in enumerate(names):
@@ -404,7 +404,7 @@ def test_the_speaker_filter_holds_for_evaluation_too(
     spanish_model: Path, settings: FeatureSettings, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:  # fmt: skip
-    """ANCESTOR, defect 9."""
+    """finetune-hf-vits, defect 9."""
     from accelerate import Accelerator
 
     from services.training.base import load_base

@@ -35,7 +35,7 @@ def test_frames_are_the_whole_hops_of_a_waveform(settings: FeatureSettings) -> N
 
 @pytest.mark.parametrize("settings", [SETTINGS, OTHER])
 def test_magnitudes_equal_a_plain_fourier_transform(settings: FeatureSettings) -> None:
-    """ANCESTOR, Features: reflected padding, periodic Hann window, the power's floor beneath the root."""
+    """finetune-hf-vits, Features: reflected padding, periodic Hann window, the power's floor beneath the root."""
     waveform = noise(5000)
     n_fft, hop = settings.n_fft, settings.hop_length
     padded = np.pad(waveform[0].numpy().astype(np.float64), (n_fft - hop) // 2, mode="reflect")

@@ -76,7 +76,7 @@ def test_kl() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_kl_survives_a_narrow_prior(dtype: torch.dtype) -> None:
-    """ANCESTOR, defect 4: e^(-2 log-std) overflows float16; at -10 it is e^20."""
+    """finetune-hf-vits, defect 4: e^(-2 log-std) overflows float16; at -10 it is e^20."""
     latents, log_q, mean = (torch.full((1, 2, 3), 0.01, dtype=dtype) for _ in range(3))
     log_p = torch.full((1, 2, 3), -10.0, dtype=dtype)
     assert not bool(torch.isfinite(torch.exp(-2 * log_p.half())).all())

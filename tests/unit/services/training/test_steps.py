@@ -73,7 +73,7 @@ def without_dropout(trainee: Any) -> None:
 def test_nothing_of_the_generator_step_is_left_to_the_discriminator(
     make_trainee: Callable[..., Any], small_examples: Examples, parts: int
 ) -> None:
-    """ANCESTOR, defect 1: its discriminator steps along leftovers of the generator's loss."""
+    """finetune-hf-vits, defect 1: its discriminator steps along leftovers of the generator's loss."""
     trainee = make_trainee()
     batches = [seen(small_examples, 0, 1), seen(small_examples, 2, 3)][:parts]
     for step in range(2):
@@ -86,7 +86,7 @@ def test_nothing_of_the_generator_step_is_left_to_the_discriminator(
 def test_the_discriminator_learns_from_its_own_loss_alone(
     make_trainee: Callable[..., Any], small_examples: Examples, parts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ANCESTOR, defect 1, by its consequence: what the generator minimises never moves the discriminator.
+    """finetune-hf-vits, defect 1, by its consequence: what the generator minimises never moves the discriminator.
 
     Two runs differ in the generator's adversarial weights alone, and their generators stand still: so
     whatever differs between the discriminators came over from the generator's loss.
@@ -120,7 +120,7 @@ def test_the_generator_is_judged_by_the_discriminator(
 def test_the_real_recording_gives_the_feature_loss_no_gradient(
     make_trainee: Callable[..., Any], small_examples: Examples
 ) -> None:
-    """ANCESTOR, defect 18: real features are computed without a graph, in two passes in all for a step."""
+    """finetune-hf-vits, defect 18: real features are computed without a graph, in two passes in all for a step."""
     trainee = make_trainee()
     passes: list[tuple[int, bool]] = []
     trainee.discriminator.register_forward_hook(
@@ -163,7 +163,7 @@ def forward_with_key(steps: Steps, part: Seen, *key: int) -> Tensor:
 def test_training_is_in_training_mode(
     make_trainee: Callable[..., Any], small_examples: Examples, spanish_model: Path
 ) -> None:
-    """ANCESTOR, defect 2: it never calls ``.train()``, so no dropout is ever active."""
+    """finetune-hf-vits, defect 2: it never calls ``.train()``, so no dropout is ever active."""
     steps = make_trainee().steps
     part = seen(small_examples, 0, 1)
     hidden: list[Tensor] = []
@@ -178,7 +178,7 @@ def test_training_is_in_training_mode(
 
 
 def test_no_layer_is_ever_dropped(make_trainee: Callable[..., Any], small_examples: Examples) -> None:
-    """DESIGN §3: layerdrop is 0, though the hub's MMS configurations say 0.1; NumPy draws it, unseeded."""
+    """Layerdrop is 0, though the hub's MMS configurations say 0.1; NumPy draws it, unseeded."""
     trainee = make_trainee()
     without_dropout(trainee)
     assert trainee.generator.config.layerdrop == 0.1
@@ -294,7 +294,7 @@ def test_gradients_are_clipped(make_trainee: Callable[..., Any], small_examples:
 def test_a_clip_shorter_than_a_slice_trains(
     make_trainee: Callable[..., Any], small_examples: Examples, frames: int
 ) -> None:
-    """ANCESTOR, defect 6: a clip of fewer than 32 frames crashes it."""
+    """finetune-hf-vits, defect 6: a clip of fewer than 32 frames crashes it."""
     losses = make_trainee().steps.joint([clip(small_examples, frames)], 0)
     assert all(bool(torch.isfinite(loss)) for loss in losses.values())
 
@@ -364,7 +364,7 @@ def test_gradient_checkpointing_is_switched_on(
 def test_everything_is_in_training_mode_once_it_trains_jointly(
     session: Session, small_examples: Examples, tmp_path: Path
 ) -> None:
-    """ANCESTOR, defect 2. After a first stage that froze most of it, and after an evaluation too."""
+    """finetune-hf-vits, defect 2. After a first stage that froze most of it, and after an evaluation too."""
     _build_steps(session, warming=True)
     steps = _build_steps(session, warming=False)
     networks: tuple[nn.Module, ...] = (session.generator, session.discriminator)
@@ -401,7 +401,7 @@ def held_out(examples: Examples) -> list[Batch]:
 def test_evaluation_is_the_same_whatever_was_drawn_before(
     spanish_model: Path, small_examples: Examples
 ) -> None:
-    """ANCESTOR, defect 5: noisy validation that consumes training's randomness."""
+    """finetune-hf-vits, defect 5: noisy validation that consumes training's randomness."""
     model = load_model(spanish_model)
     accelerator = Accelerator(cpu=True)
     told = []
@@ -417,7 +417,7 @@ def test_evaluation_is_the_same_whatever_was_drawn_before(
 
 
 def test_evaluation_averages_over_frames_and_tokens(spanish_model: Path, small_examples: Examples) -> None:
-    """ANCESTOR, defect 5: it sums its validation losses. Twice the data is not twice the loss."""
+    """finetune-hf-vits, defect 5: it sums its validation losses. Twice the data is not twice the loss."""
     model = load_model(spanish_model)
     accelerator = Accelerator(cpu=True)
     one = small_examples.collate([small_examples[0]])
@@ -464,7 +464,7 @@ def test_a_fresh_discriminator_depends_on_its_seed_alone(small_discriminator: No
 
 
 def test_the_learning_rate_is_a_function_of_the_step(make_config: Callable[..., TrainingConfig]) -> None:
-    """ANCESTOR, defects 15, 19 and 24: its schedulers drift on resuming, on several processes, and crash."""
+    """finetune-hf-vits, defects 15, 19 and 24: its schedulers drift on resuming, on several processes, and crash."""
     per_epoch = make_config(lr_decay=0.5)
     assert [schedule(per_epoch, step, 100, 10) for step in (0, 9, 10, 25)] == [1, 1, 0.5, 0.25]
     rising = make_config(lr_decay=1, warmup_ratio=0.05)

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from shared.manifests import Kind, Manifest
@@ -26,6 +27,7 @@ examples
   vits {kind} show joe --json
   vits {kind} promote joe production
   vits {kind} promote joe/20260102T030405-89abcdef production     (roll back)
+  vits {kind} publish ./folder joe --store s3://bucket/prefix
   vits {kind} history joe production --store s3://bucket/prefix
 """
 
@@ -68,6 +70,12 @@ def _parser(kind: str) -> argparse.ArgumentParser:
     command(
         "promote", "point an alias to a version", reference, ("alias", "such as production; created when new")
     )
+    command(
+        "publish",
+        "put a local folder into the store as a new version",
+        ("folder", "its files; licence and sources are read from its provenance.json"),
+        ("name", "lower-case letters, digits, dashes, dots and underscores"),
+    )
     return parser
 
 
@@ -96,7 +104,28 @@ def main(argv: Sequence[str]) -> int:
             _history(registry, kind, options.name, options.alias, options.json)
         case "promote":
             _promote(registry, kind, options.reference, options.alias, options.json)
+        case "publish":
+            _publish(registry, kind, Path(options.folder), options.name, options.json)
     return 0
+
+
+def _publish(registry: Registry, kind: Kind, folder: Path, name: str, as_json: bool) -> None:
+    from shared.provenance import Provenance
+
+    provenance = Provenance.read(folder)
+    version = registry.publish(
+        kind,
+        name,
+        folder,
+        licence=provenance.licence,
+        sources=provenance.sources,
+        consent=provenance.consent,
+        lineage={"folder": str(folder)},
+    )
+    if as_json:
+        _print_json({"name": name, "version": version.id})
+    else:
+        print(f"published {version.reference} in {registry.store.url}")
 
 
 def _list(registry: Registry, kind: Kind, as_json: bool) -> None:

@@ -79,8 +79,8 @@ def fetch_from_hub(
             f"not be reached to download it ({reason}). Two ways to go on without the hub:\n"
             "  1. a local folder: copy the model's folder here from a machine that has it, and set "
             '"model_name_or_path" to its path;\n'
-            "  2. a store: publish the model once from a machine that has it, and set "
-            '"model_name_or_path" to its reference there, such as "my-model@latest", with --store URL.'
+            "  2. a store: on a machine that has the model's folder, run 'vits models publish FOLDER NAME --store "
+            'URL\' once, and here set "model_name_or_path" to NAME, with the same --store URL.'
         ) from error
 
 

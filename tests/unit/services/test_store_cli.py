@@ -9,7 +9,8 @@ import pytest
 
 from services import cli
 from services.store_cli import main
-from shared.errors import NotFoundError
+from shared.errors import NotFoundError, UserError
+from shared.provenance import Provenance
 from shared.registry import Registry, Version
 from shared.store import Store
 
@@ -95,3 +96,16 @@ def test_mistakes_are_answered(versions: list[Version], capsys: pytest.CaptureFi
         main(["voices", "--help"])
     assert stopped.value.code == 0
     assert "vits voices promote joe production" in capsys.readouterr().out
+
+
+def test_a_published_folder_can_be_used_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, url = tmp_path / "model", str(tmp_path / "store")
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    Provenance(licence="CC0-1.0", sources=("a corpus",)).write(folder)
+    assert main(["models", "publish", str(folder), "mine", "--store", url]) == 0
+    version = Registry(Store.open(url)).resolve("models", "mine")
+    assert version.reference in capsys.readouterr().out
+    assert (version.manifest.licence, version.manifest.sources) == ("CC0-1.0", ("a corpus",))
+    with pytest.raises(UserError, match="nowhere"):
+        main(["models", "publish", str(tmp_path / "nowhere"), "mine", "--store", url])

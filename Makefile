@@ -24,7 +24,7 @@ help:
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt setup.py monotonic_align/_kernel.pyx
+$(VENV)/.installed: pyproject.toml constraints.txt setup.py monotonic_align/_kernel.pyx monotonic_align/_search.h
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed: install Python 3.11 with its venv and headers (Debian, Ubuntu: python3.11 python3.11-venv python3.11-dev), or say which to use: make PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)

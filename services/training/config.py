@@ -14,7 +14,15 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from shared.errors import ConfigError, nearest
 
@@ -22,10 +30,6 @@ from shared.errors import ConfigError, nearest
 IGNORED: dict[str, str] = {
     "disable_tqdm": "progress is shown on a terminal and logged as lines elsewhere",
     "ddp_find_unused_parameters": "the wrappers are set up to need no search",
-    "evaluation_strategy": "evaluation runs every eval_steps",
-    "eval_strategy": "evaluation runs every eval_steps",
-    "save_strategy": "checkpoints are written every save_steps",
-    "logging_strategy": "losses are logged every logging_steps",
     "logging_dir": "logs go to OUTPUT_DIR/runs",
     "remove_unused_columns": "only the audio, text and speaker columns are read",
     "uroman_path": "uroman runs inside the process, without Perl",
@@ -38,14 +42,45 @@ SECRETS = frozenset({"token", "hub_token"})
 
 
 def _split_list(value: object) -> object:
-    """``"a,b"`` → ``["a", "b"]``, and the words that mean none."""
+    """``"a,b"`` and ``'["a", "b"]'`` → ``["a", "b"]``, and what means none → ``[]``."""
+    if isinstance(value, str) and value.startswith("["):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError:
+            return value
     if isinstance(value, str):
-        return [] if value in {"", "none"} else value.split(",")
-    return value
+        value = value.split(",") if value else []
+    return [] if value is None or value == ["none"] else value
+
+
+#: What an evaluation measures, for choosing the best checkpoints; of each, less is better.
+METRICS = ("mel", "kl", "duration", "generator", "feature_maps", "discriminator", "mel_distance")
+
+_METRIC_ALIASES = {"loss": "mel", "gen": "generator", "fmaps": "feature_maps", "disc": "discriminator"}
+
+
+def _metric_name(value: object) -> object:
+    """``eval_loss``, ``val_loss_fmaps`` and the like → one of ``METRICS``."""
+    if value is None:
+        return "mel"
+    if not isinstance(value, str):
+        return value
+    name = value.removeprefix("eval_").removeprefix("val_").removeprefix("loss_")
+    return _METRIC_ALIASES.get(name, name)
+
+
+def _optimizer_name(value: object) -> object:
+    """Every AdamW of Transformers is PyTorch's."""
+    is_adamw = isinstance(value, str) and value.removeprefix("paged_").startswith("adamw_")
+    return "adamw_torch" if is_adamw else value
 
 
 Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
+Strategy = Literal["no", "steps", "epoch"]
+Module = Literal["text_encoder", "duration_predictor", "flow", "posterior_encoder", "decoder"]
+Preset = Literal["small-encoder", "light-decoder"]
+Tracker = Literal["tensorboard", "wandb", "all"]
 
 
 class TrainingConfig(BaseModel):
@@ -76,6 +111,31 @@ class TrainingConfig(BaseModel):
     espeak_voice: str | None = Field(
         None, description="phonemise by this espeak-ng voice instead of the model's"
     )
+    train_from_scratch: bool = Field(
+        False,
+        description="take only the architecture (of config_name or of the base), with VITS's own initialisation",
+    )
+    allow_missing_weights: bool = Field(
+        False,
+        description="warm start: initialise afresh, and list, what the base lacks or has in another shape",
+    )
+    model_presets: Annotated[list[Preset], BeforeValidator(_split_list)] = Field(
+        [],
+        description="smaller networks: small-encoder (hidden size 128, 4 layers, feed-forward 512), light-decoder "
+        "(HiFi-GAN's smaller residual blocks)",
+    )
+    discriminator_periods: Annotated[list[Positive], BeforeValidator(_split_list)] = Field(
+        [2, 3, 5, 7, 11], description="periods of the discriminator's period networks; fewer are faster"
+    )
+    vocabulary_additions: Annotated[list[str], BeforeValidator(_split_list)] = Field(
+        [], description="symbols to add to the vocabulary; known ones keep their embeddings"
+    )
+    freeze: Annotated[list[Module], BeforeValidator(_split_list)] = Field(
+        [], description="modules that do not learn"
+    )
+    sampling_rate: Positive | None = Field(
+        None, description="rate of the new model in Hz; only with train_from_scratch"
+    )
 
     # -- Data ----------------------------------------------------------------------------------------
     project_name: str = Field("vits_finetuning", description="names the model, where nothing else does")
@@ -100,7 +160,19 @@ class TrainingConfig(BaseModel):
     eval_split_name: str = "test"
     do_lower_case: bool = Field(False, description="lower-case every text, the sample text included")
     do_normalize: bool = Field(False, description="scale every recording to the same RMS level")
+    trim_silence: bool = Field(False, description="cut silence from both ends of every recording")
+    loudness: float | None = Field(
+        None, lt=0, ge=-70, description="bring every recording to this loudness in LUFS, such as -23"
+    )
+    max_frames_per_batch: Positive | None = Field(
+        None,
+        description="frames of a batch on one device, padding included; a batch closes at this many or at "
+        "per_device_train_batch_size recordings, whichever comes first",
+    )
     full_generation_sample_text: str | None = Field(None, description="spoken at every evaluation")
+    eval_sample_texts: Annotated[list[str], BeforeValidator(_split_list)] = Field(
+        [], description="more texts to speak at every evaluation"
+    )
 
     # -- Training ------------------------------------------------------------------------------------
     output_dir: Path = Field(Path("./output"), description="final model, checkpoint-N/ and runs/")
@@ -119,6 +191,14 @@ class TrainingConfig(BaseModel):
     adam_epsilon: float = Field(1e-9, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     max_grad_norm: float = Field(1.0, ge=0, description="0 for no clipping")
+    discriminator_max_grad_norm: float | None = Field(None, ge=0, description="max_grad_norm when left out")
+    optim: Annotated[Literal["adamw_torch", "sgd"], BeforeValidator(_optimizer_name)] = "adamw_torch"
+    ema_decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="keep a moving average of the generator's weights, such as 0.999, which is evaluated and published",
+    )
     warmup_ratio: float = Field(0.0, ge=0, le=1, description="share of all steps over which the rate rises")
     warmup_steps: int = Field(0, ge=0, description="overrides warmup_ratio")
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
@@ -128,6 +208,10 @@ class TrainingConfig(BaseModel):
     lr_decay: float = Field(0.999875, gt=0, le=1)
     group_by_length: bool = Field(False, description="batch recordings of similar length together")
     seed: int = 42
+    full_determinism: bool = Field(
+        False, description="deterministic algorithms only: slower, and the same to the bit every time"
+    )
+    torch_compile: bool = Field(False, description="compile the networks; pays in long runs")
     fp16: bool = False
     bf16: bool = False
     dataloader_num_workers: int = Field(0, ge=0)
@@ -140,15 +224,47 @@ class TrainingConfig(BaseModel):
     weight_mel: Weight = 35.0
 
     # -- Logging, evaluation, checkpoints ------------------------------------------------------------
+    logging_strategy: Strategy = Field(
+        "steps", description="log losses every logging_steps, once an epoch, or never"
+    )
     logging_steps: Positive = 10
+    eval_strategy: Strategy | None = Field(
+        None,
+        validation_alias=AliasChoices("eval_strategy", "evaluation_strategy"),
+        description="evaluate every eval_steps, once an epoch, or never; by eval_steps when left out",
+    )
     eval_steps: Positive | None = Field(
         None, description="evaluate every N steps; once an epoch when left out"
     )
+    max_eval_share: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="most of the run's time that evaluations may take; past it they become rarer",
+    )
+    save_strategy: Strategy = Field(
+        "steps", description="write checkpoints every save_steps, once an epoch, or only at the end"
+    )
     save_steps: Positive = 500
     save_total_limit: Positive | None = Field(None, description="keep only the newest N checkpoint folders")
-    report_to: Annotated[list[Literal["tensorboard", "all"]], BeforeValidator(_split_list)] = Field(
-        ["tensorboard"]
+    keep_best: int = Field(0, ge=0, description="keep the N best checkpoints as well as the newest")
+    metric_for_best_model: Annotated[str, BeforeValidator(_metric_name)] = Field(
+        "mel", description=f"what best means: {', '.join(METRICS)}"
     )
+    greater_is_better: bool | None = Field(None, description="false for every metric there is")
+    load_best_model_at_end: bool = Field(
+        False, description="publish the best checkpoint's weights instead of the last ones"
+    )
+    report_to: Annotated[list[Tracker], BeforeValidator(_split_list)] = Field(
+        ["tensorboard"], description="where curves go; none for nowhere"
+    )
+    wandb_project: str | None = Field(
+        None, description="project at Weights & Biases; project_name when left out"
+    )
+    metrics_port: int | None = Field(
+        None, ge=0, le=65535, description="serve vits_training_* metrics to Prometheus on this port"
+    )
+    metrics_host: str = Field("127.0.0.1", description="address of metrics_port")
     resume_from_checkpoint: str | bool | None = Field(
         None, description="a checkpoint folder; by default the newest complete one in output_dir"
     )

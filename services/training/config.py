@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AliasChoices,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -36,6 +35,9 @@ IGNORED: dict[str, str] = {
     "overwrite_cache": "the cache is keyed by what the recordings are, so it is never stale",
     "logging_first_step": "the first step is always logged",
 }
+
+#: Older names of keys.
+RENAMED: dict[str, str] = {"evaluation_strategy": "eval_strategy"}
 
 #: Never shown and never written.
 SECRETS = frozenset({"token", "hub_token"})
@@ -230,7 +232,6 @@ class TrainingConfig(BaseModel):
     logging_steps: Positive = 10
     eval_strategy: Strategy | None = Field(
         None,
-        validation_alias=AliasChoices("eval_strategy", "evaluation_strategy"),
         description="evaluate every eval_steps, once an epoch, or never; by eval_steps when left out",
     )
     eval_steps: Positive | None = Field(
@@ -294,11 +295,9 @@ class TrainingConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_ignored(cls, values: Any) -> Any:
-        return (
-            {key: value for key, value in values.items() if key not in IGNORED}
-            if isinstance(values, dict)
-            else values
-        )
+        if not isinstance(values, dict):
+            return values
+        return {RENAMED.get(key, key): value for key, value in values.items() if key not in IGNORED}
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingConfig:
@@ -321,6 +320,20 @@ class TrainingConfig(BaseModel):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def evaluation_interval(self, steps_per_epoch: int) -> int | None:
+        """Steps from one evaluation to the next; None if there is none during training."""
+        if self.eval_strategy == "no":
+            return None
+        return steps_per_epoch if self.eval_strategy == "epoch" else self.eval_steps or steps_per_epoch
+
+    def save_interval(self, steps_per_epoch: int) -> int | None:
+        """Steps from one checkpoint to the next; None if there is none during training."""
+        return {"no": None, "epoch": steps_per_epoch, "steps": self.save_steps}[self.save_strategy]
+
+    def logging_interval(self, steps_per_epoch: int) -> int | None:
+        """Steps from one line of losses to the next; None if there is none."""
+        return {"no": None, "epoch": steps_per_epoch, "steps": self.logging_steps}[self.logging_strategy]
 
     @property
     def published_name(self) -> str:

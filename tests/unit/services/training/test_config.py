@@ -328,7 +328,7 @@ def test_everything_wrong_is_said_at_once() -> None:
         "per_device_train_batch_size": 0,
         "warmup_ratio": 2,
         "max_tokens_length": 450.5,
-        "report_to": "wandb",
+        "report_to": "mlflow",
         "fp16": True,
         "bf16": True,
         "min_duration_in_seconds": 30,
@@ -340,7 +340,7 @@ def test_everything_wrong_is_said_at_once() -> None:
     for key in ("learning_rate: 'fast'", "per_device_train_batch_size: 0", "warmup_ratio: 2"):
         assert key in told
     assert "max_tokens_length: 450.5" in told
-    assert "report_to: 'wandb'" in told
+    assert "report_to: 'mlflow'" in told
     assert "model_name_or_path is missing" in told
     assert "dataset_name is missing" in told
     # What is wrong between keys is said too, though single ones are wrong already.

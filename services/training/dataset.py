@@ -39,6 +39,8 @@ class Example:
     text: str
     token_ids: tuple[int, ...]
     speaker_id: int
+    index: int
+    """Position in the split."""
     start: int
     """First sample in the cache."""
     samples: int
@@ -58,6 +60,8 @@ class Batch:
     """What one step is fed, ragged items padded."""
 
     ids: tuple[str, ...]
+    index: Tensor
+    """[B] int64, the recordings' positions in the split; keys the noise that each is given."""
     input_ids: Tensor
     """[B, T] int64."""
     token_lengths: Tensor
@@ -76,15 +80,21 @@ class Batch:
             *(
                 tensor.to(device, non_blocking=True)
                 for tensor in (
-                    self.input_ids, self.token_lengths, self.padded_waveform, self.frame_lengths, self.speaker_id
+                    self.index,
+                    self.input_ids,
+                    self.token_lengths,
+                    self.padded_waveform,
+                    self.frame_lengths,
+                    self.speaker_id,
                 )
             ),
-        )  # fmt: skip
+        )
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory; a data loader calls this."""
         return Batch(
             self.ids,
+            self.index.pin_memory(),
             self.input_ids.pin_memory(),
             self.token_lengths.pin_memory(),
             self.padded_waveform.pin_memory(),
@@ -137,6 +147,7 @@ class Examples(Dataset[Example]):
             padded[row, : len(waveform)] = torch.from_numpy(waveform)
         return Batch(
             ids=tuple(example.id for example in examples),
+            index=torch.tensor([example.index for example in examples]),
             input_ids=input_ids,
             token_lengths=torch.tensor([len(example.token_ids) for example in examples]),
             padded_waveform=padded,
@@ -305,7 +316,7 @@ def prepare(
             dropped.append(Dropped(recording.id, reason))
             continue
         speaker = speakers.get(recording.speaker or "", 0)
-        examples.append(Example(recording.id, text, tokens.ids, speaker, int(start), samples))
+        examples.append(Example(recording.id, text, tokens.ids, speaker, len(examples), int(start), samples))
     return Examples(examples[:limit], pcm, settings), dropped
 
 

@@ -288,6 +288,7 @@ def test_a_ragged_batch_holds_each_item_as_if_alone(
     batch = small_examples.collate(items)
     spectrograms = linear_spectrogram(batch.padded_waveform, settings)
     assert len(set(batch.frame_lengths.tolist())) > 1
+    assert batch.index.tolist() == [0, 1, 2, 3]
     for row, item in enumerate(items):
         alone = small_examples.collate([item])
         width = alone.padded_waveform.shape[1]

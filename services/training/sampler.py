@@ -1,0 +1,120 @@
+"""Which recordings go into which batch: a function of the arguments alone, so that a position can be resumed.
+
+Recordings of like length share a bucket, and a batch holds recordings of one bucket, so that little of it is
+padding. The buckets never change; what shares a batch, and which batch comes when, is drawn anew each epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+#: Buckets to aim for: as many quantiles of length.
+_BUCKETS = 16
+#: Batches that each process takes from a bucket, at least: with one alone, the same recordings would always
+#: share a batch.
+_MIN_ROUNDS = 4
+
+
+@dataclass(frozen=True)
+class _Bucket:
+    """Recordings of like length."""
+
+    members: tuple[int, ...]
+    capacity: int
+    """Recordings a batch."""
+    rounds: int
+    """Batches that each process takes from it in an epoch."""
+
+
+class BucketSampler:
+    """Plans the batches of any epoch.
+
+    Every recording is in an epoch once. Where the recordings of a bucket do not fill the last batch of every
+    process, some are in it a second time; a bucket with fewer than one batch for each process is dealt out
+    in smaller batches instead, and repeats only what leaves a process without any.
+
+    With neither ``group_by_length`` nor ``frame_budget`` there is one bucket, and ``world`` processes together
+    see at every position exactly what one process with a ``world`` times larger batch sees there.
+
+    Args:
+        lengths: Frames of every recording.
+        batch_size: Most recordings in a batch.
+        seed: The run's.
+        world: Processes; each gets as many batches as the others, at the same position of like length.
+        group_by_length: Batch recordings of like length.
+        frame_budget: Most frames in a batch, padding included; implies ``group_by_length``. A recording that
+            is longer gets a batch of its own.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        *,
+        batch_size: int,
+        seed: int,
+        world: int = 1,
+        group_by_length: bool = False,
+        frame_budget: int | None = None,
+    ) -> None:
+        self._seed, self._world = seed, world
+        if group_by_length or frame_budget is not None:
+            self._buckets = _by_length(lengths, batch_size, world, frame_budget)
+        else:
+            everything = tuple(range(len(lengths)))
+            self._buckets = [_bucket(everything, batch_size, world)] if everything else []
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches of one process in one epoch; the same for every process and epoch."""
+        return sum(bucket.rounds for bucket in self._buckets)
+
+    def epoch(self, epoch: int, rank: int = 0) -> list[list[int]]:
+        """The batches of one process in one epoch, in order.
+
+        Args:
+            epoch: From 0.
+            rank: The process, from 0.
+
+        Returns:
+            The positions of the recordings in ``lengths``, batch by batch.
+        """
+        generator = np.random.default_rng([self._seed, epoch])
+        batches: list[list[int]] = []
+        for bucket in self._buckets:
+            order = generator.permutation(bucket.members)
+            per_round = bucket.capacity * self._world
+            if len(order) < per_round:
+                shares = np.array_split(np.resize(order, max(len(order), self._world)), self._world)
+                batches.append(shares[rank].tolist())
+                continue
+            rounds = np.resize(order, (bucket.rounds, self._world, bucket.capacity))
+            batches += rounds[:, rank].tolist()
+        if len(self._buckets) > 1:
+            batches = [batches[index] for index in generator.permutation(len(batches))]
+        return batches
+
+
+def _bucket(members: Sequence[int], capacity: int, world: int) -> _Bucket:
+    return _Bucket(tuple(members), capacity, rounds=-(-len(members) // (capacity * world)))
+
+
+def _by_length(
+    lengths: Sequence[int], batch_size: int, world: int, frame_budget: int | None
+) -> list[_Bucket]:
+    """Cut the recordings, longest first, into buckets of whole rounds: only the shortest are left over."""
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    rounds = max(_MIN_ROUNDS, len(order) // (batch_size * world * _BUCKETS))
+    buckets: list[_Bucket] = []
+    while order:
+        capacity = batch_size
+        if frame_budget is not None:
+            capacity = max(1, min(batch_size, frame_budget // max(1, lengths[order[0]])))
+        size = rounds * capacity * world
+        if len(order) - size < capacity * world:  # less than a round would be left
+            size = len(order)
+        buckets.append(_bucket(order[:size], capacity, world))
+        order = order[size:]
+    return buckets

@@ -9,6 +9,7 @@ Shapes: S samples, C channels.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import soundfile
 import soxr
 from av.audio.resampler import AudioResampler
 from av.container import InputContainer
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from shared.errors import UserError
@@ -32,6 +34,24 @@ PCM16_FULL_SCALE = 32767.0
 
 #: Sample formats that PCM16 holds without loss; all others are decoded to float.
 _INTEGER_FORMATS = {"s16", "s16p", "u8", "u8p"}
+
+#: In a WAV file FFmpeg searches megabytes for streams of other kinds, which takes longer than decoding it.
+_WAV_OPTIONS = {"probesize": "16384"}
+
+#: Frames in which levels are measured.
+FRAME_SECONDS = 0.02
+
+#: A frame is speech when it is at most this much below the recording's loudest.
+SPEECH_RANGE_DB = 40.0
+
+#: The level given to digital silence.
+FLOOR_DBFS = -100.0
+
+#: What is left of the silence before and after speech: a soft onset or a fading end is quieter than speech.
+TRIM_MARGIN_SECONDS = 0.05
+
+#: No change of loudness brings a peak above this.
+PEAK_LIMIT_DBFS = -1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,9 +191,116 @@ def write_flac(path: Path, samples: Samples, sampling_rate: int) -> None:
     soundfile.write(path, to_pcm16(samples), sampling_rate, format="FLAC", subtype="PCM_16")
 
 
+def frame_levels(samples: Samples, sampling_rate: int) -> NDArray[np.float64]:
+    """The level of each 20 ms frame in dBFS, where a full-scale square wave is 0; [ceil(S / frame)]."""
+    size = max(1, round(FRAME_SECONDS * sampling_rate))
+    starts = np.arange(0, len(samples), size)
+    power = np.add.reduceat(samples.astype(np.float64) ** 2, starts)
+    power /= np.diff(np.append(starts, len(samples)))
+    levels: NDArray[np.float64] = 10 * np.log10(np.maximum(power, 10 ** (FLOOR_DBFS / 10)))
+    return levels
+
+
+def trim_silence(samples: Samples, sampling_rate: int) -> Samples:
+    """Cut the silence from both ends, but for 50 ms.
+
+    Speech is what is at most 40 dB below the loudest 20 ms, so the recording's own level does not matter;
+    noise that is louder than that is not cut.
+
+    Args:
+        samples: [S], S > 0.
+        sampling_rate: Samples per second.
+
+    Returns:
+        A part of ``samples``, or all of it when it is nothing but digital silence.
+    """
+    levels = frame_levels(samples, sampling_rate)
+    speech = np.flatnonzero(levels > max(float(levels.max()) - SPEECH_RANGE_DB, FLOOR_DBFS))
+    if not len(speech):
+        return samples
+    frame, margin = max(1, round(FRAME_SECONDS * sampling_rate)), round(TRIM_MARGIN_SECONDS * sampling_rate)
+    return samples[max(0, int(speech[0]) * frame - margin) : (int(speech[-1]) + 1) * frame + margin]
+
+
+def loudness_lufs(samples: Samples, sampling_rate: int) -> float:
+    """Integrated loudness of mono sound by ITU-R BS.1770-4: K-weighted, gated at -70 LUFS and at -10 LU.
+
+    Sound that is shorter than one block of 400 ms is measured as one block.
+
+    Args:
+        samples: [S]
+        sampling_rate: Samples per second.
+
+    Returns:
+        LUFS; minus infinity for silence.
+    """
+    from scipy.signal import lfilter  # slow to import, and not needed to serve
+
+    weighted = samples.astype(np.float64)
+    for numerator, denominator in k_weighting(sampling_rate):
+        weighted = lfilter(numerator, denominator, weighted)
+    step = round(0.1 * sampling_rate)  # blocks of 400 ms that overlap by three quarters
+    tenths = np.mean(weighted[: len(weighted) // step * step].reshape(-1, step) ** 2, axis=1)
+    blocks = (
+        sliding_window_view(tenths, 4).mean(axis=1)
+        if len(tenths) >= 4
+        else np.mean(weighted**2, keepdims=True)
+    )
+    blocks = blocks[blocks > 10 ** ((-70 + 0.691) / 10)]
+    if not len(blocks):
+        return -math.inf
+    blocks = blocks[blocks > np.mean(blocks) / 10]
+    return -0.691 + 10 * math.log10(float(np.mean(blocks)))
+
+
+def k_weighting(sampling_rate: int) -> list[tuple[list[float], list[float]]]:
+    """The two filters of ITU-R BS.1770-4, a high shelf and a high pass, at any sampling rate.
+
+    The standard tabulates them for 48 kHz alone; these are the analogue filters behind its table, as derived by
+    B. De Man, Evaluation of Implementations of the EBU R128 Loudness Measurement (AES 145, 2018).
+
+    Returns:
+        Numerator and denominator of each.
+    """
+    k, q = math.tan(math.pi * 1681.974450955533 / sampling_rate), 0.7071752369554196
+    high = 10 ** (3.999843853973347 / 20)
+    middle = high**0.4996667741545416
+    scale = 1 + k / q + k * k
+    shelf = (
+        [
+            (high + middle * k / q + k * k) / scale,
+            2 * (k * k - high) / scale,
+            (high - middle * k / q + k * k) / scale,
+        ],
+        [1.0, 2 * (k * k - 1) / scale, (1 - k / q + k * k) / scale],
+    )
+    k, q = math.tan(math.pi * 38.13547087602444 / sampling_rate), 0.5003270373238773
+    scale = 1 + k / q + k * k
+    high_pass = ([1.0, -2.0, 1.0], [1.0, 2 * (k * k - 1) / scale, (1 - k / q + k * k) / scale])
+    return [shelf, high_pass]
+
+
+def amplified(samples: Samples, gain: float) -> tuple[Samples, bool]:
+    """Scale ``samples`` [S] by ``gain``, or by less where a peak would pass -1 dBFS.
+
+    Returns:
+        The scaled samples, and whether the gain was held back.
+    """
+    peak, limit = float(np.abs(samples).max(initial=0.0)), 10 ** (PEAK_LIMIT_DBFS / 20)
+    held_back = peak * gain > limit
+    return samples * np.float32(limit / peak if held_back else gain), held_back
+
+
 def _name(source: Path | bytes) -> str:
     """What to call a source in a message."""
     return str(source) if isinstance(source, Path) else f"an embedded recording ({len(source):,} bytes)"
+
+
+def _is_wav(source: Path | bytes) -> bool:
+    if isinstance(source, bytes):
+        return source.startswith(b"RIFF")
+    with source.open("rb") as file:
+        return file.read(4) == b"RIFF"
 
 
 @contextmanager
@@ -183,7 +310,8 @@ def _opened(source: Path | bytes, container_format: str | None) -> Iterator[Inpu
         raise UserError(f"{source} does not exist or is no file: check the path")
     try:
         file = str(source) if isinstance(source, Path) else io.BytesIO(source)
-        with av.open(file, mode="r", format=container_format) as container:
+        options = _WAV_OPTIONS if _is_wav(source) else {}
+        with av.open(file, mode="r", format=container_format, options=options) as container:
             if not container.streams.audio:
                 raise UserError(f"{_name(source)} has no sound in it: give an audio file")
             yield container

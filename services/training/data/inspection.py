@@ -14,18 +14,9 @@ import numpy as np
 
 from services.training.data.reading import Survey
 from services.training.data.recordings import Recording
-from shared.audio import Samples, to_pcm16
+from shared.audio import FLOOR_DBFS, FRAME_SECONDS, SPEECH_RANGE_DB, Samples, frame_levels, to_pcm16
 from shared.errors import TextError, UserError
 from shared.text import FrontEnd
-
-#: Frames in which loudness is measured.
-FRAME_SECONDS = 0.02
-
-#: A frame is speech when it is at most this much below the recording's loudest.
-SPEECH_RANGE_DB = 40.0
-
-#: The level given to digital silence.
-FLOOR_DBFS = -100.0
 
 #: Quieter speech than this is as good as silence.
 SILENT_DBFS = -50.0
@@ -195,18 +186,6 @@ def measure(recording: Recording, split: str) -> Measured:
         letters=sum(character.isalnum() for character in recording.text),
         audio_hash=hashlib.sha256(to_pcm16(audio.samples).tobytes()).hexdigest(),
     )
-
-
-def frame_levels(samples: Samples, sampling_rate: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """The level of each 20 ms frame in dBFS, where a full-scale square wave is 0; [ceil(S / frame)]."""
-    size = max(1, round(FRAME_SECONDS * sampling_rate))
-    starts = np.arange(0, len(samples), size)
-    power = np.add.reduceat(samples.astype(np.float64) ** 2, starts)
-    power /= np.diff(np.append(starts, len(samples)))
-    levels: np.ndarray[tuple[int], np.dtype[np.float64]] = 10 * np.log10(
-        np.maximum(power, 10 ** (FLOOR_DBFS / 10))
-    )
-    return levels
 
 
 def longest_full_scale_run(samples: Samples) -> int:

@@ -13,12 +13,16 @@ from hypothesis import strategies as st
 
 from shared.audio import (
     Audio,
+    amplified,
     encode_wav,
     from_pcm16,
+    k_weighting,
+    loudness_lufs,
     read_audio,
     read_audio_header,
     resample,
     to_pcm16,
+    trim_silence,
     write_flac,
     write_wav,
 )
@@ -127,6 +131,72 @@ class TestRead:
         soundfile.write(tmp_path / "a.flac", np.zeros((24000, 2)), 48000)
         header = read_audio_header(tmp_path / "a.flac")
         assert (header.sampling_rate, header.channels, header.duration_seconds) == (48000, 2, 0.5)
+
+
+class TestLoudness:
+    """Against the figures of ITU-R BS.1770-4 and EBU Tech 3341."""
+
+    def test_the_filters_are_the_standards_own_at_48_khz(self) -> None:
+        (shelf, shelf_denominator), (high_pass, high_pass_denominator) = k_weighting(48000)
+        np.testing.assert_allclose(shelf, [1.53512485958697, -2.69169618940638, 1.19839281085285], atol=1e-12)
+        np.testing.assert_allclose(shelf_denominator, [1, -1.69065929318241, 0.73248077421585], atol=1e-12)
+        np.testing.assert_allclose(high_pass, [1, -2, 1])
+        np.testing.assert_allclose(
+            high_pass_denominator, [1, -1.99004745483398, 0.99007225036621], atol=1e-12
+        )
+
+    @pytest.mark.parametrize("rate", [16000, 22050, 44100, 48000])
+    def test_a_full_scale_sine_of_997_hz_reads_minus_3_01(self, rate: int) -> None:
+        assert loudness_lufs(sine(997, 5.0, rate, level=1.0), rate) == pytest.approx(-3.01, abs=0.05)
+        assert loudness_lufs(sine(997, 5.0, rate, level=0.1), rate) == pytest.approx(-23.01, abs=0.05)
+
+    def test_pauses_do_not_count(self) -> None:
+        """EBU Tech 3341, minimum requirements, signal 3: quieter parts fall to the relative gate."""
+        quiet, loud = sine(1000, 10, 48000, 10 ** (-36 / 20)), sine(1000, 30, 48000, 10 ** (-20 / 20))
+        alone = loudness_lufs(loud, 48000)
+        assert loudness_lufs(np.concatenate([quiet, loud, quiet]), 48000) == pytest.approx(alone, abs=0.1)
+        silence = np.zeros(48000 * 20, np.float32)
+        assert loudness_lufs(np.concatenate([silence, loud]), 48000) == pytest.approx(alone, abs=0.1)
+
+    def test_short_sound_and_silence_have_a_loudness_too(self) -> None:
+        assert loudness_lufs(sine(997, 0.2, 16000, level=1.0), 16000) == pytest.approx(-3.01, abs=0.2)
+        assert loudness_lufs(np.zeros(16000, np.float32), 16000) == -np.inf
+        assert loudness_lufs(np.zeros(10, np.float32), 16000) == -np.inf
+
+    def test_no_gain_clips(self) -> None:
+        samples = sine(300, 0.1, 16000, level=0.5)
+        louder, held_back = amplified(samples, 1.5)
+        assert not held_back
+        np.testing.assert_allclose(louder, 1.5 * samples, rtol=1e-6)
+        loudest, held_back = amplified(samples, 100.0)
+        assert held_back
+        assert 20 * np.log10(np.abs(loudest).max()) == pytest.approx(-1.0, abs=1e-4)
+        np.testing.assert_allclose(loudest / loudest.max(), samples / samples.max(), atol=1e-6)
+
+
+class TestTrimming:
+    @pytest.mark.parametrize("level", [1.0, 0.01])
+    @pytest.mark.parametrize("noise", [0.0, 1e-3])
+    @pytest.mark.parametrize("rate", [8000, 22050])
+    def test_silence_is_cut_from_both_ends_but_for_a_margin(
+        self, level: float, noise: float, rate: int
+    ) -> None:
+        """The recording's own level does not matter, nor does quiet noise."""
+        speech = sine(200, 1.0, rate, level=0.9)
+        clip = np.concatenate([np.zeros(rate), speech, np.zeros(2 * rate)])
+        clip = level * (clip + noise * np.random.default_rng(0).standard_normal(len(clip)))
+        trimmed = trim_silence(clip.astype(np.float32), rate)
+        assert len(trimmed) / rate == pytest.approx(1.1, abs=0.045)
+        begins = int(np.argmax(np.abs(trimmed) > 0.3 * level)) / rate
+        assert begins == pytest.approx(0.05, abs=0.025)
+
+    def test_pauses_inside_stay(self) -> None:
+        speech = sine(200, 0.5, 16000)
+        clip = np.concatenate([speech, np.zeros(16000, np.float32), speech])
+        np.testing.assert_array_equal(trim_silence(clip, 16000), clip)
+
+    def test_nothing_but_silence_stays_as_it_is(self) -> None:
+        np.testing.assert_array_equal(trim_silence(np.zeros(5000, np.float32), 16000), np.zeros(5000))
 
 
 class TestFaults:

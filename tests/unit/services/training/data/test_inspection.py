@@ -12,7 +12,6 @@ import pytest
 
 from services.training.data.cli import main
 from services.training.data.inspection import (
-    frame_levels,
     inspect,
     longest_full_scale_run,
     measure,
@@ -20,7 +19,7 @@ from services.training.data.inspection import (
 )
 from services.training.data.reading import survey
 from services.training.data.recordings import Recording
-from shared.audio import write_wav
+from shared.audio import frame_levels, write_wav
 from shared.text import FrontEnd
 
 Tone = Callable[..., np.ndarray]

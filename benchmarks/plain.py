@@ -125,7 +125,9 @@ def spectrograms(waveform: Tensor, analysis: Analysis) -> tuple[Tensor, Tensor]:
     """Linear magnitudes [B, n_fft / 2 + 1, F] and log-mel [B, 80, F] of a waveform [B, S]."""
     edge = (analysis.n_fft - analysis.hop_length) // 2
     padded = functional.pad(waveform, (edge, edge), mode="reflect")
-    window = torch.hann_window(analysis.n_fft, dtype=waveform.dtype)
+    window = torch.hann_window(analysis.n_fft).to(
+        waveform
+    )  # like the filters, rounded to float32 in any precision
     spectrum = torch.stft(
         padded, analysis.n_fft, analysis.hop_length, window=window, center=False, return_complex=True
     )
@@ -139,7 +141,7 @@ def spectrograms(waveform: Tensor, analysis: Analysis) -> tuple[Tensor, Tensor]:
         norm="slaney",
         mel_scale="slaney",
     )
-    mel = torch.from_numpy(filters.T).to(waveform.dtype) @ magnitudes
+    mel = torch.from_numpy(filters.T).float().to(waveform) @ magnitudes
     return magnitudes, mel.clamp(min=1e-5).log()
 
 

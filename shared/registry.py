@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,6 +148,7 @@ class Registry:
         sources: Sequence[str],
         consent: str | None,
         lineage: Mapping[str, JsonValue],
+        only: Collection[str] | None = None,
     ) -> Version:
         """Publish a folder as a new version. It becomes visible at the very end, whole.
 
@@ -161,13 +162,18 @@ class Registry:
             sources: The recordings and models that went in.
             consent: What the speaker agreed to, and where that is recorded.
             lineage: JSON; what made it.
+            only: Paths within the folder to publish; by default everything.
 
         Raises:
             UserError: The name, the folder or the description cannot be published.
             StoreError: The store failed. What was uploaded is removed, as far as that works.
         """
         check_name(name)
-        files = [(path, file) for path, file in files_to_publish(folder) if path not in RESERVED]
+        files = [
+            (path, file)
+            for path, file in files_to_publish(folder)
+            if path not in RESERVED and (only is None or path in only)
+        ]
         if not files:
             raise UserError(
                 f"{folder} holds nothing but the registry's own records, so there is nothing to publish"

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 import secrets
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -175,9 +176,31 @@ class Run:
         kept = self.checkpoints()[-keep:]
         for step, paths in self._steps().items():
             if kept and step < kept[0]:
-                # The manifest goes first: what is half deleted does not exist.
-                for path in sorted(paths, key=lambda path: path != self._manifest_path(step)):
-                    self.store.delete(path)
+                self._delete(step, paths)
+
+    def clear(self, *, after: int = -1) -> list[int]:
+        """Delete every checkpoint, complete or not, of later steps: the run begins at its beginning, or goes back.
+
+        Args:
+            after: The last step to keep; by default none is kept.
+
+        Returns:
+            The steps whose complete checkpoints were deleted.
+
+        Raises:
+            LeaseLostError: Another process has acquired the run.
+            StoreError: The store failed.
+        """
+        self.check()
+        later = {step: paths for step, paths in self._steps().items() if step > after}
+        for step, paths in later.items():
+            self._delete(step, paths)
+        return sorted(step for step, paths in later.items() if self._manifest_path(step) in paths)
+
+    def _delete(self, step: int, paths: Sequence[str]) -> None:
+        """Delete a checkpoint's objects, the manifest first: what is half deleted does not exist."""
+        for path in sorted(paths, key=lambda path: path != self._manifest_path(step)):
+            self.store.delete(path)
 
     def _steps(self) -> dict[int, list[str]]:
         """Every object of every checkpoint, complete or not, by step."""

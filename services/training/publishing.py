@@ -1,11 +1,24 @@
-"""Writing a run's models: into its folder, into the store, and to the hub."""
+"""Saving a run while it trains: on the disk, in the store, and at its end to the hub.
+
+Training waits only while its state is copied in memory. A thread writes the copy as ``checkpoint-N``, uploads
+it, publishes its model and removes what is superfluous. What fails there is told at once:
+
+- the store: training goes on, for the checkpoint is complete on the disk. It is sent with the next one, or
+  at the end, and if that fails too, the run fails, with its model safe on the disk;
+- anything else (a full disk, a run that another process has taken over): the next call raises it.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from types import SimpleNamespace, TracebackType
+from typing import Self, cast
 
 import torch
 from huggingface_hub import HfApi
@@ -16,110 +29,414 @@ from torch.optim import Optimizer
 from services.training import checkpoints as ckpt
 from services.training.config import SECRETS, TrainingConfig
 from services.training.session import Session
+from services.training.steps import Steps
 from services.training.tracking import Tracker
-from shared.errors import HubUnreachableError
+from shared.errors import HubUnreachableError, LeaseLostError, ModelError, NotFoundError, StoreError
 from shared.modeling import save_model
 from shared.modeling.loading import DISCRIMINATOR_FILE
+from shared.provenance import Provenance
 from shared.registry import Registry
+from shared.store import Store, digest_file
 
 #: How many complete checkpoints of a run are kept in the store, for resuming.
 _STORED_CHECKPOINTS = 2
+#: A save that waits longer than this for the one before it says so, in seconds.
+_LONG_WAIT = 1.0
 
 
-def _write_model(session: Session, folder: Path) -> None:
-    """The loadable model with everything that belongs to it."""
-    still_new = session.base.untrained if session.step < session.plan.warm_up else ()
-    session.generator.config.untrained_modules = list(still_new)
-    save_model(session.generator, folder, companions=session.base.folder)
+class Publisher:
+    """Saves a run's checkpoints in the background. On any process but the main one it does nothing.
+
+    Use it as a context manager: at the end it waits for what is under way.
+    """
+
+    def __init__(self, session: Session, tracker: Tracker) -> None:
+        self._session = session
+        self._tracker = tracker
+        self._active = session.accelerator.is_main_process
+        self._snapshot: ckpt.Snapshot | None = None
+        self._thread: threading.Thread | None = None
+        self._written = threading.Event()
+        self._failure: Exception | None = None
+        self._unsent: StoreError | None = None
+        # Nothing is new at the step that the run goes on from.
+        resumed = ckpt.is_complete(session.config.output_dir / f"checkpoint-{session.step}")
+        self._saved = session.step if resumed else -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+        else:
+            self._join()
+
+    def save(self, steps: Steps, *, wait: bool = False) -> None:
+        """Save the state after the step that was just done.
+
+        It waits for an earlier save that is still under way, and copies the state; the rest happens in the
+        background. A step that is saved already is not saved again.
+
+        Args:
+            steps: Whose optimisers belong to the state.
+            wait: Return only when the checkpoint is on the disk and sent. It is on the disk first, whatever
+                is still being sent.
+
+        Raises:
+            UserError: An earlier save, or this one with ``wait``, met a full disk.
+            LeaseLostError: Another process has taken over the run.
+        """
+        if not self._active:
+            return
+        if self._thread and wait:
+            self._written.wait()
+        elif self._thread:
+            self._wait_for_previous()
+        self.check()
+        if self._session.step > self._saved:
+            self._note_best()
+            self._saved = self._session.step
+            self._snapshot = ckpt.take_snapshot(self._session, steps, self._snapshot)
+            if wait:
+                self._write(self._snapshot)
+                self._join()
+                self._send(self._snapshot.state)
+            else:
+                self._written.clear()
+                self._thread = threading.Thread(
+                    target=self._write_and_send, args=[self._snapshot], name="saving"
+                )
+                self._thread.start()
+        if wait:
+            self._join()
+            self.check()
+
+    def check(self) -> None:
+        """Raise what went wrong in the background; costs nothing.
+
+        Raises:
+            UserError: The disk is full.
+            LeaseLostError: Another process has taken over the run.
+        """
+        if self._failure:
+            raise self._failure
+
+    def close(self) -> None:
+        """Wait for what is under way.
+
+        Raises:
+            StoreError: The newest checkpoint could not be sent; it is complete on the disk.
+            UserError: The disk is full.
+        """
+        self._join()
+        self.check()
+        if self._unsent:
+            raise self._unsent
+
+    def finish(self) -> None:
+        """Make the output folder the final model, publish it, move its alias, push it where that is wanted.
+
+        The last step must have been saved. Whatever fails after the model is in its folder can be made up for
+        by starting the finished run again.
+
+        Raises:
+            StoreError: The store failed.
+            HubUnreachableError: The model could not be pushed.
+        """
+        if not self._active:
+            return
+        self._join()
+        self.check()
+        session, config, say = self._session, self._session.config, self._tracker.say
+        if self._unsent and self._snapshot:
+            self._send(self._snapshot.state)
+            self.check()
+        _write_final(session, self._best_folder())
+        say(f"the model is complete in {config.output_dir}")
+        deliver(config, session.store, session.state, say)
+        if self._unsent:
+            raise self._unsent
+
+    # -- In the background -------------------------------------------------------------------------
+
+    def _write_and_send(self, snapshot: ckpt.Snapshot) -> None:
+        state = snapshot.state
+        try:
+            self._write(snapshot)
+        except Exception as error:
+            self._failure = error
+            self._tracker.say(f"step {state.global_step} could not be saved: {error}")
+            return
+        finally:
+            self._written.set()
+        self._send(state)
+
+    @torch.no_grad()
+    def _write(self, snapshot: ckpt.Snapshot) -> None:
+        """``checkpoint-N`` on the disk."""
+        session, output_dir = self._session, self._session.config.output_dir
+
+        def write(folder: Path) -> None:
+            ckpt.write_state(snapshot, folder)
+            _write_model(session, snapshot, folder)
+
+        ckpt.write_checkpoint(output_dir, snapshot.step, write, needed=snapshot.nbytes)
+        best = {entry["step"] for entry in snapshot.state.best}
+        ckpt.prune(output_dir, session.config.save_total_limit, spare=best)
+
+    def _send(self, state: ckpt.TrainerState) -> None:
+        """The newest checkpoint to the store, as the run's state and as a version of the model."""
+        session, run, step = self._session, self._session.run, state.global_step
+        assert run is not None  # noqa: S101 - the main process has the lease
+        folder = session.config.output_dir / f"checkpoint-{step}"
+        try:
+            run.save_checkpoint(step, folder)
+            run.prune(_STORED_CHECKPOINTS)
+            published = ""
+            if step < state.max_steps:  # the last step's model is published as the final one
+                version = _publish(
+                    session.config, session.store, folder, ckpt.public_files(folder), session.provenance, step
+                )
+                published = f", published {version}"
+                for entry in session.state.best:
+                    if entry["step"] == step:
+                        entry["version"] = version
+        except LeaseLostError as error:
+            self._failure = error
+        except StoreError as error:
+            self._unsent = error
+            self._tracker.say(
+                f"step {step}: saved {folder}, but the store failed: {error}. Training goes on; the next "
+                "checkpoint, or the end of the run, tries again"
+            )
+        except Exception as error:
+            self._failure = error
+            self._tracker.say(f"step {step}: saved {folder}, but it cannot be sent: {error}")
+        else:
+            self._unsent = None
+            self._tracker.say(f"step {step}: saved {folder}{published}")
+
+    def _join(self) -> None:
+        if self._thread:
+            self._thread.join()
+            self._thread = None
+
+    def _wait_for_previous(self) -> None:
+        begun = time.perf_counter()
+        self._join()
+        waited = time.perf_counter() - begun
+        if waited > _LONG_WAIT:
+            self._tracker.say(
+                f"waited {waited:.0f} s for the checkpoint before to be sent: a larger save_steps would avoid that"
+            )
+
+    # -- The best ----------------------------------------------------------------------------------
+
+    def _note_best(self) -> None:
+        """Rank the step that is being saved by the newest evaluation since the save before it."""
+        config, state = self._session.config, self._session.state
+        keep = max(config.keep_best, int(config.load_best_model_at_end))
+        key = f"eval_{config.metric_for_best_model}"
+        values = [
+            entry[key]
+            for entry in state.log_history
+            if key in entry
+            and max(self._saved, 0) < entry["step"] <= state.global_step
+            and math.isfinite(entry[key])
+        ]
+        if keep and values:
+            entries = [*state.best, {"step": state.global_step, "value": values[-1]}]
+            entries.sort(key=lambda entry: entry["value"], reverse=bool(config.greater_is_better))
+            state.best = entries[:keep]
+
+    def _best_folder(self) -> Path:
+        """The checkpoint that becomes the final model."""
+        config, state, say = self._session.config, self._session.state, self._tracker.say
+        last = config.output_dir / f"checkpoint-{state.global_step}"
+        if not config.load_best_model_at_end:
+            return last
+        metric = config.metric_for_best_model
+        for entry in state.best[:1]:
+            folder = config.output_dir / f"checkpoint-{entry['step']}"
+            if not ckpt.is_complete(folder) and "version" in entry:
+                registry = Registry(self._session.store)
+                reference = f"{config.published_name}/{entry['version']}"
+                folder = registry.fetch(registry.resolve("models", reference))
+            if (folder / "config.json").is_file():
+                say(
+                    f"the final model is the best checkpoint's, of step {entry['step']}: {metric} {entry['value']:.4g}"
+                )
+                return folder
+            say(
+                f"the best checkpoint, of step {entry['step']}, is no longer there: the final model is the last step's"
+            )
+            return last
+        say(f"no saved step was evaluated by {metric}: the final model is the last step's")
+        return last
+
+
+# -- Models ----------------------------------------------------------------------------------------
+
+
+def _write_model(session: Session, snapshot: ckpt.Snapshot, folder: Path) -> None:
+    """The loadable model with everything that belongs to it, of the moving average where there is one."""
+    generator = snapshot.generator
+    average = {
+        name.removeprefix("ema."): value
+        for name, value in snapshot.tensors.items()
+        if name.startswith("ema.")
+    }
+    if average:  # the copy's own weights are written by now
+        generator.load_state_dict({**generator.state_dict(), **average})
+    generator.config.untrained_modules = list(snapshot.untrained)
+    save_model(generator, folder, companions=session.base.folder)
     session.base.front_end.save(folder)
-    save_file(session.discriminator.folded_state_dict(), folder / DISCRIMINATOR_FILE)
+    save_file(snapshot.discriminator.folded_state_dict(), folder / DISCRIMINATOR_FILE)
     session.provenance.write(folder)
     if session.base.speakers:
         (folder / "speakers.json").write_text(json.dumps(session.base.speakers, indent=2), encoding="utf-8")
+    _write_config(session.config, folder)
+
+
+def _write_config(config: TrainingConfig, folder: Path) -> None:
+    """The resolved configuration, without secrets."""
     (folder / ckpt.CONFIG_FILE).write_text(
-        session.config.model_dump_json(indent=2, exclude=set(SECRETS)) + "\n", encoding="utf-8"
+        config.model_dump_json(indent=2, exclude=set(SECRETS)) + "\n", encoding="utf-8"
     )
 
 
-def save_checkpoint(session: Session, tracker: Tracker, optimizers: Sequence[Optimizer]) -> None:
-    """Write ``checkpoint-N``, save it as the run's state, and publish its model."""
-    if session.accelerator.is_main_process:
-        config, run = session.config, session.run
-        assert run is not None  # noqa: S101 - the main process has the lease
-        run.check()
-
-        def write(folder: Path) -> None:
-            _write_model(session, folder)
-            state = {
-                "generator": session.generator.state_dict(),
-                "discriminator": session.discriminator.state_dict(),
-                # At the very end of a stage its optimisers are done with.
-                "optimizers": None
-                if session.step == session.plan.warm_up
-                else [optimizer.state_dict() for optimizer in optimizers],
-            }
-            torch.save(state, folder / ckpt.STATE_FILE)
-            session.state.write(folder)
-
-        folder = ckpt.write_checkpoint(config.output_dir, session.step, write)
-        ckpt.prune(config.output_dir, config.save_total_limit)
-        run.save_checkpoint(session.step, folder)
-        run.prune(_STORED_CHECKPOINTS)
-        version = _publish(session, folder)
-        tracker.say(f"step {session.step}: saved {folder}, published {version}")
-    session.accelerator.wait_for_everyone()
+def _write_final(session: Session, source: Path) -> None:
+    """Make the output folder a finished model, from a checkpoint's."""
+    output_dir, state = session.config.output_dir, session.state
+    final = output_dir / "final.partial"
+    shutil.rmtree(final, ignore_errors=True)
+    final.mkdir()
+    for name in ckpt.public_files(source):
+        if name not in {"manifest.json", "claim.json"}:  # of a version in a local store
+            shutil.copyfile(source / name, final / name)
+    _write_config(session.config, final)
+    files = sorted(final.iterdir())
+    state.final_files = {file.name: digest_file(file).sha256 for file in files}
+    state.final_version = state.pushed_to = None
+    for file in files:
+        file.replace(output_dir / file.name)
+    final.rmdir()
+    state.finished = True
+    state.write(output_dir)  # last: it says that the folder is a finished model
 
 
-def _publish(session: Session, folder: Path) -> str:
-    """Publish a model folder, without the run's private files; its version."""
-    config = session.config
-    public = config.output_dir / ".publish.partial"
-    shutil.rmtree(public, ignore_errors=True)
-    ckpt.copy_public_files(folder, public)
-    version = Registry(session.store).publish(
+def deliver(
+    config: TrainingConfig, store: Store, state: ckpt.TrainerState, say: Callable[[str], None]
+) -> bool:
+    """Bring a finished model wherever it still has to go: into the store, and to the hub.
+
+    Args:
+        config: The run's configuration.
+        store: The store.
+        state: The finished run's state; it is written again with every step that is done.
+        say: Told what is done.
+
+    Returns:
+        Whether there was anything to do.
+
+    Raises:
+        ModelError: The model has to be sent, and the output folder no longer holds it.
+        StoreError: The store failed; the model is safe in the output folder.
+        HubUnreachableError: The hub failed; the model is safe in the output folder.
+    """
+    sent = _deliver_to_store(config, store, state, say)
+    if config.push_to_hub and state.pushed_to != config.hub_model_id:
+        _push_to_hub(config, state, say)
+        return True
+    return sent
+
+
+def _deliver_to_store(
+    config: TrainingConfig, store: Store, state: ckpt.TrainerState, say: Callable[[str], None]
+) -> bool:
+    registry, name = Registry(store), config.published_name
+    lost = state.final_version is not None and state.final_version not in registry.versions("models", name)
+    if state.final_version is None or lost:
+        if lost:
+            say(f"{store.url} no longer has {name}/{state.final_version}: publishing it again")
+        _check_final(config.output_dir, state)
+        state.final_version = _publish(
+            config,
+            store,
+            config.output_dir,
+            state.final_files,
+            Provenance.read(config.output_dir),
+            state.global_step,
+        )
+        state.write(config.output_dir)
+    elif _was_moved_to(registry, name, config.alias, state.final_version):
+        return False
+    if lost and _points_somewhere(registry, name, config.alias):
+        say(f"{name}@{config.alias} has moved on to another version meanwhile, and stays there")
+    else:
+        registry.move_alias("models", name, config.alias, state.final_version)
+    say(f"{config.output_dir} is in {store.url} as {name}@{config.alias} ({state.final_version})")
+    return True
+
+
+def _check_final(output_dir: Path, state: ckpt.TrainerState) -> None:
+    """Make sure that the finished model's files are what the run wrote."""
+    wrong = [
+        name
+        for name, sha256 in state.final_files.items()
+        if not (output_dir / name).is_file() or digest_file(output_dir / name).sha256 != sha256
+    ]
+    if wrong or not state.final_files:
+        raise ModelError(
+            f"{output_dir} no longer holds the model that its run has written ({', '.join(wrong) or 'no files'}), so "
+            "it is not published. Put its files back, or start over with --overwrite_output_dir."
+        )
+
+
+def _was_moved_to(registry: Registry, name: str, alias: str, version: str) -> bool:
+    """Whether an alias has ever pointed to a version; somebody may have moved it on."""
+    try:
+        return any(move.version == version for move in registry.history("models", name, alias))
+    except NotFoundError:
+        return False
+
+
+def _points_somewhere(registry: Registry, name: str, alias: str) -> bool:
+    """Whether an alias points to a version that exists."""
+    return registry.aliases("models", name).get(alias) in registry.versions("models", name)
+
+
+def _publish(
+    config: TrainingConfig,
+    store: Store,
+    folder: Path,
+    files: Collection[str],
+    provenance: Provenance,
+    step: int,
+) -> str:
+    """Publish files of a folder as a version of the model; its id."""
+    version = Registry(store).publish(
         "models",
         config.published_name,
-        public,
-        licence=session.provenance.licence,
-        sources=list(session.provenance.sources),
-        consent=session.provenance.consent,
+        folder,
+        licence=provenance.licence,
+        sources=list(provenance.sources),
+        consent=provenance.consent,
         lineage={
             "base": config.model_name_or_path,
             "dataset": str(config.dataset_name),
             "run": config.run_id,
-            "step": session.step,
+            "step": step,
         },
+        only=files,
     )
-    shutil.rmtree(public)
     return version.id
 
 
-def finish(session: Session, tracker: Tracker) -> None:
-    """Write the final model into the output folder, publish it, and move its alias."""
-    if not session.accelerator.is_main_process:
-        return
-    config = session.config
-    if session.run:
-        session.run.check()
-    final = config.output_dir / "final.partial"
-    shutil.rmtree(final, ignore_errors=True)
-    _write_model(session, final)
-    version = _publish(session, final)
-    for file in sorted(final.iterdir()):
-        file.replace(config.output_dir / file.name)
-    final.rmdir()
-    Registry(session.store).move_alias("models", config.published_name, config.alias, version)
-    session.state.finished = True
-    session.state.write(config.output_dir)  # last: it says that the folder is a finished model
-    tracker.say(
-        f"done: the model is in {config.output_dir}, and in {session.store.url} as "
-        f"{config.published_name}@{config.alias} ({version})"
-    )
-    if config.push_to_hub:
-        _push_to_hub(config, tracker)
-
-
-def _push_to_hub(config: TrainingConfig, tracker: Tracker) -> None:
+def _push_to_hub(config: TrainingConfig, state: ckpt.TrainerState, say: Callable[[str], None]) -> None:
     """Upload the final model to the Hugging Face hub.
 
     Raises:
@@ -131,11 +448,30 @@ def _push_to_hub(config: TrainingConfig, tracker: Tracker) -> None:
         api.upload_folder(
             repo_id=repository.repo_id,
             folder_path=config.output_dir,
-            ignore_patterns=["checkpoint-*", "runs/*", "*.partial", ckpt.TRAINER_FILE],
+            allow_patterns=list(state.final_files),
         )
     except (OSError, HfHubHTTPError) as error:
         raise HubUnreachableError(
             f"The model is complete in {config.output_dir} and in the store, but could not be pushed to the hub as "
-            f"{config.hub_model_id}: {error}"
+            f"{config.hub_model_id}: {error}. Start the run again to try it once more"
         ) from error
-    tracker.say(f"pushed to the hub as {repository.repo_id}")
+    state.pushed_to = config.hub_model_id
+    state.write(config.output_dir)
+    say(f"pushed to the hub as {repository.repo_id}")
+
+
+# -- For the loop as it is -------------------------------------------------------------------------
+
+
+def save_checkpoint(session: Session, tracker: Tracker, optimizers: Sequence[Optimizer]) -> None:
+    """Save at once."""
+    with Publisher(session, tracker) as publisher:
+        publisher.save(cast("Steps", SimpleNamespace(optimizers=list(optimizers))), wait=True)
+    session.accelerator.wait_for_everyone()
+
+
+def finish(session: Session, tracker: Tracker) -> None:
+    """Save the last step without optimisers, and finish."""
+    with Publisher(session, tracker) as publisher:
+        publisher.save(cast("Steps", SimpleNamespace(optimizers=[])), wait=True)
+        publisher.finish()

@@ -1,0 +1,365 @@
+"""How a run goes on: from which checkpoint, whether anything is left to do, and how it stops when told to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from services.training import checkpoints as ckpt
+from services.training.config import TrainingConfig
+from services.training.publishing import deliver
+from services.training.session import Session
+from shared.errors import ConfigError, NotFoundError, UserError
+from shared.runs import Run
+from shared.store import Store, default_store_url
+
+#: What a process that SIGTERM has stopped answers its shell with; 0 means finished.
+TERMINATED = 128 + signal.SIGTERM
+
+#: A change to one of these makes a checkpoint another run's.
+_IDENTITY = (
+    "model_name_or_path",
+    "config_name",
+    "train_from_scratch",
+    "model_presets",
+    "discriminator_periods",
+    "vocabulary_additions",
+    "sampling_rate",
+    "dataset_name",
+    "dataset_config_name",
+    "train_split_name",
+    "filter_on_speaker_id",
+    "espeak_voice",
+    "seed",
+)
+_ASIDE = ".aside"
+
+Result = TypeVar("Result")
+
+
+# -- Stopping --------------------------------------------------------------------------------------
+
+
+@dataclass
+class Stop:
+    """Whether the run has been told to stop."""
+
+    requested: bool = False
+
+    def agreed(self, accelerator: Accelerator) -> bool:
+        """Whether any process has been told to; all of them have to ask at the same step."""
+        if accelerator.num_processes == 1:
+            return self.requested
+        flag = torch.tensor(int(self.requested), device=accelerator.device)
+        return bool(accelerator.reduce(flag, reduction="sum").item())
+
+
+@contextmanager
+def catch_sigterm() -> Iterator[Stop]:
+    """While inside, SIGTERM only asks to stop: the loop finishes its step, saves, and exits with ``TERMINATED``."""
+    stop = Stop()
+
+    def ask(_signal: int, _frame: FrameType | None) -> None:
+        stop.requested = True
+
+    if threading.current_thread() is not threading.main_thread():  # signals reach only the main one
+        yield stop
+        return
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# -- Finished already ------------------------------------------------------------------------------
+
+
+def already_finished(config: TrainingConfig, accelerator: Accelerator) -> bool:
+    """Whether the output folder holds the finished model of this very run, with nothing left to train.
+
+    What the finished model still lacks is made up for: a version in the store (the store may have been emptied),
+    its alias, the copy on the hub.
+
+    Args:
+        config: The run's configuration.
+        accelerator: All processes ask, and get the main one's answer.
+
+    Raises:
+        ConfigError: The folder holds another run's model.
+        StoreError, HubUnreachableError, ModelError: The finished model cannot be sent; see `deliver`.
+    """
+    return _on_main_process(accelerator, lambda: _already_finished(config))
+
+
+def _already_finished(config: TrainingConfig) -> bool:
+    state = ckpt.TrainerState.read(config.output_dir)
+    goes_back = _explicit_checkpoint(config) is not None or _starts_over(config)
+    if state is None or not state.finished or goes_back:
+        return False
+    check_same_run(config, config.output_dir)
+    if _asks_for_more(config, state):
+        print(
+            f"{config.output_dir} holds the finished model of {state.global_step} steps: more are asked for."
+        )
+        return False
+    did = deliver(config, Store.open(config.store or default_store_url()), state, print)
+    if not did:
+        print(
+            f"{config.output_dir} holds the finished model of {state.global_step} steps: nothing left to do. "
+            "Start over with --overwrite_output_dir, or name another --output_dir."
+        )
+    return True
+
+
+def _asks_for_more(config: TrainingConfig, state: ckpt.TrainerState) -> bool:
+    """Whether a configuration wants more joint steps than a finished run has done."""
+    done = state.max_steps - state.warm_up_steps
+    if config.max_steps >= 0:
+        return config.max_steps > done
+    per_epoch = round(state.global_step / state.epoch) if state.epoch else 0
+    return config.num_train_epochs * per_epoch > done
+
+
+# -- Going on --------------------------------------------------------------------------------------
+
+
+def resume(session: Session) -> None:
+    """Take the run's lease, and go on from its newest complete state, wherever that is.
+
+    The main process chooses, and fetches what is only in the store; the others follow it, on a disk that they
+    share or on their own.
+
+    Raises:
+        ConfigError: The checkpoint that was asked for is not complete, or belongs to another run.
+        ModelError: The checkpoint cannot be read.
+        StoreError: The store failed.
+    """
+    config, accelerator = session.config, session.accelerator
+    session.state.max_steps, session.state.warm_up_steps = session.plan.total, session.plan.warm_up
+    chosen = _on_main_process(accelerator, lambda: _begin_to_go_on(session))
+    if chosen is None:
+        return
+    folder = config.output_dir / chosen.name
+    if accelerator.num_processes > 1:
+        with accelerator.local_main_process_first():
+            _provide(session, folder, chosen.fingerprint)
+    saved = ckpt.read_state(folder)
+    session.generator.load_state_dict(saved["generator"])
+    session.discriminator.load_state_dict(saved["discriminator"])
+    session.state = ckpt.TrainerState.read(folder) or session.state
+    _resume_average(session, saved["ema"])
+    if accelerator.scaler is not None and session.state.scaler is not None:
+        accelerator.scaler.load_state_dict(session.state.scaler)
+    # Where the stages meet is part of the state: with another length of training it would move.
+    session.plan.warm_up = session.state.warm_up_steps
+    session.state.max_steps, session.state.finished = session.plan.total, False
+    session.base.resumed_optimizers = saved["optimizers"]
+    if accelerator.is_main_process:
+        print(f"going on from step {session.step} of {session.plan.total}, as saved in {folder}")
+
+
+def _resume_average(session: Session, saved: dict[str, torch.Tensor]) -> None:
+    """The moving average as it was; one that is new begins with the weights as they are."""
+    ema = getattr(session, "ema", None)
+    if ema is not None:
+        weights = saved or session.generator.state_dict()
+        for name, value in ema.shadow.items():
+            value.copy_(weights[name])
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """A checkpoint in the output folder, for every process to recognise."""
+
+    name: str
+    fingerprint: str
+
+
+def _begin_to_go_on(session: Session) -> _Chosen | None:
+    """On the main process: own the run, and have the checkpoint to go on from in the output folder."""
+    session.run = run = Run.acquire(session.store, session.config.run_id)
+    folder = _newest_checkpoint(session.config, run)
+    return None if folder is None else _Chosen(folder.name, _fingerprint(folder))
+
+
+def _newest_checkpoint(config: TrainingConfig, run: Run) -> Path | None:
+    """The checkpoint to go on from: the one asked for, or the newest of disk and store, or none."""
+    asked = _explicit_checkpoint(config)
+    if asked is not None:
+        check_same_run(config, asked)
+        return _go_back(config, run, asked)
+    if _starts_over(config):
+        _discard_checkpoints(config.output_dir, run)
+        return None
+    local, stored = ckpt.checkpoints(config.output_dir), run.checkpoints()
+    folder = local[-1] if local else None
+    if stored and (folder is None or (ckpt.checkpoint_step(folder) or 0) < stored[-1]):
+        folder = _fetch(config, run, stored[-1])
+    if folder is not None:
+        check_same_run(config, folder)
+    return folder
+
+
+def _explicit_checkpoint(config: TrainingConfig) -> Path | None:
+    """The checkpoint that ``resume_from_checkpoint`` names.
+
+    Raises:
+        ConfigError: It is not a complete one.
+    """
+    asked = config.resume_from_checkpoint
+    if not isinstance(asked, str) or asked.lower() in {"true", "false"}:
+        return None
+    folder = Path(asked) if Path(asked).is_dir() else config.output_dir / asked
+    if folder.resolve() not in ckpt.checkpoints(folder.resolve().parent):
+        complete = ", ".join(found.name for found in ckpt.checkpoints(config.output_dir)) or "none"
+        raise ConfigError(
+            f"resume_from_checkpoint: {asked} is not a complete checkpoint.",
+            [f"complete ones in {config.output_dir}: {complete}"],
+        )
+    return folder.resolve()
+
+
+def _starts_over(config: TrainingConfig) -> bool:
+    """Whether earlier checkpoints are not wanted."""
+    go_on = str(config.resume_from_checkpoint).lower()
+    return go_on == "false" or (config.overwrite_output_dir and go_on != "true")
+
+
+def _fetch(config: TrainingConfig, run: Run, step: int) -> Path:
+    target = config.output_dir / f"checkpoint-{step}"
+    shutil.rmtree(target, ignore_errors=True)
+    print(f"fetching the state of step {step} from {run.store.url}")
+    run.fetch_checkpoint(step, target)
+    return target
+
+
+def _go_back(config: TrainingConfig, run: Run, asked: Path) -> Path:
+    """Make a named checkpoint the newest of its run: a later start must not take what came after it.
+
+    On the disk later checkpoints are renamed; in the store they are deleted.
+    """
+    step = ckpt.checkpoint_step(asked)
+    assert step is not None  # noqa: S101 - it is a complete checkpoint
+    (config.output_dir / ckpt.TRAINER_FILE).unlink(missing_ok=True)  # it may call the run finished
+    here = config.output_dir / asked.name
+    comes_from_elsewhere = here.resolve() != asked
+    for folder in ckpt.checkpoints(config.output_dir):
+        found = ckpt.checkpoint_step(folder) or 0
+        if found > step or (found == step and comes_from_elsewhere):
+            aside = folder.with_name(folder.name + _ASIDE)
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            print(f"going back to step {step}: {folder} is now {aside.name}")
+    for deleted in run.clear(after=step - 1 if comes_from_elsewhere else step):
+        print(f"going back to step {step}: the state of step {deleted} is removed from {run.store.url}")
+    if comes_from_elsewhere:
+        ckpt.write_checkpoint(
+            config.output_dir, step, lambda folder: _copy(asked, folder), needed=_size(asked)
+        )
+    return here
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copytree(source, target, dirs_exist_ok=True, copy_function=shutil.copyfile)
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _discard_checkpoints(output_dir: Path, run: Run) -> None:
+    """Make a run begin at its beginning: nothing on the disk or in the store is left to go on from."""
+    (output_dir / ckpt.TRAINER_FILE).unlink(missing_ok=True)  # it would call the new run finished
+    for stale in ckpt.checkpoints(output_dir):
+        shutil.rmtree(stale)
+    run.clear()
+
+
+def check_same_run(config: TrainingConfig, folder: Path) -> None:
+    """Refuse to go on with another run's checkpoint.
+
+    Raises:
+        ConfigError: Base, architecture, data or seed have changed since it was written.
+    """
+    path = folder / ckpt.CONFIG_FILE
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    now = config.model_dump(mode="json")
+    changed = [
+        f"{key}: was {before[key]!r}, is {now[key]!r}"
+        for key in _IDENTITY
+        if key in before and before[key] != now[key]
+    ]
+    if changed:
+        raise ConfigError(
+            f"{folder} belongs to a run of another configuration. Name another --output_dir, or start over with "
+            "--overwrite_output_dir.",
+            changed,
+        )
+
+
+# -- Several processes -----------------------------------------------------------------------------
+
+
+def _on_main_process(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
+    """Do something on the main process alone; every process gets its result, or stops as it does."""
+    outcome: list[Any] = [None, None]
+    failure: Exception | None = None
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = work()
+        except Exception as error:
+            failure, outcome[1] = error, str(error)
+    if accelerator.num_processes > 1:
+        broadcast_object_list(outcome)
+    if failure is not None:
+        raise failure
+    if outcome[1] is not None:
+        raise UserError(f"stopped, as the main process did: {outcome[1]}")
+    result: Result = outcome[0]
+    return result
+
+
+def _fingerprint(folder: Path) -> str:
+    """What tells a checkpoint from another of the same step; empty where there is none."""
+    path = folder / ckpt.TRAINER_FILE
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
+def _provide(session: Session, folder: Path, fingerprint: str) -> None:
+    """Have the main process's checkpoint on this process's disk; its machine's first process fetches it.
+
+    Raises:
+        UserError: It is neither on this disk nor in the store.
+    """
+    if _fingerprint(folder) == fingerprint:
+        return
+    step = ckpt.checkpoint_step(folder) or 0
+    try:
+        reader = Run(
+            session.store, session.config.run_id, sequence=0
+        )  # reads only; the main process has the lease
+        _fetch(session.config, reader, step)
+    except NotFoundError as error:
+        raise UserError(
+            f"the main process goes on from {folder}, which is neither on this machine's disk nor in "
+            f"{session.store.url}: put output_dir on a disk that all machines share, or copy the folder here"
+        ) from error
+    if _fingerprint(folder) != fingerprint:
+        raise UserError(
+            f"{folder} in {session.store.url} is not the one that the main process goes on from: put output_dir on "
+            "a disk that all machines share, or copy the folder here"
+        )

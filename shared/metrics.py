@@ -70,3 +70,67 @@ class Metrics:
         self.voice_load_seconds = Histogram(
             "vits_voice_load_seconds", "Time to fetch and open a voice.", buckets=SECONDS, registry=where
         )
+
+
+class TrainingMetrics:
+    """The metrics of one training run.
+
+    Args:
+        registry: Where they are registered; one of their own where not given.
+
+    Attributes:
+        registry: Where they are registered.
+        step: Steps done.
+        planned_steps: Steps of the whole run.
+        epoch: Passes over the training recordings.
+        loss: Losses as last logged, by ``split`` (``train``, ``held_out``) and ``loss``.
+        gradient_norm: Norms of the gradients before clipping, by ``network``.
+        learning_rate: Learning rates, by ``network``.
+        step_seconds: Time of a step, as last logged.
+        samples_per_second: Recordings trained on in a second, as last logged.
+        evaluations: Evaluations done.
+        evaluation_seconds: Time that they took.
+        checkpoints: Checkpoints completed.
+        checkpoint_seconds: Time that writing and uploading them took.
+        checkpoint_step: Step of the newest complete one.
+        checkpoint_failures: Checkpoints that could not be written or uploaded.
+    """
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        from prometheus_client import CollectorRegistry, Counter, Gauge
+
+        self.registry = where = CollectorRegistry() if registry is None else registry
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"vits_training_{name}", text, labels, registry=where)
+
+        def counter(name: str, text: str) -> Counter:
+            return Counter(f"vits_training_{name}_total", text, registry=where)
+
+        self.step = gauge("step", "Steps done.")
+        self.planned_steps = gauge("planned_steps", "Steps of the whole run.")
+        self.epoch = gauge("epoch", "Passes over the training recordings.")
+        self.loss = gauge("loss", "Losses as last logged.", "split", "loss")
+        self.gradient_norm = gauge("gradient_norm", "Norms of the gradients before clipping.", "network")
+        self.learning_rate = gauge("learning_rate", "Learning rates.", "network")
+        self.step_seconds = gauge("step_seconds", "Time of a step, as last logged.")
+        self.samples_per_second = gauge(
+            "samples_per_second", "Recordings trained on in a second, as last logged."
+        )
+        self.evaluations = counter("evaluations", "Evaluations done.")
+        self.evaluation_seconds = counter("evaluation_seconds", "Time that evaluations took.")
+        self.checkpoints = counter("checkpoints", "Checkpoints completed.")
+        self.checkpoint_seconds = counter(
+            "checkpoint_seconds", "Time that writing and uploading checkpoints took."
+        )
+        self.checkpoint_step = gauge("checkpoint_step", "Step of the newest complete checkpoint.")
+        self.checkpoint_failures = counter(
+            "checkpoint_failures", "Checkpoints that could not be written or uploaded."
+        )
+
+    def training_value(self, name: str, value: float) -> None:
+        """Take in one of the values that a step returns: a loss, or ``gradient_norm_<network>``."""
+        if name.startswith("gradient_norm_"):
+            self.gradient_norm.labels(name.removeprefix("gradient_norm_")).set(value)
+        else:
+            self.loss.labels("train", name).set(value)

@@ -33,15 +33,15 @@ def test_sound_pictures_and_numbers_reach_tensorboard(
 ) -> None:
     with Tracker(tmp_path, enabled=True, tensorboard=True, total_steps=9, first_step=0) as tracker:
         tracker.losses(3, {"mel": 0.5, "kl": 1.25}, seconds_per_step=2.0)
-        tracker.scalars(3, {"eval/mel": 0.75})
-        tracker.figure(3, "eval/alignment", plot_alignment(np.array([2, 0, 3], np.int32), ("a", "b", "c")))
+        tracker.scalars(3, {"train/learning_rate": 0.75})
+        tracker.figure(3, "alignments", plot_alignment(np.array([2, 0, 3], np.int32), ("a", "b", "c")))
         mel = np.random.default_rng(0).normal(size=(80, 12)).astype(np.float32)
-        tracker.figure(3, "eval/spectrogram", plot_spectrograms(recording=mel, decoded=mel))
+        tracker.figure(3, "spectrogram", plot_spectrograms(recording=mel, decoded=mel))
         tracker.audio(3, "sample", np.zeros(1600, np.float32), 16000)
     found = events(tmp_path)
-    assert [(event.step, event.value) for event in found.Scalars("train/mel")] == [(3, 0.5)]
-    assert found.Scalars("eval/mel")[0].value == 0.75
-    assert set(found.Tags()["images"]) == {"eval/alignment", "eval/spectrogram"}
+    assert [(event.step, event.value) for event in found.Scalars("train_loss_mel")] == [(3, 0.5)]
+    assert found.Scalars("lr")[0].value == 0.75
+    assert set(found.Tags()["images"]) == {"alignments", "spectrogram"}
     assert found.Audio("sample")[0].sample_rate == 16000
     assert "step 3/9 · mel 0.5 kl 1.25 · 2.00 s/step" in capsys.readouterr().out
 

@@ -1,0 +1,391 @@
+"""What a model is worth on recordings that it was not trained on: the same figures for the same weights.
+
+Nothing is drawn from the generators that training draws from. Each recording's noise and slice follow from its
+position in the split alone, so neither the batch it is in nor the process that evaluates it matters.
+
+Shapes: B batch, T tokens, F frames, S samples, W frames of a slice, D latent channels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
+from torch import Tensor, nn
+from torch.nn import functional
+
+from services.training.config import TrainingConfig
+from services.training.dataset import Batch
+from services.training.features import MEL_BINS, FeatureSettings, log_mel_of
+from services.training.losses import adversarial_loss, discriminator_loss, feature_loss, kl_loss
+from services.training.plots import plot_alignment, plot_spectrograms
+from services.training.session import Session
+from services.training.steps import SEGMENT_SAMPLES, Seen, align
+from services.training.tracking import Tracker
+from shared.errors import TextError
+from shared.modeling import TrainingOutput, synthesize
+from shared.modeling.model import sequence_mask
+
+#: Everything is spoken from this seed, so that evaluations differ by the model alone.
+SPEECH_SEED = 0
+#: Speakers that each sample sentence is spoken by.
+MAX_SPEAKERS = 4
+#: Held-out texts that are spoken to be compared with their recordings.
+MAX_SPOKEN = 4
+#: The golden ratio's fraction: multiples of it spread over [0, 1) evenly, however many there are.
+_SPREAD = (math.sqrt(5) - 1) / 2
+
+
+class Schedule:
+    """When to evaluate, so that evaluations stay within ``max_eval_share`` of the run's time.
+
+    Args:
+        config: The run's.
+        per_epoch: Steps of an epoch.
+    """
+
+    def __init__(self, config: TrainingConfig, per_epoch: int) -> None:
+        self.interval = config.evaluation_interval(per_epoch)
+        self.share = config.max_eval_share
+        self._seconds = 0.0
+        self._not_before = 0
+        self._last: tuple[int, float] | None = (
+            None  # step, and the run's seconds when its evaluation was over
+        )
+
+    def due(self, step: int) -> bool:
+        """Whether to evaluate once so many steps are done."""
+        return self.interval is not None and step % self.interval == 0 and step >= self._not_before
+
+    def spent(self, step: int, seconds: float, run_seconds: float) -> str | None:
+        """Take note of an evaluation, and put the next one off until there is time for one as long.
+
+        Args:
+            step: Where it was.
+            seconds: What it took.
+            run_seconds: What the run has taken so far, all its evaluations included.
+
+        Returns:
+            What to say where the next one has been put off.
+        """
+        before, self._last = self._last, (step, run_seconds)
+        self._seconds += seconds
+        if self.share is None or self.interval is None or before is None or step <= before[0]:
+            return None
+        pace = (run_seconds - seconds - before[1]) / (step - before[0])
+        needed = (self._seconds + seconds) / self.share - seconds - run_seconds
+        intervals = math.ceil(needed / max(pace, 1e-9) / self.interval)
+        if intervals <= 1:
+            return None
+        self._not_before = (step // self.interval + intervals) * self.interval
+        return (
+            f"evaluations have taken {self._seconds / run_seconds:.0%} of the run and may take {self.share:.0%} "
+            f"(max_eval_share): the next one is at step {self._not_before}"
+        )
+
+
+def run(session: Session, tracker: Tracker, schedule: Schedule | None = None) -> dict[str, float]:
+    """Evaluate the model as it is, and log what came of it. Every process has to call it.
+
+    With averaged weights (``session.ema``) it is those that are evaluated. Weights, modes and all that is random
+    in training are left as they were.
+
+    Args:
+        session: The run.
+        tracker: Told the figures, the pictures and the sound.
+        schedule: Told what it took.
+
+    Returns:
+        The measures that ``metric_for_best_model`` can name and ``loss``, the same on every process; nothing
+        without held-out recordings.
+    """
+    start = time.perf_counter()
+    values: dict[str, float] = {}
+    with _undisturbed(session):
+        if session.evaluation:
+            values = held_out_losses(session)
+            values["mel_distance"] = _speak_held_out(session, tracker)
+        if session.accelerator.is_main_process:
+            _speak_samples(session, tracker)
+    session.accelerator.wait_for_everyone()
+    # The mean over the processes: what follows from it has to be the same on each.
+    clocks = torch.tensor([time.perf_counter() - start, tracker.seconds], device=session.accelerator.device)
+    seconds, run_seconds = session.accelerator.reduce(clocks, "mean").tolist()
+    session.state.evaluation_seconds += seconds
+    tracker.evaluated(session.step, values, seconds)
+    if values:
+        session.state.log_history.append(
+            {"step": session.step} | {f"eval_{name}": value for name, value in values.items()}
+        )
+    put_off = schedule.spent(session.step, seconds, run_seconds) if schedule else None
+    if put_off:
+        tracker.say(put_off)
+    return values
+
+
+@contextlib.contextmanager
+def _undisturbed(session: Session) -> Iterator[None]:
+    """Evaluate inside: no gradient, no dropout, averaged weights; outside, everything is as it was."""
+    networks = (session.generator, session.discriminator)
+    training = [module for network in networks for module in network.modules() if module.training]
+    averaged = session.ema.applied(session.generator) if session.ema else contextlib.nullcontext()
+    numpy_state = np.random.get_state()  # the text encoder of transformers draws from it, for nothing
+    try:
+        with torch.random.fork_rng(), torch.no_grad(), averaged:
+            for network in networks:
+                network.train(False)
+            yield
+    finally:
+        np.random.set_state(numpy_state)
+        for module in training:
+            module.training = True
+
+
+# -- Losses ----------------------------------------------------------------------------------------
+
+
+def held_out_losses(session: Session) -> dict[str, float]:
+    """All losses over all held-out recordings, in float32.
+
+    Each is averaged over what it is a mean of: ``mel`` over the frames of all slices, ``kl`` over all frames,
+    ``duration`` over all tokens, those before the discriminator over the recordings. The batches are shared out
+    among the processes.
+
+    Returns:
+        ``mel``, ``kl``, ``duration``, ``generator``, ``feature_maps``, ``discriminator``, and ``loss``: what the
+        generator minimises, weighted as in training.
+    """
+    accelerator, config = session.accelerator, session.config
+    names = ("mel", "kl", "duration", "generator", "feature_maps", "discriminator")
+    sums = torch.zeros(len(names), 2, dtype=torch.float64, device=accelerator.device)
+    for batch in session.evaluation[accelerator.process_index :: accelerator.num_processes]:
+        found = _batch_losses(session, Seen.of(batch.to(accelerator.device), session.settings))
+        sums += torch.stack(
+            [torch.stack([found[name][0] * found[name][1], found[name][1]]) for name in names]
+        )
+    sums = accelerator.reduce(sums, "sum")
+    values = dict(zip(names, (sums[:, 0] / sums[:, 1]).tolist(), strict=True))
+    weights = {
+        "mel": config.weight_mel,
+        "kl": config.weight_kl,
+        "duration": config.weight_duration,
+        "generator": config.weight_gen,
+        "feature_maps": config.weight_fmaps,
+    }
+    return values | {"loss": sum(weight * values[name] for name, weight in weights.items())}
+
+
+def _batch_losses(session: Session, seen: Seen) -> dict[str, tuple[Tensor, Tensor]]:
+    """Each loss of a batch: its mean, and of how many."""
+    batch, settings = seen.batch, session.settings
+    width = SEGMENT_SAMPLES // settings.hop_length
+    output = _forward(session, seen, slice_starts(batch, width), width)
+    real, mel = seen.slices(output.slice_starts, width, settings)
+    inside = sequence_mask(batch.frame_lengths - output.slice_starts, width)[:, None]
+    difference = (log_mel_of(output.waveform[:, 0], settings) - mel).abs() * inside
+    true, generated = session.discriminator(real), session.discriminator(output.waveform)
+    divergence = kl_loss(
+        output.flow_latents,
+        output.posterior_log_std,
+        output.prior_mean,
+        output.prior_log_std,
+        output.frame_mask,
+    )
+    frames = output.frame_mask.sum().double()
+    slice_frames, token_count = inside.sum().double(), output.token_mask.sum().double()
+    recordings = torch.tensor(len(batch.ids), dtype=torch.float64, device=frames.device)
+    return {
+        "mel": (difference.double().sum() / (MEL_BINS * slice_frames), slice_frames),
+        "kl": (divergence, frames),
+        "duration": (output.duration_loss.sum() / token_count, token_count),
+        "generator": (adversarial_loss(generated), recordings),
+        "feature_maps": (feature_loss(true, generated), recordings),
+        "discriminator": (discriminator_loss(true, generated), recordings),
+    }
+
+
+def slice_starts(batch: Batch, width: int) -> Tensor:
+    """[B] the first frame of each recording's slice: always the same one, and over a set they lie everywhere."""
+    room = (batch.frame_lengths - width + 1).clamp_min(1)
+    return ((batch.index + 1).double() * _SPREAD % 1 * room).long()
+
+
+def _noise(batch: Batch, lengths: Tensor, channels: int, *, stream: int) -> Tensor:
+    """[B, channels, max(lengths)] standard normal, keyed by each recording alone, zero past its end."""
+    rows = []
+    for index, length in zip(batch.index.tolist(), lengths.tolist(), strict=True):
+        generator = torch.Generator().manual_seed(2 * index + stream)
+        rows.append(torch.randn(length, channels, generator=generator))
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True).transpose(1, 2).to(lengths.device)
+
+
+def _forward(session: Session, seen: Seen, starts: Tensor, width: int) -> TrainingOutput:
+    """The training forward with everything fixed that training draws."""
+    batch, latents = seen.batch, session.generator.config.flow_size
+    return session.generator.training_forward(
+        batch.input_ids,
+        batch.token_lengths,
+        seen.spectrogram,
+        batch.frame_lengths,
+        aligner=align,
+        speaker_id=batch.speaker_id,
+        segment_frames=width,
+        slice_starts=starts,
+        posterior_noise=_noise(batch, batch.frame_lengths, latents, stream=0),
+        duration_noise=_noise(batch, batch.token_lengths, 2, stream=1),
+    )
+
+
+# -- Speech ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """One sentence by one speaker."""
+
+    text: str
+    ids: tuple[int, ...]
+    speaker: str | None
+    speaker_id: int | None
+
+
+def _samples(session: Session, tracker: Tracker) -> Iterator[_Sample]:
+    """Every sample sentence with every speaker that is known, up to :data:`MAX_SPEAKERS`."""
+    config = session.config
+    speakers: list[tuple[str | None, int | None]] = [(None, None)]
+    if session.generator.config.num_speakers > 1:
+        known = sorted(session.base.speakers.items(), key=lambda item: item[1])
+        speakers = [*known[:MAX_SPEAKERS]] or [(None, 0)]
+    for text in dict.fromkeys(filter(None, [config.full_generation_sample_text, *config.eval_sample_texts])):
+        try:
+            tokens = session.base.front_end.tokenize(text.lower() if config.do_lower_case else text)
+        except TextError as error:
+            tracker.say(f"the sample sentence {text!r} cannot be spoken: {error}")
+            continue
+        for speaker, speaker_id in speakers:
+            yield _Sample(text, tokens.ids, speaker, speaker_id)
+
+
+def _speak_samples(session: Session, tracker: Tracker) -> None:
+    """Speak each sample sentence into the log."""
+    for number, sample in enumerate(_samples(session, tracker)):
+        spoken = synthesize(
+            session.generator,
+            torch.tensor(sample.ids, device=session.accelerator.device),
+            seed=SPEECH_SEED,
+            speaker_id=sample.speaker_id,
+        )
+        title = sample.text if sample.speaker is None else f"{sample.text} ({sample.speaker})"
+        name = f"full_generation_sample{number}"
+        tracker.audio(session.step, name, spoken.samples, spoken.sampling_rate, title=title)
+
+
+def _speak_held_out(session: Session, tracker: Tracker) -> float:
+    """Speak some held-out texts, and draw one of them.
+
+    Returns:
+        The mean of :func:`aligned_distance` between what was spoken and the log-mel of the recordings.
+    """
+    accelerator, settings = session.accelerator, session.settings
+    places = [(batch, row) for batch in session.evaluation for row in range(len(batch.ids))]
+    chosen = [
+        places[round(at)] for at in np.linspace(0, len(places) - 1, min(MAX_SPOKEN, len(places))).tolist()
+    ]
+    sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+    for number in range(accelerator.process_index, len(chosen), accelerator.num_processes):
+        batch, row = chosen[number]
+        seen = Seen.of(_alone(batch, row, settings).to(accelerator.device), settings)
+        spoken = synthesize(
+            session.generator,
+            seen.batch.input_ids[0],
+            seed=SPEECH_SEED,
+            speaker_id=int(seen.batch.speaker_id[0]) if session.generator.config.num_speakers > 1 else None,
+        )
+        mel = _mel_of(spoken.samples, settings)
+        recorded = seen.mel[0].cpu().numpy()
+        sums += torch.tensor([aligned_distance(recorded, mel), 1.0]).to(sums)
+        if number == 0 and accelerator.is_main_process:
+            name = seen.batch.ids[0]
+            tracker.audio(
+                session.step, "held_out", spoken.samples, spoken.sampling_rate, title=f"held out: {name}"
+            )
+            _draw(session, tracker, seen, mel)
+    total, count = accelerator.reduce(sums, "sum").tolist()
+    return float(total / count)
+
+
+def _alone(batch: Batch, row: int, settings: FeatureSettings) -> Batch:
+    """One recording of a batch, without what padded it."""
+    tensors = {
+        field.name: getattr(batch, field.name)[row : row + 1]
+        for field in fields(batch)
+        if field.name != "ids"
+    }
+    alone = replace(batch, ids=batch.ids[row : row + 1], **tensors)
+    samples = int(alone.frame_lengths[0]) * settings.hop_length + 2 * settings.padding
+    return replace(
+        alone,
+        input_ids=alone.input_ids[:, : int(alone.token_lengths[0])],
+        padded_waveform=alone.padded_waveform[:, :samples],
+    )
+
+
+def _mel_of(samples: NDArray[np.float32], settings: FeatureSettings) -> NDArray[np.float32]:
+    """[S] → [80, F], of at least one window."""
+    waveform = torch.from_numpy(samples)
+    waveform = functional.pad(waveform, (0, max(0, settings.n_fft - len(waveform))))
+    mel: NDArray[np.float32] = log_mel_of(waveform[None], settings)[0].numpy()
+    return mel
+
+
+def _draw(session: Session, tracker: Tracker, seen: Seen, spoken: NDArray[np.float32]) -> None:
+    """The alignment of one recording, and its spectrogram beside the decoded and the spoken one."""
+    model, batch = session.generator, seen.batch
+    output = _forward(session, seen, torch.zeros_like(batch.frame_lengths), width=1)
+    speaker = model.speaker_embedding(batch.speaker_id)
+    latents, _ = model.posterior(seen.spectrogram, output.frame_mask, speaker)
+    decoded = log_mel_of(model.decoder(latents, speaker)[:, 0], session.settings)
+    title, step = f"held out: {batch.ids[0]}", session.step
+    tracker.figure(step, "alignments", plot_alignment(output.durations[0].cpu().numpy()), title=title)
+    figure = plot_spectrograms(
+        recording=seen.mel[0].cpu().numpy(), decoded=decoded[0].cpu().numpy(), spoken_from_text=spoken
+    )
+    tracker.figure(step, "spectrogram", figure, title=title)
+
+
+# -- Distance --------------------------------------------------------------------------------------
+
+
+def aligned_distance(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+    """The mean absolute difference of two log-mel spectrograms along their best alignment.
+
+    Dynamic time warping (Sakoe and Chiba, 1978) with steps of one frame in either or both, each costing the mean
+    absolute difference of the bands; the path's cost divided by its length. In the unit of the mel loss.
+
+    Args:
+        one: [80, F].
+        other: [80, F'], of another length or the same.
+    """
+    cost = cdist(one.T.astype(np.float64), other.T.astype(np.float64), "cityblock") / one.shape[0]
+    rows, columns = cost.shape
+    # total[i, j]: the cheapest way to (i, j). One anti-diagonal depends on the two before it alone.
+    total = np.full((rows + 1, columns + 1), np.inf)
+    length = np.zeros((rows + 1, columns + 1))
+    total[0, 0] = 0.0
+    for diagonal in range(rows + columns - 1):
+        i = np.arange(max(0, diagonal - columns + 1), min(rows, diagonal + 1))
+        j = diagonal - i
+        before = np.stack([total[i, j], total[i, j + 1], total[i + 1, j]])
+        lengths = np.stack([length[i, j], length[i, j + 1], length[i + 1, j]])
+        best = before.argmin(0)
+        at = np.arange(len(i))
+        total[i + 1, j + 1] = before[best, at] + cost[i, j]
+        length[i + 1, j + 1] = lengths[best, at] + 1
+    return float(total[-1, -1] / length[-1, -1])

@@ -2,49 +2,40 @@
 
 The keys are those of ``finetune-hf-vits`` with their meanings and defaults, so that its JSON files run
 unchanged, followed by the suite's own. Every wrong key and value of a configuration is reported at
-once.
+once. Where a configuration comes from is in ``config_sources``; what becomes of the remaining keys of
+``transformers`` in ``hf_arguments``.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from services.training.hf_arguments import KNOWN, screen
 from shared.errors import ConfigError, nearest
 
-#: Keys of ``transformers.TrainingArguments`` that old configurations carry and that change nothing here.
-IGNORED: dict[str, str] = {
-    "disable_tqdm": "progress is shown on a terminal and logged as lines elsewhere",
-    "ddp_find_unused_parameters": "the wrappers are set up to need no search",
-    "logging_dir": "logs go to OUTPUT_DIR/runs",
-    "remove_unused_columns": "only the audio, text and speaker columns are read",
-    "uroman_path": "uroman runs inside the process, without Perl",
-    "overwrite_cache": "the cache is keyed by what the recordings are, so it is never stale",
-    "logging_first_step": "the first step is always logged",
-}
+#: Keys that are never shown and never written, and the environment variables that they should come from.
+SECRETS: dict[str, str] = {"token": "HF_TOKEN", "hub_token": "HUB_TOKEN"}
 
-#: Older names of keys.
-RENAMED: dict[str, str] = {"evaluation_strategy": "eval_strategy"}
+#: What an evaluation measures, for choosing the best checkpoints; of each, less is better.
+METRICS = ("loss", "mel", "kl", "duration", "generator", "feature_maps", "discriminator", "mel_distance")
 
-#: Never shown and never written.
-SECRETS = frozenset({"token", "hub_token"})
+#: The parts of the generator that can be frozen.
+MODULES = ("text_encoder", "duration_predictor", "flow", "posterior_encoder", "decoder")
+
+#: Frames a second of the slowest usual model (16 kHz, a hop of 256 samples).
+_FEWEST_FRAMES_PER_SECOND = 62.5
+
+_METRIC_ALIASES = {"gen": "generator", "fmaps": "feature_maps", "disc": "discriminator"}
 
 
-def _split_list(value: object) -> object:
-    """``"a,b"`` and ``'["a", "b"]'`` → ``["a", "b"]``, and what means none → ``[]``."""
+def _list(value: object) -> object:
+    """``"a,b"`` and ``'["a", "b"]'`` → ``["a", "b"]``; ``"none"`` → ``[]``."""
     if isinstance(value, str) and value.startswith("["):
         try:
             value = json.loads(value)
@@ -52,37 +43,55 @@ def _split_list(value: object) -> object:
             return value
     if isinstance(value, str):
         value = value.split(",") if value else []
-    return [] if value is None or value == ["none"] else value
+    return [] if value == ["none"] else value
 
 
-#: What an evaluation measures, for choosing the best checkpoints; of each, less is better.
-METRICS = ("mel", "kl", "duration", "generator", "feature_maps", "discriminator", "mel_distance")
+def _texts(value: object) -> object:
+    """One text, which may have commas in it, or a JSON list of texts."""
+    return [value] if isinstance(value, str) and not value.startswith("[") else _list(value)
 
-_METRIC_ALIASES = {"loss": "mel", "gen": "generator", "fmaps": "feature_maps", "disc": "discriminator"}
+
+def _whole_steps(value: object) -> object:
+    """Refuse the shares of a run that ``transformers`` takes for a number of steps."""
+    if isinstance(value, float) and 0 < value < 1:
+        raise ValueError("a share of the run is not offered: give a number of steps")
+    return value
 
 
 def _metric_name(value: object) -> object:
-    """``eval_loss``, ``val_loss_fmaps`` and the like → one of ``METRICS``."""
-    if value is None:
-        return "mel"
-    if not isinstance(value, str):
-        return value
-    name = value.removeprefix("eval_").removeprefix("val_").removeprefix("loss_")
-    return _METRIC_ALIASES.get(name, name)
+    """``mel``, ``eval_loss``, ``val_loss_fmaps`` and the like → one of ``METRICS``."""
+    name = re.sub(r"^(eval_|val_)?(loss_)?", "", str(value))
+    name = _METRIC_ALIASES.get(name, name)
+    if name not in METRICS:
+        raise ValueError(f"there is no such measure{nearest(name, METRICS)} (of {', '.join(METRICS)})")
+    return name
 
 
 def _optimizer_name(value: object) -> object:
-    """Every AdamW of Transformers is PyTorch's."""
+    """Every AdamW of ``transformers`` is PyTorch's."""
     is_adamw = isinstance(value, str) and value.removeprefix("paged_").startswith("adamw_")
     return "adamw_torch" if is_adamw else value
 
 
 Positive = Annotated[int, Field(gt=0)]
+Steps = Annotated[int, Field(gt=0), BeforeValidator(_whole_steps)]
+Text = Annotated[str, Field(min_length=1)]
 Weight = Annotated[float, Field(ge=0)]
 Strategy = Literal["no", "steps", "epoch"]
 Module = Literal["text_encoder", "duration_predictor", "flow", "posterior_encoder", "decoder"]
 Preset = Literal["small-encoder", "light-decoder"]
 Tracker = Literal["tensorboard", "wandb", "all"]
+
+#: The sections of the schema, each with its first key.
+SECTIONS: dict[str, str] = {
+    "Model": "model_name_or_path",
+    "Data": "project_name",
+    "Training": "output_dir",
+    "Losses": "weight_disc",
+    "Logging, evaluation, checkpoints": "logging_strategy",
+    "Hub": "push_to_hub",
+    "Store": "store",
+}
 
 
 class TrainingConfig(BaseModel):
@@ -100,163 +109,158 @@ class TrainingConfig(BaseModel):
     tokenizer_name: str | None = Field(
         None, description="folder whose tokenizer is used instead of the model's"
     )
-    feature_extractor_name: str | None = Field(
-        None, description="accepted; features follow the model's own rate"
-    )
     cache_dir: str | None = Field(None, description="where downloads from the hub are kept")
     model_revision: str = Field("main", description="branch, tag or commit on the hub")
-    token: str | None = Field(
-        None, description="hub token; better given as the environment's HF_TOKEN", repr=False
-    )
+    token: str | None = Field(None, repr=False, description="hub token; rather the environment's HF_TOKEN")
     override_speaker_embeddings: bool = Field(False, description="start with fresh speaker embeddings")
     override_vocabulary_embeddings: bool = Field(False, description="start with fresh token embeddings")
+    vocabulary_additions: Annotated[list[Text], BeforeValidator(_texts)] = Field(
+        [], description="symbols to add to the vocabulary; known ones keep their embeddings"
+    )
     espeak_voice: str | None = Field(
         None, description="phonemise by this espeak-ng voice instead of the model's"
-    )
-    train_from_scratch: bool = Field(
-        False,
-        description="take only the architecture (of config_name or of the base), with VITS's own initialisation",
     )
     allow_missing_weights: bool = Field(
         False,
         description="warm start: initialise afresh, and list, what the base lacks or has in another shape",
     )
-    model_presets: Annotated[list[Preset], BeforeValidator(_split_list)] = Field(
-        [],
-        description="smaller networks: small-encoder (hidden size 128, 4 layers, feed-forward 512), light-decoder "
-        "(HiFi-GAN's smaller residual blocks)",
-    )
-    discriminator_periods: Annotated[list[Positive], BeforeValidator(_split_list)] = Field(
-        [2, 3, 5, 7, 11], description="periods of the discriminator's period networks; fewer are faster"
-    )
-    vocabulary_additions: Annotated[list[str], BeforeValidator(_split_list)] = Field(
-        [], description="symbols to add to the vocabulary; known ones keep their embeddings"
-    )
-    freeze: Annotated[list[Module], BeforeValidator(_split_list)] = Field(
-        [], description="modules that do not learn"
+    train_from_scratch: bool = Field(
+        False,
+        description="take only the architecture (of config_name or of the base), with VITS's own initialisation",
     )
     sampling_rate: Positive | None = Field(
         None, description="rate of the new model in Hz; only with train_from_scratch"
+    )
+    model_presets: Annotated[list[Preset], BeforeValidator(_list)] = Field(
+        [],
+        description="smaller networks, with train_from_scratch or allow_missing_weights: small-encoder (hidden size "
+        "128, 4 layers, feed-forward 512), light-decoder (HiFi-GAN's smaller residual blocks)",
+    )
+    discriminator_periods: Annotated[list[Positive], BeforeValidator(_list)] = Field(
+        [2, 3, 5, 7, 11],
+        min_length=1,
+        description="periods of the discriminator's networks; fewer are faster",
+    )
+    freeze: Annotated[list[Module], BeforeValidator(_list)] = Field(
+        [], description="modules that do not learn"
     )
 
     # -- Data ----------------------------------------------------------------------------------------
     project_name: str = Field("vits_finetuning", description="names the model, where nothing else does")
     dataset_name: str | None = Field(
-        None, description="a folder with audio and metadata, or a dataset on the hub"
+        None, description="a folder with audio and metadata, or a dataset on the hub (required)"
     )
     dataset_config_name: str | None = Field(None, description="configuration of a hub dataset")
-    preprocessing_num_workers: Positive | None = Field(None, description="processes that decode audio")
+    train_split_name: str = Field("train", description="split to train on")
+    eval_split_name: str = Field("test", description="split to evaluate on")
+    audio_column_name: str = Field("audio", description="column with the recordings")
+    text_column_name: str = Field("text", description="column with the transcripts")
+    speaker_id_column_name: str | None = Field(
+        None, description="column with the speakers; one speaker when left out"
+    )
+    filter_on_speaker_id: int | str | None = Field(None, description="keep only this speaker")
     max_train_samples: Positive | None = Field(
         None, description="train on the first N usable recordings only"
     )
     max_eval_samples: Positive | None = Field(None, description="evaluate on the first N recordings only")
-    audio_column_name: str = "audio"
-    text_column_name: str = "text"
-    speaker_id_column_name: str | None = None
-    filter_on_speaker_id: int | str | None = Field(None, description="keep only this speaker")
     max_tokens_length: Positive = Field(450, description="leave out longer transcripts")
     max_duration_in_seconds: float = Field(20.0, gt=0, description="leave out longer recordings")
     min_duration_in_seconds: float = Field(0.0, ge=0, description="leave out shorter recordings")
-    preprocessing_only: bool = Field(False, description="fill the cache and stop")
-    train_split_name: str = "train"
-    eval_split_name: str = "test"
-    do_lower_case: bool = Field(False, description="lower-case every text, the sample text included")
+    do_lower_case: bool = Field(False, description="lower-case every text, the sample texts included")
     do_normalize: bool = Field(False, description="scale every recording to the same RMS level")
-    trim_silence: bool = Field(False, description="cut silence from both ends of every recording")
     loudness: float | None = Field(
-        None, lt=0, ge=-70, description="bring every recording to this loudness in LUFS, such as -23"
+        None, ge=-70, lt=0, description="bring every recording to this loudness in LUFS, such as -23"
     )
+    trim_silence: bool = Field(False, description="cut silence from both ends of every recording")
+    full_generation_sample_text: str | None = Field(None, description="spoken at every evaluation")
+    eval_sample_texts: Annotated[list[Text], BeforeValidator(_texts)] = Field(
+        [], description="more texts to speak at every evaluation"
+    )
+    preprocessing_num_workers: Positive | None = Field(None, description="processes that decode audio")
+    preprocessing_only: bool = Field(False, description="fill the cache and stop")
+    group_by_length: bool = Field(False, description="batch recordings of similar length together")
     max_frames_per_batch: Positive | None = Field(
         None,
         description="frames of a batch on one device, padding included; a batch closes at this many or at "
         "per_device_train_batch_size recordings, whichever comes first",
     )
-    full_generation_sample_text: str | None = Field(None, description="spoken at every evaluation")
-    eval_sample_texts: Annotated[list[str], BeforeValidator(_split_list)] = Field(
-        [], description="more texts to speak at every evaluation"
-    )
+    dataloader_num_workers: int = Field(0, ge=0, description="processes that read batches ahead")
+    dataloader_pin_memory: bool = Field(True, description="stage batches for the GPU in pinned memory")
 
     # -- Training ------------------------------------------------------------------------------------
     output_dir: Path = Field(Path("./output"), description="final model, checkpoint-N/ and runs/")
     overwrite_output_dir: bool = Field(False, description="start over even if output_dir has checkpoints")
-    do_train: bool = True
-    do_eval: bool = False
-    num_train_epochs: float = Field(3.0, gt=0)
-    max_steps: int = Field(-1, description="steps of joint training; overrides num_train_epochs")
-    per_device_train_batch_size: Positive = 8
-    per_device_eval_batch_size: Positive = 8
-    gradient_accumulation_steps: Positive = 1
-    gradient_checkpointing: bool = False
-    learning_rate: float = Field(2e-5, gt=0)
-    adam_beta1: float = Field(0.8, ge=0, lt=1)
-    adam_beta2: float = Field(0.99, ge=0, lt=1)
-    adam_epsilon: float = Field(1e-9, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
-    max_grad_norm: float = Field(1.0, ge=0, description="0 for no clipping")
+    resume_from_checkpoint: str | bool | None = Field(
+        None, description="a checkpoint folder; by default the newest complete one in output_dir"
+    )
+    do_train: bool = Field(True, description="train")
+    do_eval: bool = Field(False, description="evaluate on eval_split_name")
+    num_train_epochs: float = Field(3.0, gt=0, description="passes over the recordings, in joint training")
+    max_steps: int = Field(-1, ge=-1, description="steps of joint training; overrides num_train_epochs")
+    per_device_train_batch_size: Positive = Field(8, description="recordings of a batch on one device")
+    per_device_eval_batch_size: Positive = Field(8, description="the same in evaluation")
+    gradient_accumulation_steps: Positive = Field(
+        1, description="batches of one step, as good as a larger batch"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="recompute instead of remembering: slower, less memory"
+    )
+    learning_rate: float = Field(2e-5, gt=0, description="of both networks, where nothing else is said")
+    discriminator_learning_rate: float | None = Field(None, gt=0, description="learning_rate when left out")
+    optim: Annotated[Literal["adamw_torch", "sgd"], BeforeValidator(_optimizer_name)] = Field(
+        "adamw_torch", description="optimiser; every AdamW of transformers is read as adamw_torch"
+    )
+    adam_beta1: float = Field(0.8, ge=0, lt=1, description="AdamW's first decay")
+    adam_beta2: float = Field(0.99, ge=0, lt=1, description="AdamW's second decay")
+    adam_epsilon: float = Field(1e-9, gt=0, description="AdamW's epsilon")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay")
+    max_grad_norm: float = Field(1.0, ge=0, description="clips each network's gradient; 0 for no clipping")
     discriminator_max_grad_norm: float | None = Field(None, ge=0, description="max_grad_norm when left out")
-    optim: Annotated[Literal["adamw_torch", "sgd"], BeforeValidator(_optimizer_name)] = "adamw_torch"
+    do_step_schedule_per_epoch: bool = Field(
+        True, description="decay by lr_decay each epoch, not by lr_scheduler_type"
+    )
+    lr_decay: float = Field(0.999875, gt=0, le=1, description="the learning rate's factor each epoch")
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        "linear", description="course of the learning rate if do_step_schedule_per_epoch is false"
+    )
+    warmup_ratio: float = Field(0.0, ge=0, le=1, description="share of all steps over which the rate rises")
+    warmup_steps: int = Field(0, ge=0, description="overrides warmup_ratio")
+    warm_up_new_modules_steps: int | None = Field(
+        None,
+        ge=0,
+        description="first stage, for a base whose posterior encoder is new: steps that train only what is new "
+        "(by default a quarter as many again as the joint steps; 0 for none)",
+    )
+    new_modules_learning_rate: float = Field(5e-4, gt=0, description="learning rate of that first stage")
     ema_decay: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="keep a moving average of the generator's weights, such as 0.999, which is evaluated and published",
+        description="keep a moving average of the generator, such as 0.999, which is evaluated and published",
     )
-    warmup_ratio: float = Field(0.0, ge=0, le=1, description="share of all steps over which the rate rises")
-    warmup_steps: int = Field(0, ge=0, description="overrides warmup_ratio")
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
-    do_step_schedule_per_epoch: bool = Field(
-        True, description="decay by lr_decay each epoch, not by lr_scheduler_type"
-    )
-    lr_decay: float = Field(0.999875, gt=0, le=1)
-    group_by_length: bool = Field(False, description="batch recordings of similar length together")
-    seed: int = 42
+    seed: int = Field(42, ge=0, description="decides everything that is drawn")
     full_determinism: bool = Field(
         False, description="deterministic algorithms only: slower, and the same to the bit every time"
     )
-    torch_compile: bool = Field(False, description="compile the networks; pays in long runs")
-    fp16: bool = False
-    bf16: bool = False
-    dataloader_num_workers: int = Field(0, ge=0)
-    dataloader_pin_memory: bool = True
-    weight_disc: Weight = 3.0
-    weight_gen: Weight = 1.0
-    weight_fmaps: Weight = 1.0
-    weight_kl: Weight = 1.5
-    weight_duration: Weight = 1.0
-    weight_mel: Weight = 35.0
+    fp16: bool = Field(False, description="mixed precision; without a GPU bf16 or fp32 takes its place")
+    bf16: bool = Field(False, description="mixed precision, on GPUs and processors that have it")
+    torch_compile: bool = Field(False, description="compile the networks: pays in long runs")
+    use_cpu: bool = Field(False, description="leave GPUs alone")
+
+    # -- Losses --------------------------------------------------------------------------------------
+    weight_disc: Weight = Field(3.0, description="weight of the discriminator's loss")
+    weight_gen: Weight = Field(1.0, description="weight of the adversarial loss")
+    weight_fmaps: Weight = Field(1.0, description="weight of the feature-matching loss")
+    weight_kl: Weight = Field(1.5, description="weight of the divergence of posterior and prior")
+    weight_duration: Weight = Field(1.0, description="weight of the duration loss")
+    weight_mel: Weight = Field(35.0, description="weight of the mel-spectrogram loss")
 
     # -- Logging, evaluation, checkpoints ------------------------------------------------------------
     logging_strategy: Strategy = Field(
         "steps", description="log losses every logging_steps, once an epoch, or never"
     )
-    logging_steps: Positive = 10
-    eval_strategy: Strategy | None = Field(
-        None,
-        description="evaluate every eval_steps, once an epoch, or never; by eval_steps when left out",
-    )
-    eval_steps: Positive | None = Field(
-        None, description="evaluate every N steps; once an epoch when left out"
-    )
-    max_eval_share: float | None = Field(
-        None,
-        gt=0,
-        lt=1,
-        description="most of the run's time that evaluations may take; past it they become rarer",
-    )
-    save_strategy: Strategy = Field(
-        "steps", description="write checkpoints every save_steps, once an epoch, or only at the end"
-    )
-    save_steps: Positive = 500
-    save_total_limit: Positive | None = Field(None, description="keep only the newest N checkpoint folders")
-    keep_best: int = Field(0, ge=0, description="keep the N best checkpoints as well as the newest")
-    metric_for_best_model: Annotated[str, BeforeValidator(_metric_name)] = Field(
-        "mel", description=f"what best means: {', '.join(METRICS)}"
-    )
-    greater_is_better: bool | None = Field(None, description="false for every metric there is")
-    load_best_model_at_end: bool = Field(
-        False, description="publish the best checkpoint's weights instead of the last ones"
-    )
-    report_to: Annotated[list[Tracker], BeforeValidator(_split_list)] = Field(
+    logging_steps: Steps = Field(10, description="log losses every N steps")
+    report_to: Annotated[list[Tracker], BeforeValidator(_list)] = Field(
         ["tensorboard"], description="where curves go; none for nowhere"
     )
     wandb_project: str | None = Field(
@@ -266,60 +270,165 @@ class TrainingConfig(BaseModel):
         None, ge=0, le=65535, description="serve vits_training_* metrics to Prometheus on this port"
     )
     metrics_host: str = Field("127.0.0.1", description="address of metrics_port")
-    resume_from_checkpoint: str | bool | None = Field(
-        None, description="a checkpoint folder; by default the newest complete one in output_dir"
+    eval_strategy: Strategy | None = Field(
+        None, description="evaluate every eval_steps, once an epoch, or never; by eval_steps when left out"
     )
-    push_to_hub: bool = False
-    hub_model_id: str | None = None
-    hub_token: str | None = Field(None, repr=False)
-    hub_private_repo: bool = False
+    eval_steps: Steps | None = Field(None, description="evaluate every N steps; once an epoch when left out")
+    max_eval_share: float | None = Field(
+        None, gt=0, lt=1, description="most of the run's time for evaluations; past it they become rarer"
+    )
+    save_strategy: Strategy = Field(
+        "steps", description="write checkpoints every save_steps, once an epoch, or only at the end"
+    )
+    save_steps: Steps = Field(500, description="write a checkpoint every N steps")
+    save_total_limit: Positive | None = Field(
+        None, description="keep only the newest N checkpoint folders, and keep_best"
+    )
+    keep_best: int = Field(0, ge=0, description="keep the N best checkpoints as well as the newest")
+    metric_for_best_model: Annotated[str, BeforeValidator(_metric_name)] = Field(
+        "mel", description=f"what best means: {', '.join(METRICS)}"
+    )
+    greater_is_better: bool | None = Field(None, description="false for every measure there is")
+    load_best_model_at_end: bool = Field(
+        False, description="publish the best checkpoint's model instead of the last one"
+    )
 
-    # -- The suite's own -----------------------------------------------------------------------------
-    store: str | None = Field(None, description="object store that every checkpoint is published to")
+    # -- Hub -----------------------------------------------------------------------------------------
+    push_to_hub: bool = Field(False, description="push the final model to the Hugging Face hub")
+    hub_model_id: str | None = Field(None, description="its name there, such as my-name/my-voice")
+    hub_token: str | None = Field(
+        None,
+        repr=False,
+        description="token that may write there; rather the environment's HUB_TOKEN or HF_TOKEN",
+    )
+    hub_private_repo: bool = Field(False, description="keep it private")
+
+    # -- Store ---------------------------------------------------------------------------------------
+    store: str | None = Field(
+        None, description="object store that every checkpoint is published to; $VITS_STORE when left out"
+    )
     model_name: str | None = Field(
-        None, description="the model's name in the store; from project_name if left out"
+        None, description="the model's name in the store; from hub_model_id or project_name when left out"
     )
     run_name: str | None = Field(
-        None, description="the run's name in the store; from model and output_dir if left out"
+        None, description="the run's name; from the model's name and output_dir when left out"
     )
     alias: str = Field("latest", description="alias that is moved to the final model")
-    warm_up_new_modules_steps: int | None = Field(
-        None,
-        ge=0,
-        description="first stage, for a base whose posterior encoder is new: steps that train only what is new "
-        "(by default a quarter as many again as the joint steps; 0 for none)",
-    )
-    new_modules_learning_rate: float = Field(5e-4, gt=0, description="learning rate of that first stage")
-    discriminator_learning_rate: float | None = Field(None, gt=0, description="learning_rate when left out")
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_ignored(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        return {RENAMED.get(key, key): value for key, value in values.items() if key not in IGNORED}
+    def _evaluate_if_asked_when(cls, values: Any) -> Any:
+        """A strategy is a wish to evaluate, as in ``transformers``."""
+        if (
+            isinstance(values, dict)
+            and values.get("eval_strategy") in {"steps", "epoch"}
+            and "do_eval" not in values
+        ):
+            return values | {"do_eval": True}
+        return values
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingConfig:
+        problems = [
+            *self._problems_of_the_task(),
+            *self._problems_of_the_model(),
+            *self._problems_of_the_data(),
+            *self._problems_of_the_steps(),
+        ]
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def _problems_of_the_task(self) -> list[str]:
         problems = []
+        if not (self.do_train or self.do_eval or self.preprocessing_only):
+            problems.append("do_train, do_eval and preprocessing_only are all false: there is nothing to do")
+        if self.fp16 and self.bf16:
+            problems.append("fp16 and bf16 are both true: choose one")
+        if self.push_to_hub and not self.hub_model_id:
+            problems.append("push_to_hub needs hub_model_id, such as 'my-name/my-voice'")
+        return problems
+
+    def _problems_of_the_model(self) -> list[str]:
+        problems = []
+        if set(self.freeze) == set(MODULES):
+            problems.append("freeze names every module, so that nothing could learn: leave one out")
+        if self.freeze and self.train_from_scratch:
+            problems.append(
+                "freeze would keep modules as random as train_from_scratch makes them: choose one"
+            )
+        if self.sampling_rate and not self.train_from_scratch:
+            problems.append(
+                "sampling_rate needs train_from_scratch: a trained model speaks at the rate it was trained at, and "
+                "recordings are resampled to it"
+            )
+        if self.model_presets and not (self.train_from_scratch or self.allow_missing_weights):
+            problems.append(
+                f"model_presets {', '.join(self.model_presets)} changes shapes, so that the base's weights do not fit: "
+                "set train_from_scratch, or allow_missing_weights to keep those that do"
+            )
+        if len(set(self.discriminator_periods)) < len(self.discriminator_periods):
+            problems.append(f"discriminator_periods {self.discriminator_periods} names a period twice")
+        return problems
+
+    def _problems_of_the_data(self) -> list[str]:
+        problems = []
+        if self.dataset_name is None:
+            problems.append(
+                "dataset_name is missing: a folder with audio and metadata, or a dataset on the hub"
+            )
         if self.min_duration_in_seconds >= self.max_duration_in_seconds:
             problems.append(
                 f"min_duration_in_seconds {self.min_duration_in_seconds} is not below max_duration_in_seconds "
                 f"{self.max_duration_in_seconds}: no recording could pass"
             )
-        if self.fp16 and self.bf16:
-            problems.append("fp16 and bf16 are both true: choose one")
-        if self.dataset_name is None:
+        if self.filter_on_speaker_id is not None and self.speaker_id_column_name is None:
             problems.append(
-                "dataset_name is missing: a folder with audio and metadata, or a dataset on the hub"
+                f"filter_on_speaker_id {self.filter_on_speaker_id!r} needs speaker_id_column_name, the column that "
+                "names the speakers"
             )
-        if not (self.do_train or self.do_eval or self.preprocessing_only):
-            problems.append("do_train, do_eval and preprocessing_only are all false: there is nothing to do")
-        if self.push_to_hub and not self.hub_model_id:
-            problems.append("push_to_hub needs hub_model_id, such as 'my-name/my-voice'")
-        if problems:
-            raise ValueError("\n".join(problems))
-        return self
+        longest = int(self.max_duration_in_seconds * _FEWEST_FRAMES_PER_SECOND)
+        if self.max_frames_per_batch and self.max_frames_per_batch < longest:
+            problems.append(
+                f"max_frames_per_batch {self.max_frames_per_batch} has no room for one recording of "
+                f"max_duration_in_seconds {self.max_duration_in_seconds}, which is {longest} frames or more: raise the "
+                f"one or lower the other to {self.max_frames_per_batch / _FEWEST_FRAMES_PER_SECOND:.3g}"
+            )
+        return problems
+
+    def _problems_of_the_steps(self) -> list[str]:
+        problems = []
+        if 0 < self.max_steps < self.warmup_steps:
+            problems.append(
+                f"warmup_steps {self.warmup_steps} is beyond max_steps {self.max_steps}: the learning rate would never "
+                "arrive"
+            )
+        evaluates = self.do_eval and self.eval_strategy != "no"
+        if self.eval_strategy in {"steps", "epoch"} and not self.do_eval:
+            problems.append(
+                f"eval_strategy {self.eval_strategy!r} contradicts do_eval false: drop one of them"
+            )
+        if self.eval_strategy == "steps" and self.eval_steps is None:
+            problems.append("eval_strategy 'steps' needs eval_steps")
+        if self.eval_strategy in {"no", "epoch"} and self.eval_steps is not None:
+            problems.append(
+                f"eval_steps {self.eval_steps} contradicts eval_strategy {self.eval_strategy!r}: drop one of them"
+            )
+        problems += [
+            f"{key} needs evaluations to tell which is best: set do_eval, and no eval_strategy 'no'"
+            for key in ("load_best_model_at_end", "keep_best")
+            if getattr(self, key) and not evaluates
+        ]
+        if self.load_best_model_at_end and self.save_strategy == "no":
+            problems.append(
+                "load_best_model_at_end needs checkpoints to choose from: drop save_strategy 'no'"
+            )
+        if self.greater_is_better:
+            problems.append(
+                f"greater_is_better contradicts metric_for_best_model {self.metric_for_best_model!r}, of which less is "
+                "better: drop it"
+            )
+        return problems
 
     def evaluation_interval(self, steps_per_epoch: int) -> int | None:
         """Steps from one evaluation to the next; None if there is none during training."""
@@ -351,120 +460,53 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "unnamed"
 
 
-def _describe(problem: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
-    """One pydantic problem in a user's words."""
-    key = ".".join(str(part) for part in problem["loc"][:1])
-    if problem["type"] == "extra_forbidden":
-        return [f"unknown key {key!r}{nearest(key, list(TrainingConfig.model_fields))}"]
-    if problem["type"] == "missing":
-        return [f"{key} is missing: {TrainingConfig.model_fields[key].description}"]
-    if not problem["loc"]:
-        return str(problem["ctx"]["error"]).splitlines()
-    value = "the value" if key in SECRETS else repr(values.get(key))
-    return [f"{key}: {value} will not do: {problem['msg'].lower()}"]
-
-
 def resolve(values: Mapping[str, Any], *, origin: str) -> TrainingConfig:
     """Check a configuration.
 
     Args:
-        values: The keys as given.
+        values: The keys as given. Null is the same as left out.
         origin: Where they came from, for the message.
 
     Raises:
         ConfigError: Anything is wrong; it lists everything that is.
     """
+    screened = screen(values)
+    problems = screened.problems
     try:
-        return TrainingConfig.model_validate(dict(values))
+        config = TrainingConfig.model_validate(screened.values)
     except ValidationError as error:
-        problems = [line for problem in error.errors() for line in _describe(problem, values)]
-        problems += _problems_across(
-            values, {problem["loc"][0] for problem in error.errors() if problem["loc"]}
-        )
-        # Not "from error": it would show the values of secrets in a traceback.
-        raise ConfigError(f"{origin} cannot be used:", list(dict.fromkeys(problems))) from None
+        problems += _problems_in(error, screened.values)
+    else:
+        if not problems:
+            return config
+    # Outside of "except": the original error would show the values of secrets in a traceback.
+    raise ConfigError(f"{origin} cannot be used:", list(dict.fromkeys(problems)))
 
 
-def _problems_across(values: Mapping[str, Any], wrong: Set[int | str]) -> list[str]:
-    """What is wrong between keys; pydantic asks that only when every single value is right."""
+def _problems_in(error: ValidationError, values: Mapping[str, Any]) -> list[str]:
+    """What pydantic found, and what it did not look for because it had found that."""
+    problems = [line for problem in error.errors() for line in _describe(problem, values)]
+    wrong = {problem["loc"][0] for problem in error.errors() if problem["loc"]}
     if not wrong:
-        return []
+        return problems
+    # Contradictions between keys are looked for only when every single value is right.
     stand_ins = {key: "stand-in" for key in ("model_name_or_path", "dataset_name") if key in wrong}
     try:
-        TrainingConfig.model_validate(
-            {key: value for key, value in values.items() if key not in wrong} | stand_ins
-        )
-    except ValidationError as error:
-        return [line for problem in error.errors() for line in _describe(problem, values)]
-    return []
+        TrainingConfig.model_validate({key: values[key] for key in values if key not in wrong} | stand_ins)
+    except ValidationError as contradictions:
+        problems += [line for problem in contradictions.errors() for line in _describe(problem, values)]
+    return problems
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a configuration file.
-
-    Args:
-        path: The file. A bare name that is no file here is looked up among the shipped configurations, in the
-            folder ``$VITS_CONFIGS`` (default: ``configs``).
-
-    Raises:
-        ConfigError: It is missing, not JSON, or not an object.
-    """
-    places = [path]
-    if path.name == str(path):
-        places.append(Path(os.environ.get("VITS_CONFIGS") or "configs") / path)
-    file = next((place for place in places if place.is_file()), None)
-    if file is None:
-        siblings = sorted({p.name for place in places for p in place.parent.glob("*.json")})
-        others = "".join(f", nor does {place}" for place in places[1:])
-        raise ConfigError(f"{path} does not exist{others}{nearest(path.name, siblings)}", [])
-    try:
-        values = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not JSON:", [str(error)]) from error
-    if not isinstance(values, dict):
-        raise ConfigError(
-            f"{path} is not a configuration:", ["it must be one JSON object of keys and values"]
-        )
-    return values
-
-
-def _none_or(argument: str) -> str | None:
-    return None if argument in {"None", "null"} else argument
-
-
-def read_overrides(arguments: Sequence[str]) -> dict[str, Any]:
-    """``--key value``, ``--key=value`` and a bare ``--flag`` (true) into keys and values.
-
-    Raises:
-        ConfigError: A value has no key before it.
-    """
-    values: dict[str, Any] = {}
-    key: str | None = None
-    stray = []
-    for argument in arguments:
-        if argument.startswith("--"):
-            key, equals, value = argument[2:].partition("=")
-            key = key.replace("-", "_")
-            values[key] = _none_or(value) if equals else True
-            key = None if equals else key
-        elif key is None:
-            stray.append(f"{argument!r} belongs to no key: write --key value")
-        else:
-            values[key] = _none_or(argument)
-            key = None
-    if stray:
-        raise ConfigError("The command line cannot be used:", stray)
-    return values
-
-
-def load(path: Path | None, overrides: Mapping[str, Any]) -> TrainingConfig:
-    """A configuration from a file, the command line over it, and secrets from the environment.
-
-    Raises:
-        ConfigError: Anything is wrong; it lists everything that is.
-    """
-    values = (read_json(path) if path else {}) | dict(overrides)
-    token = os.environ.get("HF_TOKEN")
-    if token and not values.get("token"):
-        values["token"] = token
-    return resolve(values, origin=str(path) if path else "The command line")
+def _describe(problem: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
+    """One pydantic problem in a user's words."""
+    key = ".".join(str(part) for part in problem["loc"][:1])
+    if problem["type"] == "extra_forbidden":
+        return [f"unknown key {key!r}{nearest(key, [*TrainingConfig.model_fields, *KNOWN])}"]
+    if problem["type"] == "missing":
+        return [f"{key} is missing: {TrainingConfig.model_fields[key].description}"]
+    if not problem["loc"]:
+        return str(problem["ctx"]["error"]).splitlines()
+    value = "the value" if key in SECRETS else repr(values.get(key))
+    reason = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else problem["msg"].lower()
+    return [f"{key}: {value} will not do: {reason}"]

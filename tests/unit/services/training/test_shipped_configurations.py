@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from services.training.config import read_json
+from services.training.config_sources import read_json
 from shared.errors import ConfigError
 
 

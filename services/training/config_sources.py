@@ -1,0 +1,165 @@
+"""Where a configuration comes from: JSON files, the command line over them, secrets from the environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from services.training.config import SECRETS, TrainingConfig, resolve
+from services.training.hf_arguments import screen
+from shared.errors import ConfigError, nearest
+
+#: A string (kept), or a comment to the end of its line.
+_COMMENT = re.compile(r'("(?:\\.|[^"\\\n])*")|//[^\n]*')
+
+#: A string (kept), or a comma between a value and a closing bracket.
+_TRAILING_COMMA = re.compile(r'("(?:\\.|[^"\\\n])*")|(?<![\[{,\s]),(?=\s*[}\]])')
+
+
+def load(paths: Sequence[Path], overrides: Mapping[str, Any]) -> tuple[TrainingConfig, list[str]]:
+    """A configuration from files, each over the one before it, and the command line over them all.
+
+    Secrets that neither gives come from the environment.
+
+    Returns:
+        The configuration, and what a user should know about it, one line each.
+
+    Raises:
+        ConfigError: Anything is wrong; it lists everything that is.
+    """
+    given: dict[str, Any] = {}
+    for path in paths:
+        given |= read_json(path)
+    given |= overrides
+    secrets = {key: os.environ.get(variable) for key, variable in SECRETS.items() if given.get(key) is None}
+    origin = " with ".join(map(str, paths)) or "The command line"
+    config = resolve(given | secrets, origin=origin)
+    return config, _remarks(given, config)
+
+
+def _remarks(given: Mapping[str, Any], config: TrainingConfig) -> list[str]:
+    """What is in a configuration and does nothing, or not what one might think."""
+    screened = screen(given)
+    found = screened.remarks
+    found += [
+        f"{key} is given where others can read it; rather set {variable} in the environment. It is neither shown nor "
+        "stored."
+        for key, variable in SECRETS.items()
+        if screened.values.get(key)
+    ]
+    if given.get("optim") not in {None, config.optim}:
+        found.append(f"optim {given['optim']} is read as {config.optim}")
+    if config.do_step_schedule_per_epoch and config.lr_scheduler_type != "linear":
+        found.append(
+            f"lr_scheduler_type {config.lr_scheduler_type} has no effect unless do_step_schedule_per_epoch is false"
+        )
+    if config.keep_best and config.save_total_limit and config.save_total_limit <= config.keep_best:
+        found.append(
+            f"save_total_limit {config.save_total_limit} is for the newest checkpoints: keep_best adds up to "
+            f"{config.keep_best} more"
+        )
+    if config.wandb_project and not {"wandb", "all"} & set(config.report_to):
+        found.append("wandb_project has no effect unless report_to has wandb")
+    if config.push_to_hub and re.search(r"[{}<>]", config.hub_model_id or ""):
+        found.append(
+            f"hub_model_id {config.hub_model_id} still has a placeholder in it: the hub will refuse it when the model "
+            "is pushed at the end. Give --hub_model_id my-name/my-voice, or --push_to_hub false."
+        )
+    return found
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a configuration file: JSON, in which ``//`` comments and trailing commas are allowed too.
+
+    Keys that begin with ``_`` or ``//`` are comments.
+
+    Args:
+        path: The file. A bare name that is no file here is looked up among the shipped configurations, in the
+            folder ``$VITS_CONFIGS`` (default: ``configs``).
+
+    Raises:
+        ConfigError: It is missing, not JSON, not an object, or gives a key twice.
+    """
+    places = [path]
+    if path.name == str(path):
+        places.append(Path(os.environ.get("VITS_CONFIGS") or "configs") / path)
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        siblings = sorted({p.name for place in places for p in place.parent.glob("*.json")})
+        others = "".join(f", nor does {place}" for place in places[1:])
+        raise ConfigError(f"{path} does not exist{others}{nearest(path.name, siblings)}", [])
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        for extra in (_COMMENT, _TRAILING_COMMA):
+            text = extra.sub(lambda match: match[1] or "", text)
+        values = json.loads(text, object_pairs_hook=_Pairs)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not JSON:", [str(error)]) from error
+    if not isinstance(values, _Pairs):
+        raise ConfigError(
+            f"{path} is not a configuration:", ["it must be one JSON object of keys and values"]
+        )
+    if values.repeated:
+        raise ConfigError(f"{path} gives keys twice:", [f"{key}: keep one" for key in values.repeated])
+    return dict(values)
+
+
+class _Pairs(dict[str, Any]):
+    """A JSON object without its comments, which remembers what stood in it twice."""
+
+    def __init__(self, pairs: Sequence[tuple[str, Any]]) -> None:
+        pairs = [(key, value) for key, value in pairs if not key.startswith(("_", "//"))]
+        super().__init__(pairs)
+        keys = [key for key, _ in pairs]
+        self.repeated = [key for key in self if keys.count(key) > 1]
+
+
+def _none_or(argument: str) -> str | None:
+    return None if argument in {"None", "null"} else argument
+
+
+def read_overrides(arguments: Sequence[str]) -> tuple[list[Path], dict[str, Any]]:
+    """The words of the command line.
+
+    Files stand first, or each behind a ``--config``; then come ``--key value``, ``--key=value`` and a bare
+    ``--flag`` (true).
+
+    Returns:
+        The configuration files, and the keys over them.
+
+    Raises:
+        ConfigError: A value has no key before it, or a ``--config`` has no file.
+    """
+    paths: list[Path] = []
+    values: dict[str, Any] = {}
+    problems = []
+    key: str | None = "config"
+    for argument in arguments:
+        if argument.startswith("--"):
+            key, equals, value = argument[2:].partition("=")
+            key = key.replace("-", "_")
+            if not equals:
+                values[key] = True
+                continue
+        elif key is None:
+            problems.append(
+                f"{argument!r} belongs to no key: write --key value, and more than one value as --key one,two"
+            )
+            continue
+        else:
+            value = argument
+        if key == "config":
+            paths.append(Path(value))
+            values.pop(key, None)
+        else:
+            values[key] = _none_or(value)
+            key = None
+    if "config" in values:
+        problems.append("--config has no file behind it")
+    if problems:
+        raise ConfigError("The command line cannot be used:", problems)
+    return paths, values

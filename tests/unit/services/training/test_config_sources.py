@@ -1,0 +1,215 @@
+"""Files, the command line and the environment: what wins, what is told, and what is kept to itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.training.config import SECRETS
+from services.training.config_sources import load, read_json, read_overrides
+from shared.errors import ConfigError
+
+MINIMAL: dict[str, Any] = {"model_name_or_path": "base", "dataset_name": "data"}
+
+
+@pytest.fixture(autouse=True)
+def _no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in SECRETS.values():
+        monkeypatch.delenv(variable, raising=False)
+
+
+def remarks(**values: Any) -> list[str]:
+    return load([], MINIMAL | values)[1]
+
+
+# -- Files -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{,}", "is not JSON"),
+        ("[1]", "one JSON object"),
+        ("\xff", "is not JSON"),
+        ('{"seed": 1, "seed": 2}', r"gives keys twice:\n  - seed: keep one"),
+        ('{"seed": 1,, "fp16": true}', "is not JSON"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(ConfigError, match=message) as caught:
+        read_json(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_file_names_its_likeliest_neighbour(tmp_path: Path) -> None:
+    (tmp_path / "spa.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"did you mean 'spa\.json'"):
+        read_json(tmp_path / "spaa.json")
+
+
+def test_comments_and_trailing_commas_are_allowed(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(
+        """\
+// For a machine with many cores.
+{
+    "_comment": "keys like this one are comments",
+    "// another": 1, "_comment": "and may stand there more than once",
+    "preprocessing_num_workers": 8,  // Increase based on CPU cores
+    "store": "s3://bucket/a//b", // not in "strings"
+    "full_generation_sample_text": "He said \\"//\\", then [1,] and {,}",
+    "report_to": ["tensorboard", "wandb", ],
+}
+""",
+        encoding="utf-8",
+    )
+    assert read_json(path) == {
+        "preprocessing_num_workers": 8,
+        "store": "s3://bucket/a//b",
+        "full_generation_sample_text": 'He said "//", then [1,] and {,}',
+        "report_to": ["tensorboard", "wandb"],
+    }
+
+
+def test_a_mistake_after_a_comment_keeps_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{\n  // one\n  "seed": 1,\n  "fp16" true\n}', encoding="utf-8")
+    with pytest.raises(ConfigError, match="line 4"):
+        read_json(path)
+
+
+def test_later_files_go_over_earlier_ones_and_the_command_line_over_all(tmp_path: Path) -> None:
+    layers: list[dict[str, Any]] = [
+        MINIMAL | {"seed": 1, "learning_rate": 1e-4, "eval_steps": 50, "do_eval": True},
+        {"seed": 2, "max_eval_samples": 5},
+        {"seed": 3, "eval_steps": None},
+    ]
+    paths = [tmp_path / f"{number}.json" for number in range(len(layers))]
+    for path, layer in zip(paths, layers, strict=True):
+        path.write_text(json.dumps(layer), encoding="utf-8")
+    config, _ = load(paths, {"do_eval": "false"})
+    assert (config.seed, config.learning_rate, config.max_eval_samples) == (3, 1e-4, 5)
+    assert (config.eval_steps, config.do_eval) == (None, False)
+    with pytest.raises(ConfigError, match=r"0\.json with .*1\.json cannot be used"):
+        load(paths[:2], {"seed": "x"})
+
+
+# -- The command line ------------------------------------------------------------------------------
+
+
+def test_overrides_in_every_form() -> None:
+    arguments = [
+        "--learning_rate", "1e-4", "--seed=7", "--do_eval", "--max-steps", "-1", "--eval_steps", "None",
+        "--save_total_limit=None", "--full_generation_sample_text=a=b --c", "--bf16",
+    ]  # fmt: skip
+    paths, values = read_overrides(arguments)
+    assert not paths
+    assert values == {
+        "learning_rate": "1e-4",
+        "seed": "7",
+        "do_eval": True,
+        "max_steps": "-1",
+        "eval_steps": None,
+        "save_total_limit": None,
+        "full_generation_sample_text": "a=b --c",
+        "bf16": True,
+    }
+    config, _ = load([], MINIMAL | values)
+    assert (config.learning_rate, config.seed, config.max_steps, config.bf16) == (1e-4, 7, -1, True)
+    assert config.eval_steps is None
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["a.json", "b.json", "--seed", "1"],
+        ["--config", "a.json", "--config", "b.json", "--seed", "1"],
+        ["--seed", "1", "--config=a.json", "--config=b.json"],
+        ["a.json", "--seed", "1", "--config", "b.json"],
+    ],
+)
+def test_files_in_every_form(arguments: list[str]) -> None:
+    """The ancestor's one file stands first, as here."""
+    assert read_overrides(arguments) == ([Path("a.json"), Path("b.json")], {"seed": "1"})
+
+
+def test_stray_words_are_all_named() -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_overrides(["--seed", "1", "two", "--report_to", "wandb", "tensorboard", "--config"])
+    assert len(caught.value.problems) == 3
+    assert "'tensorboard' belongs to no key" in caught.value.problems[1]
+    assert "--config has no file" in caught.value.problems[2]
+
+
+# -- Secrets ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("key", "variable"), SECRETS.items())
+def test_secrets_come_from_the_environment(key: str, variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "from-outside")
+    config, told = load([], MINIMAL)
+    assert getattr(config, key) == "from-outside"
+    assert not told
+    assert getattr(load([], MINIMAL | {key: "given"})[0], key) == "given"
+
+
+def test_nothing_but_secrets_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SEED", "LEARNING_RATE", "OUTPUT_DIR", "MODEL_NAME", "STORE", "REPORT_TO", "ALIAS"):
+        monkeypatch.setenv(name, "9")
+        monkeypatch.setenv(name.lower(), "9")
+    assert load([], MINIMAL)[0] == load([], MINIMAL)[0].model_copy(
+        update={"seed": 42, "learning_rate": 2e-5, "output_dir": Path("./output"), "alias": "latest"}
+    )
+
+
+@pytest.mark.parametrize("key", ["token", "hub_token", "push_to_hub_token"])
+def test_a_secret_in_a_file_is_used_with_a_warning_that_does_not_show_it(key: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(MINIMAL | {key: "hf_secret"}), encoding="utf-8")
+    config, told = load([path], {})
+    assert "hf_secret" in {config.token, config.hub_token}
+    assert len(told) == 1
+    assert "environment" in told[0]
+    assert "hf_secret" not in told[0] + repr(config)
+
+
+# -- Remarks ---------------------------------------------------------------------------------------
+
+
+def test_a_configuration_that_is_simply_right_is_not_remarked_upon() -> None:
+    assert not remarks(fp16=True, report_to=["wandb"], wandb_project="voices", keep_best=1, do_eval=True)
+
+
+def test_a_key_that_is_not_needed_gets_one_line_wherever_it_stands(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(MINIMAL | {"uroman_path": "/opt/uroman"}), encoding="utf-8")
+    _, told = load([path], {"disable_tqdm": "true"})
+    assert told == [
+        "uroman_path is not needed: uroman runs inside the process, without Perl",
+        "disable_tqdm is not needed: progress is shown on a terminal and logged as lines elsewhere",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"optim": "adamw_hf"}, "optim adamw_hf is read as adamw_torch"),
+        ({"lr_scheduler_type": "cosine"}, "has no effect unless do_step_schedule_per_epoch is false"),
+        ({"wandb_project": "voices"}, "wandb_project has no effect unless report_to has wandb"),
+        ({"keep_best": 3, "do_eval": True, "save_total_limit": 2}, "keep_best adds up to 3 more"),
+        ({"push_to_hub": True, "hub_model_id": "vits-spanish-{speaker-name}"}, "still has a placeholder"),
+    ],
+)
+def test_what_does_nothing_or_not_what_one_might_think_is_told(values: dict[str, Any], told: str) -> None:
+    found = remarks(**values)
+    assert len(found) == 1
+    assert told in found[0]
+
+
+def test_a_placeholder_is_nobodys_business_unless_it_is_pushed() -> None:
+    assert not remarks(hub_model_id="vits-spanish-{speaker-name}")

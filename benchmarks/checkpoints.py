@@ -91,7 +91,8 @@ def measure(folder: Path) -> None:
             done = time.perf_counter() - begun
             size = sum(file.stat().st_size for file in (config.output_dir / f"checkpoint-{step}").iterdir())
             print(
-                f"save {step}: training waited {paused:.2f} s; saved and published after {done:.1f} s; {size / 1e9:.2f} GB"
+                f"save {step}: training waited {paused:.2f} s; saved and published after {done:.1f} s; "
+                f"{size / 1e9:.2f} GB"
             )
 
 

@@ -1,13 +1,91 @@
-"""``--config spa.json``: the configurations that come with the suite are found by name."""
+"""The configurations that come with the suite: each can be used, is explained, and is found by its name."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from services.training.config_sources import read_json
+from services.training.config_sources import load, read_json
 from shared.errors import ConfigError
+
+FOLDER = Path(__file__).parents[4] / "configs"
+FILES = sorted(FOLDER.glob("*.json"))
+WHOLE = [file for file in FILES if "model_name_or_path" in read_json(file)]
+LAYERS = [file for file in FILES if file not in WHOLE]
+
+#: What the analysis document recommends.
+RECOMMENDED: dict[str, dict[str, Any]] = {
+    "low-memory.json": {
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 4,
+        "gradient_checkpointing": True,
+        "fp16": True,
+        "max_eval_samples": 5,
+    },
+    "spa.json": {
+        "per_device_train_batch_size": 16,
+        "gradient_accumulation_steps": 1,
+        "gradient_checkpointing": False,
+        "fp16": True,
+        "max_eval_samples": 25,
+    },
+    "fast-experiment.json": {
+        "per_device_train_batch_size": 32,
+        "gradient_accumulation_steps": 1,
+        "gradient_checkpointing": False,
+        "fp16": True,
+        "num_train_epochs": 50,
+        "eval_steps": 200,
+    },
+    "production.json": {
+        "per_device_train_batch_size": 16,
+        "gradient_accumulation_steps": 1,
+        "num_train_epochs": 200,
+        "learning_rate": 2e-5,
+        "eval_steps": 50,
+        "save_steps": 100,
+        "fp16": True,
+    },
+}
+
+
+def test_there_is_one_for_everybody() -> None:
+    assert {file.stem for file in WHOLE} == {"demo", "spa", "eng", "ljs", "vctk", "kor", "guj"}
+    layers = {"low-memory", "fast-experiment", "production", "multi-speaker", "from-scratch"}
+    assert {file.stem for file in LAYERS} == layers
+
+
+@pytest.mark.parametrize("file", WHOLE, ids=lambda file: file.name)
+def test_a_whole_one_can_be_used_as_it_is(file: Path) -> None:
+    config, remarks = load([file], {})
+    assert config.do_train
+    assert config.do_eval
+    assert not config.push_to_hub
+    assert not remarks
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda file: file.name)
+@pytest.mark.parametrize("file", WHOLE, ids=lambda file: file.name)
+def test_a_layer_goes_over_every_whole_one(file: Path, layer: Path) -> None:
+    config, remarks = load([file, layer], {})
+    over = config.model_dump(include=set(read_json(layer)))
+    assert over == read_json(layer)
+    assert not remarks
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_each_says_for_whom_it_is(file: Path) -> None:
+    comment = json.loads(file.read_text(encoding="utf-8"))["_comment"]
+    assert comment.startswith("For " if file in WHOLE else "Over another: for ")
+    assert f"| [{file.name}]({file.name}) | " in (FOLDER / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", RECOMMENDED)
+def test_the_recommended_ones_are_as_recommended(name: str) -> None:
+    assert read_json(FOLDER / name).items() >= RECOMMENDED[name].items()
 
 
 @pytest.fixture

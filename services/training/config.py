@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -24,9 +24,6 @@ SECRETS: dict[str, str] = {"token": "HF_TOKEN", "hub_token": "HUB_TOKEN"}
 
 #: What an evaluation measures, for choosing the best checkpoints; of each, less is better.
 METRICS = ("loss", "mel", "kl", "duration", "generator", "feature_maps", "discriminator", "mel_distance")
-
-#: The parts of the generator that can be frozen.
-MODULES = ("text_encoder", "duration_predictor", "flow", "posterior_encoder", "decoder")
 
 #: Frames a second of the slowest usual model (16 kHz, a hop of 256 samples).
 _FEWEST_FRAMES_PER_SECOND = 62.5
@@ -80,7 +77,10 @@ Weight = Annotated[float, Field(ge=0)]
 Strategy = Literal["no", "steps", "epoch"]
 Module = Literal["text_encoder", "duration_predictor", "flow", "posterior_encoder", "decoder"]
 Preset = Literal["small-encoder", "light-decoder"]
-Tracker = Literal["tensorboard", "wandb", "all"]
+Destination = Literal["tensorboard", "wandb", "all"]
+
+#: The parts of the generator that can be frozen.
+MODULES: tuple[str, ...] = get_args(Module)
 
 #: The sections of the schema, each with its first key.
 SECTIONS: dict[str, str] = {
@@ -260,7 +260,7 @@ class TrainingConfig(BaseModel):
         "steps", description="log losses every logging_steps, once an epoch, or never"
     )
     logging_steps: Steps = Field(10, description="log losses every N steps")
-    report_to: Annotated[list[Tracker], BeforeValidator(_list)] = Field(
+    report_to: Annotated[list[Destination], BeforeValidator(_list)] = Field(
         ["tensorboard"], description="where curves go; none for nowhere"
     )
     wandb_project: str | None = Field(

@@ -310,12 +310,12 @@ def _opened(source: Path | bytes, container_format: str | None) -> Iterator[Inpu
         raise UserError(f"{source} does not exist or is no file: check the path")
     try:
         file = str(source) if isinstance(source, Path) else io.BytesIO(source)
-        options = _WAV_OPTIONS if _is_wav(source) else {}
+        options = _WAV_OPTIONS if _is_wav(source) else None
         with av.open(file, mode="r", format=container_format, options=options) as container:
             if not container.streams.audio:
                 raise UserError(f"{_name(source)} has no sound in it: give an audio file")
             yield container
-    except (av.error.FFmpegError, ValueError) as error:
+    except (av.error.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
             f"{_name(source)} cannot be decoded ({reason}): convert it to WAV or FLAC, or leave it out"

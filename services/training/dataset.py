@@ -5,11 +5,13 @@ Shapes: B batch, T tokens, F frames, S samples.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import csv
+import logging
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,14 +23,18 @@ from torch.utils.data import Dataset
 
 from services.training.config import TrainingConfig
 from services.training.data import Recording
+from services.training.data.cache import Progress, Treatment, decode
 from services.training.features import FeatureSettings
-from shared.audio import from_pcm16, to_pcm16
-from shared.errors import DataError, TextError, UserError
+from shared.audio import from_pcm16
+from shared.errors import DataError, TextError
 from shared.text import FrontEnd
 
-#: Called with (recordings done, recordings in all).
-Progress = Callable[[int, int], None]
-_NORMALIZED_RMS = 0.1  # -20 dBFS
+_log = logging.getLogger(__name__)
+
+#: Samples of the slice that is decoded in training, as in original VITS.
+SEGMENT_SAMPLES = 8192
+#: Names listed on the screen; the file has all.
+_MAX_LISTED = 20
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,12 @@ class Dropped:
     """One recording that was left out, and why."""
 
     id: str
+    kind: str
+    """What is wrong, in the words that others with the same fault are counted by."""
     reason: str
+    """What is wrong with this one."""
+    row: str = ""
+    """Where the dataset lists it."""
 
 
 @dataclass(frozen=True)
@@ -156,12 +167,24 @@ class Examples(Dataset[Example]):
         )
 
 
+def normalise_text(text: str, config: TrainingConfig) -> str:
+    """A text as the model is to see it: training's, evaluation's and the sample sentences alike.
+
+    Accents are joined to their letters (Unicode NFC, as vocabularies have them), any white space is one
+    blank, and with ``do_lower_case`` there are no capitals.
+    """
+    text = " ".join(unicodedata.normalize("NFC", text).split())
+    return text.lower() if config.do_lower_case else text
+
+
 def speaker_map(recordings: Iterable[Recording], known: Mapping[str, int] | None = None) -> dict[str, int]:
-    """Speaker names to ids: the known ones as they are, new ones after them in sorted order."""
+    """Speaker names to ids: the known ones as they are, new ones after them in order.
+
+    Numbers come before names and in their numerical order, names in alphabetical order.
+    """
     ids = dict(known or {})
-    for name in sorted(
-        {recording.speaker for recording in recordings if recording.speaker is not None} - ids.keys()
-    ):
+    new = {recording.speaker for recording in recordings if recording.speaker is not None} - ids.keys()
+    for name in sorted(new, key=lambda name: (0, int(name), name) if name.isdecimal() else (1, 0, name)):
         ids[name] = max(ids.values(), default=-1) + 1
     return ids
 
@@ -188,85 +211,6 @@ def keep_speaker(recordings: Sequence[Recording], wanted: int | str | None) -> l
     return kept
 
 
-def _fingerprint(recordings: Sequence[Recording], rate: int, normalize: bool) -> str:
-    """Names a cache by what is in it: which files, how large and how old, at what rate."""
-    digest = hashlib.sha256(f"pcm16 v1 {rate} {normalize}\n".encode())
-    for recording in recordings:
-        digest.update(f"{recording.id}\0".encode())
-        if recording.path is not None:
-            status = recording.path.stat()
-            digest.update(f"{recording.path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-        else:
-            source = recording.source()
-            if isinstance(source, Path):
-                source = source.read_bytes()
-            digest.update(source if isinstance(source, bytes) else source.samples.tobytes())
-    return digest.hexdigest()[:32]
-
-
-def decode(
-    recordings: Sequence[Recording],
-    rate: int,
-    *,
-    cache: Path,
-    normalize: bool = False,
-    workers: int | None = None,
-    progress: Progress | None = None,
-) -> tuple[NDArray[np.int16], list[int]]:
-    """Every recording at one rate, one after another, through a cache on disk.
-
-    Args:
-        recordings: What to decode.
-        rate: Hz.
-        cache: Folder of the caches; one PCM16 file for each dataset and rate.
-        normalize: Scale every recording to an RMS of -20 dBFS.
-        workers: Threads that decode; as many as there are processors when left out.
-        progress: Told of each recording.
-
-    Returns:
-        All samples, memory-mapped, and the length of each recording.
-
-    Raises:
-        DataError: Recordings cannot be decoded; it lists all of them.
-    """
-    name = _fingerprint(recordings, rate, normalize)
-    data, index = cache / f"{name}.pcm16", cache / f"{name}.json"
-    if not (index.is_file() and data.is_file()):
-        cache.mkdir(parents=True, exist_ok=True)
-        lengths, problems = [], []
-
-        def one(recording: Recording) -> NDArray[np.int16] | str:
-            try:
-                samples = recording.audio(rate).samples
-            except UserError as error:
-                return f"{recording.row or recording.id}: {error}"
-            if normalize:
-                samples = samples * (_NORMALIZED_RMS / max(float(np.sqrt(np.mean(samples**2))), 1e-5))
-            return to_pcm16(samples)
-
-        partial = data.with_suffix(f".{os.getpid()}.partial")
-        with partial.open("wb") as file, ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-            for done, pcm in enumerate(pool.map(one, recordings), start=1):
-                if isinstance(pcm, str):
-                    problems.append(pcm)
-                else:
-                    file.write(pcm.tobytes())
-                    lengths.append(len(pcm))
-                if progress:
-                    progress(done, len(recordings))
-        if problems:
-            partial.unlink()
-            raise DataError(f"{len(problems)} of {len(recordings)} recordings cannot be decoded:", problems)
-        partial.replace(data)
-        partial_index = index.with_suffix(f".{os.getpid()}.partial")
-        partial_index.write_text(json.dumps(lengths))
-        partial_index.replace(index)  # last: an index means that the samples are complete
-    lengths = json.loads(index.read_text())
-    if not sum(lengths):
-        return np.zeros(0, dtype=np.int16), lengths
-    return np.memmap(data, dtype=np.int16, mode="r"), lengths
-
-
 def prepare(
     recordings: Sequence[Recording],
     front_end: FrontEnd,
@@ -288,56 +232,140 @@ def prepare(
         speakers: Ids of the speakers' names; empty for a model of one.
         cache: Folder of the PCM16 caches.
         limit: Keep only the first so many usable ones.
-        progress: Told of each recording.
+        progress: Told of each recording, when there is anything to decode.
 
     Returns:
         The usable examples, and every recording that was left out with its reason.
+
+    Raises:
+        DataError: Recordings cannot be decoded.
     """
-    pcm, lengths = decode(
-        recordings,
-        settings.sampling_rate,
-        cache=cache,
-        normalize=config.do_normalize,
-        workers=config.preprocessing_num_workers,
-        progress=progress,
+    treatment = Treatment(
+        settings.sampling_rate, config.trim_silence, config.loudness, normalize=config.do_normalize
     )
-    starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    pcm, lengths = decode(
+        recordings, treatment, cache=cache, workers=config.preprocessing_num_workers, progress=progress
+    )
+    starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).tolist()
     examples: list[Example] = []
     dropped: list[Dropped] = []
+    unknown: Counter[str] = Counter()
     for recording, start, samples in zip(recordings, starts, lengths, strict=False):
-        text = recording.text.lower() if config.do_lower_case else recording.text
-        try:
-            tokens = front_end.tokenize(text)
-        except TextError as error:
-            dropped.append(Dropped(recording.id, str(error)))
+        text = normalise_text(recording.text, config)
+        fault = _fault_of_text(text) or _fault_of_speaker(recording, speakers)
+        if fault is None:
+            try:
+                tokens = front_end.tokenize(text)
+            except TextError as error:
+                fault = "nothing in the text that the model can speak", str(error)
+            else:
+                fault = _fault_of_length(len(tokens.ids), samples, settings, config)
+        if fault is not None:
+            dropped.append(Dropped(recording.id, *fault, recording.row))
             continue
-        reason = _reason_to_drop(len(tokens.ids), samples, settings, config)
-        if reason:
-            dropped.append(Dropped(recording.id, reason))
-            continue
+        unknown.update(set(tokens.unknown))
         speaker = speakers.get(recording.speaker or "", 0)
-        examples.append(Example(recording.id, text, tokens.ids, speaker, len(examples), int(start), samples))
+        examples.append(Example(recording.id, text, tokens.ids, speaker, len(examples), start, samples))
+    if unknown:
+        listed = ", ".join(f"{symbol!r} ({count})" for symbol, count in unknown.most_common(20))
+        _log.warning(
+            "the model has no token for these and leaves them unspoken (in so many recordings): %s", listed
+        )
     return Examples(examples[:limit], pcm, settings), dropped
 
 
-def _reason_to_drop(
+#: What is wrong in general, and in particular.
+_Fault = tuple[str, str]
+
+
+def _fault_of_text(text: str) -> _Fault | None:
+    if not text:
+        return "empty text", "its text is empty"
+    if not re.search(r"\w", text):
+        return "empty text", f"its text {text!r} holds no letter"
+    return None
+
+
+def _fault_of_speaker(recording: Recording, speakers: Mapping[str, int]) -> _Fault | None:
+    """Held-out recordings of somebody whom nobody trains: the model has no such voice."""
+    if not speakers or recording.speaker is None or recording.speaker in speakers:
+        return None
+    return (
+        "a speaker that is not in the training split",
+        f"its speaker {recording.speaker!r} is not among the {len(speakers)} of the training split",
+    )
+
+
+def _fault_of_length(
     tokens: int, samples: int, settings: FeatureSettings, config: TrainingConfig
-) -> str | None:
-    """Why a recording cannot be trained on, or nothing."""
+) -> _Fault | None:
     seconds, frames = samples / settings.sampling_rate, samples // settings.hop_length
+    segment = SEGMENT_SAMPLES // settings.hop_length
     if seconds > config.max_duration_in_seconds:
-        return f"{seconds:.1f} s is longer than max_duration_in_seconds {config.max_duration_in_seconds}"
+        kind = f"longer than max_duration_in_seconds {config.max_duration_in_seconds}"
+        return kind, f"{seconds:.1f} s is {kind}"
     if seconds < config.min_duration_in_seconds:
-        return f"{seconds:.2f} s is shorter than min_duration_in_seconds {config.min_duration_in_seconds}"
+        kind = f"shorter than min_duration_in_seconds {config.min_duration_in_seconds}"
+        return kind, f"{seconds:.2f} s is {kind}"
+    if frames < segment:
+        kind = f"fewer frames than a training segment ({segment})"
+        return kind, f"{frames} frames are {kind}, which is {SEGMENT_SAMPLES / settings.sampling_rate:.2f} s"
     if tokens > config.max_tokens_length:
-        return f"{tokens} tokens are more than max_tokens_length {config.max_tokens_length}"
+        kind = f"more tokens than max_tokens_length {config.max_tokens_length}"
+        return kind, f"{tokens} tokens are {kind}"
     if tokens > frames:
         return (
-            f"{tokens} tokens do not fit into {frames} frames: is the transcript longer than the recording?"
+            "more tokens than frames",
+            f"{tokens} tokens do not fit into {frames} frames: is the transcript longer than the recording?",
         )
-    if frames * settings.hop_length <= settings.padding:
-        return f"{frames} frames are too short to analyse"
     return None
+
+
+def describe_dropped(dropped: Sequence[Dropped]) -> list[str]:
+    """What was left out, for the screen: how many for each reason, then the first names."""
+    lines = [f"{count:6,} {kind}" for kind, count in Counter(item.kind for item in dropped).most_common()]
+    lines += [f"left out {item.id}: {item.reason}" for item in dropped[:_MAX_LISTED]]
+    if len(dropped) > _MAX_LISTED:
+        lines.append(f"… and {len(dropped) - _MAX_LISTED:,} more")
+    return lines
+
+
+def write_dropped(path: Path, dropped: Mapping[str, Sequence[Dropped]]) -> None:
+    """Write everything that was left out, a CSV line each; no file where that is nothing.
+
+    Args:
+        path: The file; one from an earlier run is replaced.
+        dropped: By the name of the split.
+    """
+    if not any(dropped.values()):
+        path.unlink(missing_ok=True)
+        return
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["split", "id", "row", "kind", "reason"])
+        for split, items in dropped.items():
+            writer.writerows([split, item.id, item.row, item.kind, item.reason] for item in items)
+
+
+@contextmanager
+def decoding_progress(console_enabled: bool, what: str = "decoding") -> Iterator[Progress | None]:
+    """A bar on the terminal for ``prepare(progress=…)``, shown only while there is anything to decode.
+
+    Args:
+        console_enabled: Whether there is anybody to show it to; nothing is yielded otherwise.
+        what: Its label.
+    """
+    if not console_enabled:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None, visible=False)
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
 
 
 def batch_plan(

@@ -5,6 +5,7 @@ The ``datasets`` library finds and maps the files; the sound in them is always d
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -128,6 +129,8 @@ class EmbeddedSound:
                 samples = np.asarray(value["array"], dtype=np.float32)
                 if samples.ndim != 1 or samples.size == 0:
                     raise UserError(f"its samples have the shape {samples.shape}: store mono samples [S]")
+                if not np.isfinite(samples).all():
+                    raise UserError("it holds values that are not numbers (NaN or infinity): record it again")
                 return Audio(np.clip(samples, -1.0, 1.0), int(value["sampling_rate"]))
             value = value.get("path")
         if not isinstance(value, str) or not value:
@@ -164,7 +167,8 @@ def _rows(
 def _split_rows(source: str, name: str, dataset: Any, columns: Columns, folder: Path | None) -> Iterator[Row]:
     """The rows of one split."""
     datasets = _datasets()
-    audio, text, speaker, own_id = _columns(source, dataset.column_names, columns)
+    audio, text, speaker, own_id = _columns(source, dataset, columns)
+    edition = _edition(dataset, audio)
     sound = dataset.select_columns([audio])
     if isinstance(dataset.features[audio], datasets.Audio):
         sound = sound.cast_column(audio, datasets.Audio(decode=False))
@@ -182,27 +186,52 @@ def _split_rows(source: str, name: str, dataset: Any, columns: Columns, folder: 
                 speaker=None if speakers is None else speakers[index],
                 row=f"{name}[{index}]",
                 embedded=EmbeddedSound(sound, audio, index, folder),
+                embedded_edition=edition and f"{edition}[{index}]",
             ),
             split=name,
             problem=problem,
         )
 
 
+def _edition(dataset: Any, audio: str) -> str:
+    """Tells two editions of a dataset's sound apart without reading it.
+
+    Empty where that cannot be: the sound is in files of its own, or the dataset is in memory alone.
+    """
+    from pyarrow import compute, types  # type: ignore[import-untyped]
+
+    column = dataset.data.column(audio)
+    kinds = {field.name for field in column.type} if types.is_struct(column.type) else set()
+    inside = "array" in kinds
+    if "bytes" in kinds:
+        inside = compute.struct_field(column, "bytes").null_count == 0
+    files = [Path(file["filename"]) for file in dataset.cache_files]
+    if not inside or not files:
+        return ""
+    stamps = [f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
+    return hashlib.sha256("\n".join([dataset._fingerprint, audio, *stamps]).encode()).hexdigest()
+
+
 def _names_of(dataset: Any, column: str) -> list[str | None]:
     """The speakers as strings; the names of a ``ClassLabel`` column, not its numbers."""
     feature = dataset.features[column]
-    name_of = feature.int2str if hasattr(feature, "int2str") else str
-    return [None if value is None else str(name_of(value)) for value in dataset[column][:]]
+
+    def name_of(value: Any) -> str:
+        if hasattr(feature, "int2str"):
+            return str(feature.int2str(value))
+        # Integers with gaps become floats in many a table.
+        return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+    return [None if value is None else name_of(value) for value in dataset[column][:]]
 
 
-def _columns(
-    source: str, present: Sequence[str], columns: Columns
-) -> tuple[str, str, str | None, str | None]:
+def _columns(source: str, dataset: Any, columns: Columns) -> tuple[str, str, str | None, str | None]:
     """The names of the audio, text, speaker and id columns.
 
     Raises:
-        DataError: One that was asked for is not there.
+        DataError: One that was asked for is not there, or not of the right kind.
     """
+    present: Sequence[str] = dataset.column_names
     audio = pick_column(columns.audio, Columns.AUDIO_NAMES, present)
     text = pick_column(columns.text, Columns.TEXT_NAMES, present)
     wanted = {
@@ -219,6 +248,12 @@ def _columns(
     ]
     if audio is None or text is None or problems:
         raise DataError(f"{source} lacks columns", problems)
+    kind = getattr(dataset.features[text], "dtype", "lists")
+    if kind not in {"string", "large_string"}:
+        raise DataError(
+            f"{source}: the text column {text!r} holds {kind} and no text",
+            [f"name the column with the transcripts; the columns are {listed}"],
+        )
     return audio, text, columns.speaker, columns.id
 
 

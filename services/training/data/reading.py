@@ -50,6 +50,9 @@ def read_recordings(
     least one) as ``validation`` and as many as ``test``; ``train`` is the rest, and every speaker keeps at
     least one recording in it. ``split="all"`` gives every recording.
 
+    Rows without a text are read: ``prepare`` leaves them out and lists them, with all else that cannot be
+    trained on.
+
     Args:
         source: The folder, the table file or the hub id.
         split: ``"train"``, ``"validation"`` (also val, valid, dev, eval), ``"test"``, ``"all"``, or any
@@ -69,15 +72,15 @@ def read_recordings(
         token: An access token for the hub, for a dataset that is not public.
 
     Raises:
-        DataError: Every row that cannot be used: its place, its id, what is wrong and what to do. Also a
-            source that is not there, has no such split, or no such column.
+        DataError: Every row that cannot be read: its place, its id, what is wrong and what to do. Also a
+            source that is not there, has no such split, no such column, or numbers for text.
         HubUnreachableError: The hub could not be reached and the dataset is not in its cache.
         MissingExtraError: A Hugging Face dataset without the ``datasets`` library.
     """
     columns = Columns(audio_column, text_column, speaker_column, split_column, id_column)
     found = survey(
         source, split=split, columns=columns, config_name=config_name, verify=verify, cache_dir=cache_dir,
-        token=token,
+        token=token, refuse_empty_texts=False,
     )  # fmt: skip
     found.raise_problems()
     return list(found.only(split).recordings)
@@ -143,6 +146,7 @@ def survey(
     verify: bool = False,
     cache_dir: str | Path | None = None,
     token: str | None = None,
+    refuse_empty_texts: bool = True,
 ) -> Survey:
     """Look at every row of a dataset without refusing it for its bad ones; see ``read_recordings``.
 
@@ -150,7 +154,7 @@ def survey(
     always all.
 
     Raises:
-        DataError: There is no such dataset, split or column.
+        DataError: There is no such dataset, split or column, or its texts are numbers.
         HubUnreachableError: The hub could not be reached and the dataset is not in its cache.
         MissingExtraError: A Hugging Face dataset without the ``datasets`` library.
     """
@@ -170,10 +174,25 @@ def survey(
             f"There is no dataset {source}",
             ["the folder does not exist: check the path, or give the id of a hub dataset (owner/name)"],
         )
-    return _survey_rows(str(source), rows, verify=verify)
+    _refuse_numbers_for_text(str(source), rows, columns)
+    return _survey_rows(str(source), rows, verify=verify, refuse_empty_texts=refuse_empty_texts)
 
 
-def _survey_rows(source: str, rows: Sequence[Row], *, verify: bool) -> Survey:
+def _refuse_numbers_for_text(source: str, rows: Sequence[Row], columns: Columns) -> None:
+    """A column of durations or of numbers of speakers passes for text, and would train a voice on noise.
+
+    Raises:
+        DataError: Every text is a number.
+    """
+    texts = [row.recording.text for row in rows if row.recording.text]
+    if texts and all(re.fullmatch(r"[+-]?\d+([.,]\d+)?", text) for text in texts):
+        raise DataError(
+            f"{source}: the text column {columns.text!r} holds numbers only, such as {texts[0]}",
+            ["name the column with the transcripts; numbers that are read out must be written as words"],
+        )
+
+
+def _survey_rows(source: str, rows: Sequence[Row], *, verify: bool, refuse_empty_texts: bool) -> Survey:
     """Look at every row's text and sound."""
     problems: list[str] = []
     recordings: list[Recording] = []
@@ -181,7 +200,8 @@ def _survey_rows(source: str, rows: Sequence[Row], *, verify: bool) -> Survey:
     first_by_id: dict[str, str] = {}
     for row in rows:
         recording = row.recording
-        wrong = [problem for problem in (row.problem, _problem_with_text(recording.text)) if problem]
+        problem = _problem_with_text(recording.text, refuse_empty=refuse_empty_texts)
+        wrong = [found for found in (row.problem, problem) if found]
         if row.problem is None and recording.id in first_by_id:
             wrong.append(f"its id is used already by {first_by_id[recording.id]}: remove one of the two rows")
         first_by_id.setdefault(recording.id, recording.row)
@@ -198,11 +218,11 @@ def _survey_rows(source: str, rows: Sequence[Row], *, verify: bool) -> Survey:
     return Survey(source, tuple(recordings), tuple(named_splits), tuple(problems))
 
 
-def _problem_with_text(text: str) -> str | None:
+def _problem_with_text(text: str, *, refuse_empty: bool) -> str | None:
     """What is wrong with a transcript."""
-    if not text:
+    if refuse_empty and not text:
         return "its transcript is empty: write what is said, or remove the row"
-    if not re.search(r"\w", text):
+    if refuse_empty and not re.search(r"\w", text):
         return f"its transcript {text!r} holds no letter: write what is said, or remove the row"
     if "\n" in text:
         return "its transcript runs over several lines: a quotation mark was probably never closed"

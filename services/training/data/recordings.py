@@ -30,6 +30,8 @@ class Recording:
         row: Where the dataset lists it, such as ``metadata.csv:7``.
         duration_seconds: Its length by the file's header, where that states one.
         embedded: Fetches its sound, or the file that holds it, when there is no ``path``.
+        embedded_edition: Tells what ``embedded`` fetches from what it fetched before the dataset was changed,
+            where the dataset knows that without reading it; else empty.
     """
 
     id: str
@@ -39,6 +41,7 @@ class Recording:
     row: str = ""
     duration_seconds: float | None = None
     embedded: Callable[[], Path | bytes | Audio] | None = field(default=None, repr=False)
+    embedded_edition: str = field(default="", repr=False)
 
     def source(self) -> Path | bytes | Audio:
         """Its file, the bytes of one, or its sound where the dataset holds bare samples.
@@ -51,6 +54,28 @@ class Recording:
         if self.embedded is not None:
             return self.embedded()
         raise UserError(f"recording {self.id!r} has neither a file nor embedded sound")
+
+    def edition(self) -> bytes:
+        """Tells its sound from any other, and from itself before it was changed.
+
+        A file is known by its path, size and time, and embedded sound by what the dataset knows of it; only
+        where there is neither is it read.
+
+        Raises:
+            UserError: It cannot be read.
+        """
+        if self.embedded_edition:
+            return self.embedded_edition.encode()
+        source = self.source()
+        if isinstance(source, Path):
+            try:
+                status = source.stat()
+            except OSError as error:
+                raise UserError(f"{source} cannot be read ({error.strerror}): check the file") from error
+            return f"{source.resolve()}\0{status.st_size}\0{status.st_mtime_ns}".encode()
+        if isinstance(source, bytes):
+            return hashlib.sha256(source).digest()
+        return hashlib.sha256(source.samples.tobytes()).digest() + str(source.sampling_rate).encode()
 
     def audio(self, sampling_rate: int | None = None) -> Audio:
         """Decode it, mono, at its own sampling rate or resampled once to the one that is given.

@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 
 from services.training.data import hub, read_recordings
+from services.training.data.cache import Treatment, decode
+from services.training.data.reading import survey
+from services.training.data.recordings import Columns
 from shared.audio import encode_wav
 from shared.errors import DataError, HubUnreachableError
 
@@ -88,12 +91,68 @@ class TestFolders:
     def test_every_bad_row_is_reported_at_once(self, make: Callable[..., Any], tmp_path: Path) -> None:
         texts = ["Uno.", "", "Tres.", None, "Cinco."]
         make(texts, {2: b"no sound at all"}, who=["a", "a", "a", "a", None]).save_to_disk(tmp_path / "d")
-        with pytest.raises(DataError) as raised:
+        found = survey(tmp_path / "d", split="train", columns=Columns(speaker="who"))
+        places = [problem.partition(" ")[0] for problem in found.problems]
+        assert places == ["train[1]", "train[2]", "train[3]", "train[4]"]
+        with pytest.raises(DataError) as raised:  # training leaves those without a text out later
             read_recordings(tmp_path / "d", split="train", speaker_column="who")
         places = [problem.partition(" ")[0] for problem in raised.value.problems]
-        assert places == ["train[1]", "train[2]", "train[3]", "train[4]"]
-        assert "cannot be decoded" in raised.value.problems[1]
-        assert "speaker is empty" in raised.value.problems[3]
+        assert places == ["train[2]", "train[4]"]
+        assert "cannot be decoded" in raised.value.problems[0]
+        assert "speaker is empty" in raised.value.problems[1]
+
+    @pytest.mark.parametrize("form", ["saved", "parquet"])
+    def test_embedded_sound_is_known_without_reading_it(
+        self, make: Callable[..., Any], tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A second run hashes no audio; a dataset that was written anew is another."""
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+        folder = tmp_path / "d"
+
+        def write(texts: list[str | None], sounds: dict[int, bytes]) -> None:
+            folder.mkdir(exist_ok=True)
+            table = make(texts, sounds)
+            table.to_parquet(folder / "train.parquet") if form == "parquet" else table.save_to_disk(folder)
+
+        def editions() -> list[bytes]:
+            found = read_recordings(folder, split="all")
+            with monkeypatch.context() as patch:
+                patch.setattr(hub.EmbeddedSound, "__call__", None)
+                return [recording.edition() for recording in found]
+
+        write(["Uno.", "Dos."], {})
+        before = editions()
+        assert before == editions()
+        assert len(set(before)) == 2
+        pcm, lengths = decode(read_recordings(folder, split="all"), Treatment(16000), cache=tmp_path / "c")
+        with monkeypatch.context() as patch:
+            found = read_recordings(folder, split="all")
+            patch.setattr(hub.EmbeddedSound, "__call__", None)
+            again, _ = decode(found, Treatment(16000), cache=tmp_path / "c")
+        np.testing.assert_array_equal(pcm, again)
+        assert lengths == [8000, 8000]
+        if form == "saved":
+            return  # datasets refuses to write over what it has mapped
+        write(["Uno.", "Dos."], {1: encode_wav(np.full(9000, 0.1, np.float32), 16000)})
+        assert not set(before) & set(editions())
+
+    def test_sound_in_files_of_its_own_is_known_by_them(self, tmp_path: Path, tone: Tone) -> None:
+        path = tmp_path / "a.wav"
+        path.write_bytes(encode_wav(tone(0.5), 16000))
+        datasets.Dataset.from_dict({"audio": [str(path)], "text": ["Uno."]}).save_to_disk(tmp_path / "d")
+        (before,) = read_recordings(tmp_path / "d", split="all")
+        assert str(path).encode() in before.edition()
+        first = before.edition()
+        path.write_bytes(encode_wav(tone(0.7), 16000))
+        assert before.edition() != first
+
+    @pytest.mark.parametrize("kind", [int, float])
+    def test_numbers_of_speakers_are_read_alike_whatever_their_type(
+        self, make: Callable[..., Any], tmp_path: Path, kind: type
+    ) -> None:
+        make(["Uno.", "Dos."], speaker_id=[kind(10), kind(9)]).save_to_disk(tmp_path / "d")
+        found = read_recordings(tmp_path / "d", split="all", speaker_column="speaker_id")
+        assert [one.speaker for one in found] == ["10", "9"]
 
     def test_missing_columns_and_splits_are_named(self, make: Callable[..., Any], tmp_path: Path) -> None:
         splits = {"train": make(["Uno."]), "validation": make(["Dos."])}

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from services.training.data import read_recordings
+from services.training.data.reading import survey
 from services.training.data.recordings import hold_out
 from shared.errors import DataError
 
@@ -164,7 +165,7 @@ class TestFaults:
         root = folder(table, ["good.wav", "blank.wav", "dots.wav", "short.wav", "last.wav"])
         (root / "broken.wav").write_bytes(b"RIFF but nothing more")
         with pytest.raises(DataError) as raised:
-            read_recordings(root, split="train")
+            survey(root).raise_problems()
         expected = {
             3: "absent.wav", 4: "cannot be decoded", 5: "transcript is empty", 6: "metadata.csv:2",
             7: "no letter", 8: "1 columns", 9: "names no audio file",
@@ -174,6 +175,10 @@ class TestFaults:
             assert problem.startswith(f"metadata.csv:{line} ")
             assert words in problem
         assert "7 of 9 rows" in str(raised.value)
+
+    def test_rows_without_a_text_are_left_to_the_filters(self, folder: Folder) -> None:
+        root = folder("file_name,text\na.wav,Bien.\nb.wav,\nc.wav,...\n", ["a.wav", "b.wav", "c.wav"])
+        assert texts(root) == {"a": "Bien.", "b": "", "c": "..."}
 
     def test_an_unclosed_quotation_mark_is_found(self, folder: Folder) -> None:
         root = folder('file_name,text\na,"Hola\nb,Adiós\n', ["a.wav", "b.wav"])

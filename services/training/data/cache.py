@@ -1,0 +1,249 @@
+"""The samples that training reads: every recording decoded once, resampled once, kept as PCM16.
+
+A cache is two files, named by what the recordings are and by what was done to them:
+
+``<name>.pcm16``  all samples, one recording after another, 16-bit in the machine's order
+``<name>.json``   the length of each recording; written last, so that it vouches for the samples
+
+Whoever fills a cache holds ``<name>.lock``: a second process waits, and then reads what the first has made.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.training.data.recordings import Recording
+from shared.audio import amplified, loudness_lufs, to_pcm16, trim_silence
+from shared.errors import DataError, UserError
+
+_log = logging.getLogger(__name__)
+
+#: Called with (recordings done, recordings in all).
+Progress = Callable[[int, int], None]
+
+_NORMALIZED_RMS = 0.1  # -20 dBFS
+#: Raised when the same recordings and treatment give other samples than before.
+_VERSION = 2
+_PARTIAL = ".partial"
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """What is done to a recording before it is kept; with the recordings, what a cache is known by.
+
+    Attributes:
+        sampling_rate: Hz, the model's.
+        trim_silence: Cut the silence from both ends.
+        loudness: LUFS that it is brought to, or None to leave it as loud as it is.
+        normalize: Bring it to an RMS of -20 dBFS; of no effect with ``loudness``.
+    """
+
+    sampling_rate: int
+    trim_silence: bool = False
+    loudness: float | None = None
+    normalize: bool = False
+
+    def apply(self, recording: Recording) -> Treated:
+        """Decode and treat one recording.
+
+        Raises:
+            UserError: It cannot be decoded.
+        """
+        samples = recording.audio(self.sampling_rate).samples
+        if self.trim_silence and len(samples):
+            samples = trim_silence(samples, self.sampling_rate)
+        gain = 1.0
+        if self.loudness is not None:
+            gain = _gain(loudness_lufs(samples, self.sampling_rate), self.loudness)
+        elif self.normalize and len(samples):
+            gain = _NORMALIZED_RMS / max(float(np.sqrt(np.mean(samples**2))), 1e-5)
+        held_back = False
+        if gain != 1.0:
+            samples, held_back = amplified(samples, gain)
+        return Treated(to_pcm16(samples), held_back)
+
+
+@dataclass(frozen=True)
+class Treated:
+    """One recording as the cache keeps it.
+
+    Attributes:
+        pcm: [S]
+        held_back: Whether it stayed quieter than was asked for, so as not to clip.
+    """
+
+    pcm: NDArray[np.int16]
+    held_back: bool
+
+
+def decode(
+    recordings: Sequence[Recording],
+    treatment: Treatment,
+    *,
+    cache: Path,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[NDArray[np.int16], list[int]]:
+    """Every recording's samples, one after another, through a cache on disk.
+
+    Args:
+        recordings: What to decode.
+        treatment: What to do to each.
+        cache: Folder of the caches; any number of processes may share it.
+        workers: Threads that decode; as many as there are processors when left out.
+        progress: Told of each recording, when there is anything to decode.
+
+    Returns:
+        All samples, memory-mapped, and the length of each recording.
+
+    Raises:
+        DataError: Recordings cannot be decoded; it lists all of them.
+        UserError: The cache cannot be written.
+    """
+    name = _fingerprint(recordings, treatment)
+    data, index = cache / f"{name}.pcm16", cache / f"{name}.json"
+    lengths = _read_index(data, index, len(recordings))
+    if lengths is None:
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            with _locked(cache / f"{name}.lock"):
+                lengths = _read_index(
+                    data, index, len(recordings)
+                )  # somebody else may have made it meanwhile
+                if lengths is None:
+                    lengths = _fill(recordings, treatment, data, index, workers, progress)
+        except OSError as error:
+            hours = sum(recording.duration_seconds or 0 for recording in recordings) / 3600
+            raise UserError(
+                f"The cache of samples in {cache} cannot be written ({error.strerror or error}): it takes about "
+                f"{hours * 3600 * treatment.sampling_rate * 2 / 1e6:,.0f} MB. Make room there, or name another "
+                "folder in the environment's VITS_CACHE"
+            ) from error
+    if not sum(lengths):
+        return np.zeros(0, dtype=np.int16), lengths
+    return np.memmap(data, dtype=np.int16, mode="r"), lengths
+
+
+def _gain(measured: float, wanted: float) -> float:
+    """The factor from one loudness in LUFS to another; silence has none and stays."""
+    return 10 ** ((wanted - measured) / 20) if math.isfinite(measured) else 1.0
+
+
+def _fingerprint(recordings: Sequence[Recording], treatment: Treatment) -> str:
+    """Names a cache by what is in it: which sounds, of which edition, and what was done to them."""
+    digest = hashlib.sha256(f"pcm16 v{_VERSION} {treatment}\n".encode())
+    for recording in recordings:
+        digest.update(f"{recording.id}\0".encode())
+        digest.update(recording.edition())
+    return digest.hexdigest()[:32]
+
+
+def _read_index(data: Path, index: Path, recordings: int) -> list[int] | None:
+    """The lengths of a cache's recordings, or None where it is not there, not readable or not whole."""
+    try:
+        lengths: list[int] = json.loads(index.read_text(encoding="utf-8"))
+        whole = len(lengths) == recordings and data.stat().st_size == 2 * sum(lengths)
+    except (OSError, ValueError, TypeError):
+        return None
+    return lengths if whole else None
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Be the only one to fill a cache. The lock goes with the process, however that ends."""
+    with path.open("w") as file:
+        # A file system without locks costs double work and nothing else: files only ever appear whole.
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+            for abandoned in path.parent.glob(f"{path.stem}.*{_PARTIAL}"):  # by a process that was killed
+                abandoned.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _fill(
+    recordings: Sequence[Recording],
+    treatment: Treatment,
+    data: Path,
+    index: Path,
+    workers: int | None,
+    progress: Progress | None,
+) -> list[int]:
+    """Decode all recordings into a new cache; the length of each."""
+    lengths: list[int] = []
+    problems: list[str] = []
+    held_back = 0
+
+    def one(recording: Recording) -> Treated | str:
+        try:
+            return treatment.apply(recording)
+        except (UserError, OSError) as error:
+            return f"{recording.row or recording.id}: {error}"
+
+    with _replacing(data) as file:
+        for done, treated in enumerate(
+            _in_parallel(one, recordings, workers or os.cpu_count() or 1), start=1
+        ):
+            if isinstance(treated, str):
+                problems.append(treated)
+            else:
+                file.write(treated.pcm.tobytes())
+                lengths.append(len(treated.pcm))
+                held_back += treated.held_back
+            if progress:
+                progress(done, len(recordings))
+        if problems:
+            raise DataError(f"{len(problems)} of {len(recordings)} recordings cannot be decoded:", problems)
+    with _replacing(index) as file:
+        file.write(json.dumps(lengths).encode())
+    if held_back:
+        _log.warning(
+            "%d of %d recordings stay quieter than was asked for, because their peaks would clip: they are as "
+            "loud as peaks at -1 dBFS allow",
+            held_back, len(recordings),
+        )  # fmt: skip
+    return lengths
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Write a file that appears whole or not at all."""
+    partial = path.with_name(f"{path.name}.{uuid4().hex}{_PARTIAL}")
+    try:
+        with partial.open("xb") as file:
+            yield file
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _in_parallel(
+    function: Callable[[Recording], Treated | str], recordings: Sequence[Recording], workers: int
+) -> Iterator[Treated | str]:
+    """Results in order, with no more than a few recordings in memory."""
+    waiting: deque[Future[Treated | str]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for recording in recordings:
+            waiting.append(pool.submit(function, recording))
+            if len(waiting) > 4 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

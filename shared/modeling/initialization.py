@@ -29,15 +29,29 @@ def _set_weight(layer: nn.Module, weight: torch.Tensor) -> None:
         layer.weight.copy_(weight)  # type: ignore[operator]
 
 
-@torch.no_grad()
-def initialize(module: nn.Module) -> None:
+def initialize(module: nn.Module, *, seed: int | None = None) -> None:
     """Initialise ``module`` and all below it as original VITS does, in place.
 
     Convolutions and linear layers: torch's own default (Kaiming uniform, a = √5). Attention's queries,
     keys and values: Xavier uniform; its relative positions: N(0, 1/√head). HiFi-GAN's upsamplers and
     residual blocks: N(0, 0.01). The last convolution of every coupling layer and spline flow: zero, so
     that the flow starts as the identity. Embeddings: N(0, 1/√size).
+
+    Args:
+        module: What to initialise.
+        seed: Draws from a generator of its own, so that every process of a run starts alike; from torch's
+            global generator when left out.
     """
+    if seed is None:
+        _initialize(module)
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        _initialize(module)
+
+
+@torch.no_grad()
+def _initialize(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Conv1d | nn.ConvTranspose1d | nn.Conv2d | nn.Linear):
             weight = torch.empty_like(layer.weight)

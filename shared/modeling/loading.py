@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,13 +23,12 @@ from transformers import AutoConfig, VitsConfig
 from transformers.utils import logging as transformers_logging
 
 from shared.errors import HubUnreachableError, ModelError, NotFoundError
-from shared.modeling.initialization import initialize
 from shared.modeling.model import VitsForTraining
 from shared.modeling.weight_norm import folded_state_dict
 
 DISCRIMINATOR_FILE = "discriminator.safetensors"
 #: Where ``finetune-hf-vits``'s ``*-train`` checkpoints keep their discriminator: in the model's own file.
-_EMBEDDED_DISCRIMINATOR = "discriminator."
+EMBEDDED_DISCRIMINATOR = "discriminator."
 #: Files beside the weights that travel with a model, whatever its tokenizer.
 _COMPANIONS = (
     "vocab.json",
@@ -107,19 +105,33 @@ def load_config(folder: Path) -> VitsConfig:
     return config
 
 
-def load_model(folder: str | Path, *, reinitialize: Sequence[str] = ()) -> VitsForTraining:
+def load_model(folder: str | Path) -> VitsForTraining:
     """Load a model folder, in float32 and evaluation mode, on the CPU.
 
     Args:
         folder: A Hugging Face VITS folder.
-        reinitialize: Names of modules that may lack weights in the folder, or whose weights are not
-            wanted; they are initialised afresh.
 
     Raises:
         ModelError: The folder is not a VITS model, or weights are missing from it.
     """
     folder = Path(folder)
-    config = load_config(folder)
+    model, report = read_weights(folder, load_config(folder))
+    missing = report["missing_keys"]
+    if missing:
+        listed = ", ".join(sorted(missing)[:5])
+        raise ModelError(
+            f"{folder} lacks {len(missing)} of the model's weights ({listed}, …). The download or copy is "
+            "incomplete, or its config.json belongs to another model."
+        )
+    return model
+
+
+def read_weights(folder: Path, config: VitsConfig, **options: Any) -> tuple[VitsForTraining, dict[str, Any]]:
+    """A model of a configuration with a folder's weights, in evaluation mode, and ``transformers``' report.
+
+    Raises:
+        ModelError: The weights cannot be read or do not fit.
+    """
     transformers_logging.disable_progress_bar()  # a bar for a second's work hides the lines that matter
     loaded: tuple[VitsForTraining, dict[str, Any]]
     try:
@@ -130,23 +142,12 @@ def load_model(folder: str | Path, *, reinitialize: Sequence[str] = ()) -> VitsF
             output_loading_info=True,
             local_files_only=True,
             use_safetensors=True,  # nothing is ever unpickled
+            **options,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"The weights in {folder} cannot be loaded: {error}") from error
-    model, report = loaded
-    for name in reinitialize:
-        initialize(model.get_submodule(name))
-    missing = [
-        key for key in report["missing_keys"] if not any(key.startswith(f"{name}.") for name in reinitialize)
-    ]
-    if missing:
-        listed = ", ".join(sorted(missing)[:5])
-        raise ModelError(
-            f"{folder} lacks {len(missing)} of the model's weights ({listed}, …). The download or copy is "
-            "incomplete, or its config.json belongs to another model."
-        )
-    model.train(False)
-    return model
+    loaded[0].train(False)
+    return loaded
 
 
 def read_discriminator(folder: Path) -> dict[str, Tensor] | None:
@@ -161,8 +162,8 @@ def read_discriminator(folder: Path) -> dict[str, Tensor] | None:
     embedded: dict[str, Tensor] = {}
     for path in sorted(folder.glob("model*.safetensors")):
         for name, tensor in load_file(path).items():
-            if name.startswith(_EMBEDDED_DISCRIMINATOR):
-                embedded[name.removeprefix(_EMBEDDED_DISCRIMINATOR)] = tensor
+            if name.startswith(EMBEDDED_DISCRIMINATOR):
+                embedded[name.removeprefix(EMBEDDED_DISCRIMINATOR)] = tensor
     return embedded or None
 
 
@@ -195,6 +196,8 @@ def save_model(model: VitsForTraining, folder: Path, *, companions: Path | None 
         weights.chmod(0o666 & ~_umask())  # safetensors lets the owner alone read what it writes
     if companions is not None:
         for name in _COMPANIONS:
+            if name == "speakers.json" and model.config.num_speakers <= 1:
+                continue  # it names the speakers of another table
             if (companions / name).is_file() and companions.resolve() != folder.resolve():
                 shutil.copyfile(companions / name, folder / name)
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from shared.errors import ModelError
+from shared.errors import ConfigError, ModelError
 from shared.text import characters, piper
 from shared.text.specs import CharacterSpec, PiperSpec, Spec, parse_spec
-from shared.text.tokens import Tokens
+from shared.text.tokens import Tokens, once_each
 
 #: Holds a front end's JSON in a model folder.
 FRONT_END_FILE = "front_end.json"
@@ -25,6 +26,8 @@ TOKENIZER_DEFAULTS: dict[str, object] = {
     "pad_token": "<pad>",
     "unk_token": "<unk>",
 }
+
+_TOKENIZER_FILES = ("vocab.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 class FrontEnd:
@@ -79,10 +82,56 @@ class FrontEnd:
             case PiperSpec(vocab=groups):
                 return max(token_id for group in groups.values() for token_id in group) + 1
 
+    @property
+    def symbols(self) -> dict[str, tuple[int, ...]]:
+        """Every symbol of the vocabulary and its ids: one for a character, one or more for a phoneme of Piper's."""
+        match self._spec:
+            case CharacterSpec(vocab=vocab):
+                return {symbol: (token_id,) for symbol, token_id in vocab.items()}
+            case PiperSpec(vocab=groups):
+                return {symbol: tuple(group) for symbol, group in groups.items()}
+
+    def extended(self, additions: Iterable[str]) -> FrontEnd:
+        """The same front end with more symbols, which get the next free ids in their order.
+
+        Symbols that it has already stay as they are. Phonemes of Piper's layout are decomposed, as texts are:
+        ``ç`` adds the cedilla.
+
+        Raises:
+            ConfigError: Lists every symbol that no text could ever contain, because it is not one character.
+        """
+        pieces = list(additions)
+        problems = [
+            f"{symbol!r} is not one character, and texts are read by the character"
+            if symbol
+            else "a symbol is empty"
+            for symbol in pieces
+            if len(unicodedata.normalize("NFC", symbol)) != 1
+        ]
+        if problems:
+            raise ConfigError("These symbols cannot be added to the vocabulary:", problems)
+        form: Literal["NFC", "NFD"] = "NFD" if isinstance(self._spec, PiperSpec) else "NFC"
+        points = once_each("".join(unicodedata.normalize(form, symbol) for symbol in pieces))
+        new = [point for point in points if point not in self._spec.vocab]
+        ids = range(self.vocab_size, self.vocab_size + len(new))
+        grouped = isinstance(self._spec, PiperSpec)
+        vocab = {point: [token_id] if grouped else token_id for point, token_id in zip(new, ids, strict=True)}
+        return FrontEnd.from_spec({**self.spec, "vocab": {**self.spec["vocab"], **vocab}})
+
     def save(self, folder: Path) -> None:
-        """Write ``front_end.json`` into a model folder."""
-        text = json.dumps(self.spec, ensure_ascii=False, indent=2)
-        (folder / FRONT_END_FILE).write_text(text + "\n", encoding="utf-8")
+        """Make a model folder's tokenizer this one.
+
+        Writes ``front_end.json`` and, for characters, the files from which ``transformers`` makes an equal
+        ``VitsTokenizer``. Another tokenizer's files are removed: none could express Piper's layout, and
+        ``added_tokens.json`` would claim ids that the vocabulary may use.
+        """
+        for stale in _TOKENIZER_FILES:
+            (folder / stale).unlink(missing_ok=True)
+        _write_json(folder / FRONT_END_FILE, self.spec)
+        if isinstance(self._spec, CharacterSpec):
+            _write_json(folder / "vocab.json", self._spec.vocab)
+            fields = {name: self.spec[name] for name in TOKENIZER_DEFAULTS}
+            _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "VitsTokenizer", **fields})
 
     def tokenize(self, text: str) -> Tokens:
         """The tokens of one text.
@@ -103,6 +152,10 @@ class FrontEnd:
 
     def __hash__(self) -> int:
         return hash(json.dumps(self.spec, sort_keys=True))
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -38,6 +38,12 @@ _INTEGER_FORMATS = {"s16", "s16p", "u8", "u8p"}
 #: In a WAV file FFmpeg searches megabytes for streams of other kinds, which takes longer than decoding it.
 _WAV_OPTIONS = {"probesize": "16384"}
 
+#: Bytes by which the size in a WAV file's header may be wrong without anything being lost.
+_WAV_SLOPPINESS = 256
+
+#: Sizes from here on are what a program writes that does not know the size beforehand.
+_WAV_UNKNOWN_SIZE = 0x7FFFFFFF
+
 #: Frames in which levels are measured.
 FRAME_SECONDS = 0.02
 
@@ -297,10 +303,25 @@ def _name(source: Path | bytes) -> str:
 
 
 def _is_wav(source: Path | bytes) -> bool:
-    if isinstance(source, bytes):
-        return source.startswith(b"RIFF")
-    with source.open("rb") as file:
-        return file.read(4) == b"RIFF"
+    """Whether a source is a WAV file.
+
+    Raises:
+        UserError: It is one, and its end is missing; FFmpeg would read what is left of it without a word.
+    """
+    if isinstance(source, Path):
+        size = source.stat().st_size
+        with source.open("rb") as file:
+            header = file.read(12)
+    else:
+        size, header = len(source), source[:12]
+    if header[:4] != b"RIFF" or header[8:] != b"WAVE":
+        return False
+    promised = 8 + int.from_bytes(header[4:8], "little")
+    if size + _WAV_SLOPPINESS < promised < _WAV_UNKNOWN_SIZE:
+        raise UserError(
+            f"{_name(source)} is cut short: it has {size:,} bytes of {promised:,}. Copy or record it again"
+        )
+    return True
 
 
 @contextmanager

@@ -213,6 +213,17 @@ class TestFaults:
                 read(tmp_path / name)
             assert name in str(raised.value)
 
+    @pytest.mark.parametrize("read", [read_audio, read_audio_header])
+    def test_a_wav_file_that_is_cut_short_is_noticed(self, tmp_path: Path, read) -> None:  # type: ignore[no-untyped-def]
+        whole = encode_wav(sine(300, 1.0, 16000), 16000)
+        (tmp_path / "a.wav").write_bytes(whole[: len(whole) // 2])
+        for source in (tmp_path / "a.wav", whole[: len(whole) // 2]):
+            with pytest.raises(UserError, match="cut short: it has 16,022 bytes of 32,044"):
+                read(source)
+        # A program that pipes a WAV file out cannot know its size.
+        (tmp_path / "b.wav").write_bytes(whole[:4] + b"\xff" * 4 + whole[8:])
+        read(tmp_path / "b.wav")
+
     def test_not_a_number_is_refused(self, tmp_path: Path) -> None:
         samples = sine(300, 0.1, 16000)
         samples[100] = np.nan

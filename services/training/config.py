@@ -97,7 +97,7 @@ SECTIONS: dict[str, str] = {
 class TrainingConfig(BaseModel):
     """One training run."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
     # -- Model ---------------------------------------------------------------------------------------
     model_name_or_path: str = Field(
@@ -321,7 +321,7 @@ class TrainingConfig(BaseModel):
         """A strategy is a wish to evaluate, as in ``transformers``."""
         if (
             isinstance(values, dict)
-            and values.get("eval_strategy") in {"steps", "epoch"}
+            and values.get("eval_strategy") in ("steps", "epoch")
             and "do_eval" not in values
         ):
             return values | {"do_eval": True}

@@ -35,23 +35,24 @@ def load(paths: Sequence[Path], overrides: Mapping[str, Any]) -> tuple[TrainingC
     for path in paths:
         given |= read_json(path)
     given |= overrides
-    secrets = {key: os.environ.get(variable) for key, variable in SECRETS.items() if given.get(key) is None}
+    screened = screen(given)
+    secrets = {
+        key: os.environ.get(variable) for key, variable in SECRETS.items() if key not in screened.values
+    }
     origin = " with ".join(map(str, paths)) or "The command line"
     config = resolve(given | secrets, origin=origin)
-    return config, _remarks(given, config)
+    return config, screened.remarks + _remarks(screened.values, config)
 
 
 def _remarks(given: Mapping[str, Any], config: TrainingConfig) -> list[str]:
     """What is in a configuration and does nothing, or not what one might think."""
-    screened = screen(given)
-    found = screened.remarks
-    found += [
+    found = [
         f"{key} is given where others can read it; rather set {variable} in the environment. It is neither shown nor "
         "stored."
         for key, variable in SECRETS.items()
-        if screened.values.get(key)
+        if given.get(key)
     ]
-    if given.get("optim") not in {None, config.optim}:
+    if given.get("optim", config.optim) != config.optim:
         found.append(f"optim {given['optim']} is read as {config.optim}")
     if config.do_step_schedule_per_epoch and config.lr_scheduler_type != "linear":
         found.append(

@@ -158,6 +158,13 @@ def test_secrets_come_from_the_environment(key: str, variable: str, monkeypatch:
     assert getattr(load([], MINIMAL | {key: "given"})[0], key) == "given"
 
 
+def test_a_given_secret_wins_under_either_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HUB_TOKEN", "from-outside")
+    for key in ("hub_token", "push_to_hub_token"):
+        config, _ = load([], MINIMAL | {key: "given"})
+        assert {config.hub_token} == {"given"}
+
+
 def test_nothing_but_secrets_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SEED", "LEARNING_RATE", "OUTPUT_DIR", "MODEL_NAME", "STORE", "REPORT_TO", "ALIAS"):
         monkeypatch.setenv(name, "9")

@@ -249,7 +249,7 @@ class Publisher:
         ]
         if keep and values:
             entries = [*state.best, {"step": state.global_step, "value": values[-1]}]
-            entries.sort(key=lambda entry: entry["value"], reverse=bool(config.greater_is_better))
+            entries.sort(key=lambda entry: entry["value"])  # of all that is measured, less is better
             state.best = entries[:keep]
 
     def _best_folder(self) -> Path:

@@ -1,0 +1,705 @@
+"""Saving in the background: what happens when something fails, is slow, or is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors.torch import load_file
+from transformers import VitsModel
+
+from services.training import checkpoints, discriminator, publishing
+from services.training.config import TrainingConfig, resolve
+from services.training.publishing import Publisher, deliver
+from services.training.session import Session
+from services.training.steps import Steps, new_discriminator
+from services.training.tracking import Tracker
+from shared.errors import (
+    HubUnreachableError,
+    LeaseLostError,
+    ModelError,
+    NotFoundError,
+    StoreError,
+    UserError,
+)
+from shared.modeling import VitsForTraining, load_model
+from shared.provenance import Provenance
+from shared.registry import Registry
+from shared.runs import Run
+from shared.store import Digest, Store
+from shared.text import FrontEnd
+
+REPOSITORY = Path(__file__).parents[4]
+#: Parts of a session that saving does not look at.
+UNUSED = {"settings", "train", "evaluation", "sampler"}
+SMALL_SCALE, SMALL_PERIOD = (1, 4, 16, 64, 256), (1, 2, 4, 8, 16)
+
+
+Networks = tuple[VitsForTraining, discriminator.Discriminator]
+
+
+def new_networks(model: Path) -> Networks:
+    """Both networks as training has them."""
+    generator = load_model(model)
+    generator.decoder.apply_weight_norm()
+    return generator, new_discriminator(0)
+
+
+class Trial:
+    """A run without data: a session and optimisers, whose steps only change the weights."""
+
+    def __init__(
+        self,
+        folder: Path,
+        model: Path,
+        store: Store | None = None,
+        *,
+        networks: Networks | None = None,
+        total: int = 10,
+        **changes: Any,
+    ) -> None:
+        self.output = folder / "output"
+        self.output.mkdir(parents=True, exist_ok=True)
+        values = {
+            "model_name_or_path": str(model),
+            "dataset_name": "recordings",
+            "output_dir": str(self.output),
+            "project_name": "voz",
+            "do_eval": True,
+            **changes,
+        }
+        self.config: TrainingConfig = resolve(values, origin="the test")
+        self.store = store or Store.open(str(folder / "store"))
+        self.lines: list[str] = []
+        self.tracker = cast("Tracker", SimpleNamespace(say=self.lines.append))
+        generator, judge = networks or new_networks(model)
+        accelerator = SimpleNamespace(is_main_process=True, scaler=None, wait_for_everyone=lambda: None)
+        base = SimpleNamespace(
+            untrained=(), folder=model, speakers={"ana": 0}, front_end=FrontEnd.from_folder(model)
+        )
+        self.session = Session(
+            config=self.config,
+            accelerator=cast("Any", accelerator),
+            generator=generator,
+            discriminator=judge,
+            store=self.store,
+            base=cast("Any", base),
+            plan=cast("Any", SimpleNamespace(warm_up=0)),
+            provenance=Provenance(licence="CC0-1.0", sources=("nobody",)),
+            run=Run.acquire(self.store, self.config.run_id),
+            state=checkpoints.TrainerState(max_steps=total),
+            **cast("Any", dict.fromkeys(Session.__annotations__.keys() & UNUSED)),
+        )
+        optimizer = torch.optim.AdamW(generator.parameters())
+        self.steps = cast("Steps", SimpleNamespace(optimizers=[optimizer]))
+
+    def step(self, value: float | None = None) -> None:
+        """One step; and its evaluation."""
+        state = self.session.state
+        state.global_step += 1
+        for parameter in self.session.generator.parameters():
+            parameter.grad = torch.full_like(parameter, float(state.global_step))
+        self.steps.optimizers[0].step()
+        if value is not None:
+            state.log_history.append({"step": state.global_step, "eval_mel": value})
+
+    def publisher(self) -> Publisher:
+        return Publisher(self.session, self.tracker)
+
+    def saved(self) -> list[int]:
+        """Steps with a complete checkpoint on the disk."""
+        return [checkpoints.checkpoint_step(folder) or 0 for folder in checkpoints.checkpoints(self.output)]
+
+    def stored(self) -> list[int]:
+        """Steps with a complete checkpoint in the store."""
+        assert self.session.run
+        return self.session.run.checkpoints()
+
+    def published(self) -> list[int]:
+        """Steps whose model is in the store, in the order of their versions."""
+        registry = Registry(self.store)
+        versions = [registry.resolve("models", f"voz/{one}") for one in registry.versions("models", "voz")]
+        return [cast("int", version.manifest.lineage["step"]) for version in versions]
+
+
+MakeTrial = Callable[..., Trial]
+
+
+@pytest.fixture
+def make_trial(tmp_path: Path, spanish_model: Path, small_discriminator: None) -> MakeTrial:
+    return lambda store=None, **changes: Trial(tmp_path, spanish_model, store, **changes)
+
+
+def run_once(trial: Trial) -> None:
+    """A whole run of one step."""
+    with trial.publisher() as publisher:
+        trial.step()
+        publisher.save(trial.steps)
+        publisher.finish()
+
+
+# -- All is well -----------------------------------------------------------------------------------
+
+
+def test_a_save_ends_on_the_disk_and_in_the_store(make_trial: MakeTrial) -> None:
+    trial = make_trial(save_total_limit=2)
+    with trial.publisher() as publisher:
+        for _ in range(4):
+            trial.step()
+            publisher.save(trial.steps)
+            publisher.save(trial.steps)  # nothing is new
+    assert trial.saved() == [3, 4]
+    assert trial.stored() == [3, 4]
+    assert trial.published() == [1, 2, 3, 4]
+    folder = trial.output / "checkpoint-4"
+    _, report = cast("Any", VitsModel).from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert json.loads((folder / "speakers.json").read_text(encoding="utf-8")) == {"ana": 0}
+    assert not list(trial.output.glob("*.partial"))
+
+
+def test_a_resumed_run_does_not_save_where_it_begins(make_trial: MakeTrial) -> None:
+    trial = make_trial()
+    with trial.publisher() as publisher:
+        trial.step()
+        publisher.save(trial.steps)
+    with trial.publisher() as publisher:
+        publisher.save(trial.steps, wait=True)
+    assert trial.published() == [1]
+
+
+def test_the_other_processes_save_nothing(make_trial: MakeTrial, monkeypatch: pytest.MonkeyPatch) -> None:
+    """finetune-hf-vits, defect 25: it pushes to the hub from every process."""
+    monkeypatch.setattr(publishing, "HfApi", None)  # would raise
+    trial = make_trial(push_to_hub=True, hub_model_id="me/voz")
+    cast("Any", trial.session.accelerator).is_main_process = False
+    with trial.publisher() as publisher:
+        trial.step()
+        publisher.save(trial.steps, wait=True)
+        publisher.finish()
+    assert list(trial.output.iterdir()) == []
+    assert trial.stored() == []
+    assert trial.published() == []
+
+
+def test_the_moving_average_is_what_is_published(make_trial: MakeTrial) -> None:
+    """And the weights themselves are what is gone on from."""
+    trial = make_trial()
+    shadow = {name: value + 1 for name, value in trial.session.generator.state_dict().items()}
+    cast("Any", trial.session).ema = SimpleNamespace(shadow=shadow)
+    with trial.publisher() as publisher:
+        for _ in range(2):
+            trial.step()
+            publisher.save(trial.steps)
+    folder = trial.output / "checkpoint-2"
+    name = "text_encoder.embed_tokens.weight"
+    assert torch.equal(load_file(folder / "model.safetensors")[name], shadow[name])
+    saved = checkpoints.read_state(folder)
+    assert torch.equal(saved["ema"][name], shadow[name])
+    assert torch.equal(saved["generator"][name], trial.session.generator.state_dict()[name])
+
+
+# -- Slow stores -----------------------------------------------------------------------------------
+
+
+class Gate(Store):
+    """Lets no upload through until it is opened."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.open_ = threading.Event()
+        self.reached = threading.Event()
+
+    def upload(self, path: str, local: Path) -> Digest:
+        self.reached.set()
+        assert self.open_.wait(60)
+        return super().upload(path, local)
+
+
+def test_training_does_not_wait_for_the_store(make_trial: MakeTrial) -> None:
+    store = Gate.open("memory://")
+    trial = make_trial(store)
+    with trial.publisher() as publisher:
+        trial.step()
+        publisher.save(trial.steps)
+        assert store.reached.wait(60)
+        assert trial.saved() == [1]
+        assert trial.stored() == []
+        trial.step()  # goes on
+        store.open_.set()
+        publisher.save(trial.steps)  # waits for the first
+        assert trial.stored() == [1]
+    assert trial.stored() == [1, 2]
+
+
+def test_sigterm_saves_on_the_disk_before_it_waits_for_the_store(make_trial: MakeTrial) -> None:
+    store = Gate.open("memory://")
+    trial = make_trial(store)
+    with trial.publisher() as publisher:
+        trial.step()
+        publisher.save(trial.steps)
+        assert store.reached.wait(60)
+        trial.step()
+        expected = trial.session.generator.state_dict()["text_encoder.embed_tokens.weight"].clone()
+        seen: list[list[int]] = []
+
+        def look() -> None:
+            while 2 not in trial.saved():
+                threading.Event().wait(0.01)
+            seen.append(trial.stored())
+            store.open_.set()
+
+        watcher = threading.Thread(target=look)
+        watcher.start()
+        publisher.save(trial.steps, wait=True)
+        watcher.join()
+        assert seen == [[]]
+        assert trial.stored() == [1, 2]
+    back = checkpoints.read_state(trial.output / "checkpoint-2")["generator"]
+    assert torch.equal(back["text_encoder.embed_tokens.weight"], expected)
+
+
+# -- Failures --------------------------------------------------------------------------------------
+
+
+class Broken(Store):
+    """Fails in the middle of every upload of a checkpoint while ``down``."""
+
+    down = False
+    left = 2
+
+    def upload(self, path: str, local: Path) -> Digest:
+        if self.down:
+            self.left -= 1
+            if self.left < 0:
+                raise StoreError("connection reset")
+        return super().upload(path, local)
+
+
+def test_store_that_fails_mid_upload_does_not_stop_training(make_trial: MakeTrial) -> None:
+    """The checkpoint is complete on the disk, the failure is told, and the next one is sent."""
+    store = Broken.open("memory://")
+    trial = make_trial(store)
+    with trial.publisher() as publisher:
+        trial.step()
+        store.down = True
+        publisher.save(trial.steps, wait=True)
+        publisher.check()
+        assert trial.saved() == [1]
+        assert trial.stored() == []
+        (line,) = [line for line in trial.lines if "connection reset" in line]
+        assert "checkpoint-1" in line
+        assert "\n" not in line
+        store.down = False
+        trial.step()
+        publisher.save(trial.steps)
+    assert trial.stored() == [2]
+    assert trial.published() == [2]
+
+
+def test_store_that_stays_broken_fails_the_run_at_its_end_with_the_model_safe(make_trial: MakeTrial) -> None:
+    store = Broken.open("memory://")
+    trial = make_trial(store, total=1)
+    store.down = True
+    with pytest.raises(StoreError, match="connection reset"):
+        run_once(trial)
+    state = checkpoints.TrainerState.read(trial.output)
+    assert state is not None
+    assert (state.finished, state.final_version) == (True, None)
+    VitsModel.from_pretrained(trial.output)
+    store.down = False
+    assert deliver(trial.config, store, state, trial.lines.append)
+    assert trial.published() == [1]
+
+
+def test_an_unsent_checkpoint_is_sent_at_the_end(make_trial: MakeTrial) -> None:
+    store = Broken.open("memory://")
+    trial = make_trial(store)
+    with trial.publisher() as publisher:
+        trial.step()
+        store.down = True
+        publisher.save(trial.steps, wait=True)
+        store.down = False
+        publisher.finish()
+    assert trial.stored() == [1]
+
+
+def test_a_run_that_was_taken_over_stops(make_trial: MakeTrial) -> None:
+    trial = make_trial()
+    publisher = trial.publisher()
+    trial.step()
+    publisher.save(trial.steps, wait=True)
+    Run.acquire(trial.store, trial.config.run_id)
+    trial.step()
+    publisher.save(trial.steps)
+    with pytest.raises(LeaseLostError):
+        publisher.close()
+    with pytest.raises(LeaseLostError):
+        publisher.check()
+    assert trial.stored() == [1]
+    assert trial.published() == [1]
+
+
+def test_full_disk_stops_the_run_with_its_last_good_state(
+    make_trial: MakeTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = make_trial(save_total_limit=1)
+    publisher = trial.publisher()
+    trial.step()
+    publisher.save(trial.steps, wait=True)
+
+    def full(*_: object, **__: object) -> None:
+        Path("/dev/full").write_bytes(b"x")
+
+    monkeypatch.setattr(publishing, "save_file", full)
+    trial.step()
+    publisher.save(trial.steps)
+    with pytest.raises(UserError, match=r"is full: checkpoint-2 needs \d+ bytes"):
+        publisher.close()
+    assert [folder.name for folder in trial.output.iterdir()] == ["checkpoint-1"]
+    assert trial.stored() == [1]
+    with pytest.raises(UserError, match="is full"):
+        publisher.save(trial.steps)
+
+
+def test_an_error_of_the_loop_is_not_hidden_by_one_of_the_store(make_trial: MakeTrial) -> None:
+    store = Broken.open("memory://")
+    trial = make_trial(store)
+    store.down = True
+
+    def stop() -> None:
+        with trial.publisher() as publisher:
+            trial.step()
+            publisher.save(trial.steps)
+            raise SystemExit(143)
+
+    with pytest.raises(SystemExit, match="143"):
+        stop()
+    assert trial.saved() == [1]
+
+
+# -- The best --------------------------------------------------------------------------------------
+
+VALUES = [5.0, 2.0, 3.0, 1.5, 4.0, 6.0]
+
+
+def run_through(trial: Trial) -> None:
+    with trial.publisher() as publisher:
+        for value in VALUES:
+            trial.step(value)
+            publisher.save(trial.steps)
+        publisher.finish()
+
+
+@pytest.mark.parametrize(
+    ("changes", "best", "kept"),
+    [
+        ({"keep_best": 2}, [4, 2], [2, 4, 6]),
+        ({"keep_best": 0}, [], [6]),
+        ({"keep_best": 1, "metric_for_best_model": "kl"}, [], [6]),
+    ],
+)
+def test_the_best_checkpoints_stay_beside_the_newest(
+    make_trial: MakeTrial, changes: dict[str, Any], best: list[int], kept: list[int]
+) -> None:
+    trial = make_trial(save_total_limit=1, total=6, **changes)
+    run_through(trial)
+    assert [entry["step"] for entry in trial.session.state.best] == best
+    assert trial.saved() == kept
+    registry = Registry(trial.store)
+    state = checkpoints.TrainerState.read(trial.output)
+    assert state is not None
+    for entry in state.best:
+        if entry["step"] < len(VALUES):
+            version = registry.resolve("models", f"voz/{entry['version']}")
+            assert version.manifest.lineage["step"] == entry["step"]
+
+
+def test_a_checkpoint_is_ranked_by_the_evaluation_since_the_one_before(make_trial: MakeTrial) -> None:
+    trial = make_trial(keep_best=3)
+    with trial.publisher() as publisher:
+        trial.step(9.0)
+        trial.step()
+        publisher.save(trial.steps)  # by step 1's
+        trial.step()
+        publisher.save(trial.steps)  # not evaluated
+        trial.step(float("nan"))
+        publisher.save(trial.steps)
+    assert [(entry["step"], entry["value"]) for entry in trial.session.state.best] == [(2, 9.0)]
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_the_final_model_is_the_best_one_where_that_is_wanted(make_trial: MakeTrial, on_disk: bool) -> None:
+    trial = make_trial(load_best_model_at_end=True, save_total_limit=1, total=6)
+    with trial.publisher() as publisher:
+        for value in VALUES:
+            trial.step(value)
+            publisher.save(trial.steps, wait=True)
+            if trial.session.step == 4:
+                best = load_file(trial.output / "checkpoint-4" / "model.safetensors")
+        if not on_disk:
+            shutil.rmtree(trial.output / "checkpoint-4")  # another machine: its published version is taken
+        publisher.finish()
+    final = load_file(trial.output / "model.safetensors")
+    assert all(torch.equal(final[name], value) for name, value in best.items())
+    assert any("step 4" in line and "mel 1.5" in line for line in trial.lines)
+    assert not (trial.output / "manifest.json").exists()
+    assert trial.saved()[-1] == 6  # and a longer training goes on from the last
+
+
+def test_without_an_evaluation_the_final_model_is_the_last(make_trial: MakeTrial) -> None:
+    trial = make_trial(load_best_model_at_end=True, total=1)
+    with trial.publisher() as publisher:
+        trial.step()
+        publisher.save(trial.steps)
+        publisher.finish()
+    assert any("no saved step was evaluated" in line for line in trial.lines)
+    VitsModel.from_pretrained(trial.output)
+
+
+# -- The finished model ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def finished(make_trial: MakeTrial) -> Trial:
+    trial = make_trial(total=1)
+    run_once(trial)
+    trial.lines.clear()
+    return trial
+
+
+def delivered(trial: Trial, store: Store | None = None, **changes: Any) -> bool:
+    """What a second start does."""
+    state = checkpoints.TrainerState.read(trial.output)
+    assert state is not None
+    config = trial.config.model_copy(update=changes)
+    return deliver(config, store or trial.store, state, trial.lines.append)
+
+
+def test_a_finished_model_is_sent_once(finished: Trial) -> None:
+    assert finished.published() == [1]
+    assert not delivered(finished)
+    assert finished.published() == [1]
+    assert finished.lines == []
+
+
+def test_a_finished_model_whose_store_is_gone_is_published_again(finished: Trial, tmp_path: Path) -> None:
+    empty = Store.open(str(tmp_path / "other"))
+    assert delivered(finished, empty)
+    registry = Registry(empty)
+    version = registry.resolve("models", "voz@latest")
+    fetched = registry.fetch(version)
+    assert (fetched / "model.safetensors").read_bytes() == (
+        finished.output / "model.safetensors"
+    ).read_bytes()
+    assert version.manifest.licence == "CC0-1.0"
+    assert not set(checkpoints.PRIVATE_FILES) & {entry.path for entry in version.manifest.files}
+    assert not delivered(finished, empty)
+
+
+def test_an_alias_that_moved_on_meanwhile_stays(finished: Trial, tmp_path: Path) -> None:
+    other = Store.open(str(tmp_path / "other"))
+    registry = Registry(other)
+    newer = registry.publish(
+        "models",
+        "voz",
+        finished.output / "checkpoint-1",
+        licence="x",
+        sources=[],
+        consent=None,
+        lineage={"step": 9},
+    )
+    registry.move_alias("models", "voz", "latest", newer.id)
+    assert delivered(finished, other)
+    assert registry.alias("models", "voz", "latest") == newer.id
+    assert any("stays there" in line for line in finished.lines)
+
+
+def test_an_alias_that_was_never_moved_is_moved(finished: Trial) -> None:
+    """As after a kill between publishing and moving; one that was moved and taken away again is left alone."""
+    registry = Registry(finished.store)
+    version = registry.alias("models", "voz", "latest")
+    assert delivered(finished, alias="production")
+    assert registry.alias("models", "voz", "production") == version
+
+
+def test_a_finished_folder_that_was_changed_is_not_published(finished: Trial, tmp_path: Path) -> None:
+    (finished.output / "config.json").write_text("{}", encoding="utf-8")
+    (finished.output / "vocab.json").unlink()
+    with pytest.raises(ModelError, match=r"config\.json, vocab\.json"):
+        delivered(finished, Store.open(str(tmp_path / "other")))
+    with pytest.raises(NotFoundError):
+        Registry(Store.open(str(tmp_path / "other"))).resolve("models", "voz")
+
+
+#: A hub token.
+WORD = "hf_word"
+
+
+class FakeHub:
+    """As much of ``HfApi`` as is used."""
+
+    def __init__(self) -> None:
+        self.token: str | None = None
+        self.down = True
+        self.uploads: list[dict[str, Any]] = []
+
+    def __call__(self, *, token: str | None) -> FakeHub:
+        self.token = token
+        return self
+
+    def create_repo(self, name: str, *, private: bool, exist_ok: bool) -> SimpleNamespace:
+        return SimpleNamespace(repo_id=name)
+
+    def upload_folder(self, **arguments: Any) -> None:
+        if self.down:
+            raise HfHubHTTPError(
+                "503 Service Unavailable", response=cast("Any", SimpleNamespace(headers={}, request=None))
+            )
+        self.uploads.append(arguments)
+
+
+def test_a_failed_push_is_made_up_for_when_the_run_is_started_again(
+    make_trial: MakeTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = FakeHub()
+    monkeypatch.setattr(publishing, "HfApi", hub)
+    trial = make_trial(push_to_hub=True, hub_model_id="me/voz", total=1, hub_token=WORD)
+    with pytest.raises(HubUnreachableError, match="503"):
+        run_once(trial)
+    assert trial.published() == [1]  # the store has it already
+    hub.down = False
+    assert delivered(trial)
+    (upload,) = hub.uploads
+    assert hub.token == WORD
+    assert upload["repo_id"] == "me/voz"
+    assert {"model.safetensors", "config.json", "discriminator.safetensors"} <= set(upload["allow_patterns"])
+    assert not set(upload["allow_patterns"]) & set(checkpoints.PRIVATE_FILES)
+    assert not delivered(trial)
+    assert len(hub.uploads) == 1
+    assert trial.published() == [1]
+    assert not any(WORD.encode() in file.read_bytes() for file in trial.output.rglob("*") if file.is_file())
+
+
+# -- Killed at every moment ------------------------------------------------------------------------
+
+
+def test_sigkill_at_every_moment_of_a_save_loses_that_save_at_most(
+    tmp_path: Path, spanish_model: Path
+) -> None:
+    """Step 1 is saved. Then a process is killed before the first, the second, … operation of saving step 2."""
+    result = subprocess.run(
+        [sys.executable, __file__, str(tmp_path), str(spanish_model)],
+        cwd=REPOSITORY,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    moments = sorted(tmp_path.iterdir(), key=lambda folder: int(folder.name))
+    assert len(moments) > 20
+    outcomes = set()
+    for moment in moments:
+        run = Run.acquire(Store.open(str(moment / "store")), "voz-output")
+        on_disk = [
+            checkpoints.checkpoint_step(folder) for folder in checkpoints.checkpoints(moment / "output")
+        ]
+        stored = run.checkpoints()
+        assert on_disk in ([1], [1, 2], [2]), moment
+        assert stored in ([1], [1, 2], [2]), moment
+        outcomes.add((on_disk[-1], stored[-1]))
+        for folder in checkpoints.checkpoints(moment / "output"):
+            check_checkpoint(folder)
+        run.fetch_checkpoint(stored[-1], moment / "fetched")  # verifies every file
+        check_checkpoint(moment / "fetched")
+        registry = Registry(run.store)
+        for version in registry.versions("models", "voz"):
+            registry.fetch(registry.resolve("models", f"voz/{version}"))
+    assert outcomes == {(1, 1), (2, 1), (2, 2)}
+
+
+def check_checkpoint(folder: Path) -> None:
+    """It is whole, and all of one step: the weights are what so many steps make of them."""
+    state = checkpoints.TrainerState.read(folder)
+    saved = checkpoints.read_state(folder)
+    assert state is not None
+    assert saved["optimizers"] is not None
+    assert {int(values["step"]) for values in saved["optimizers"][0]["state"].values()} == {state.global_step}
+
+
+def _killing(left: int) -> Iterator[None]:
+    """Counts operations, and ends the process before the one whose turn it is."""
+    for _ in range(left):
+        yield
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _save_and_die(folder: Path, model: Path, networks: Networks, count: int) -> None:
+    """Save step 1; then die before the ``count``-th operation of saving step 2."""
+    trial = Trial(folder, model, networks=networks, save_total_limit=1)
+    with trial.publisher() as publisher:
+        trial.step()
+        publisher.save(trial.steps, wait=True)
+        operations = _killing(count)
+
+        def counted(owner: Any, name: str) -> None:
+            original = getattr(owner, name)
+
+            def operation(*arguments: Any, **named: Any) -> Any:
+                next(operations)
+                return original(*arguments, **named)
+
+            setattr(owner, name, operation)
+
+        for owner, names in {
+            Store: ("write", "create", "delete", "_upload_chunks"),
+            Path: ("rename", "replace", "write_text", "unlink"),
+            shutil: ("rmtree",),
+            checkpoints: ("save_file",),
+            publishing: ("save_file", "save_model"),
+        }.items():
+            for name in names:
+                counted(owner, name)
+        trial.step()
+        publisher.save(trial.steps)
+
+
+def _die_at_every_moment(root: Path, model: Path) -> None:
+    """Each death in a process of its own. They are forked, for the imports take longer than all the rest."""
+    discriminator._SCALE_CHANNELS, discriminator._PERIOD_CHANNELS = SMALL_SCALE, SMALL_PERIOD
+    networks = new_networks(model)
+    for count in range(200):
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                _save_and_die(root / str(count), model, networks, count)
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        _, status = os.waitpid(child, 0)
+        if os.WIFEXITED(status):
+            sys.exit(os.WEXITSTATUS(status))  # it got through: every moment has been tried
+    sys.exit("a save has no end")
+
+
+if __name__ == "__main__":
+    _die_at_every_moment(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from shared.modeling.model import at_least_float32
+
 MEL_BINS = 80
 #: Added to the power before its root is taken, so that the gradient at silence is finite.
 _POWER_FLOOR = 1e-6
@@ -77,14 +79,14 @@ def linear_spectrogram(padded: Tensor, settings: FeatureSettings) -> Tensor:
         settings: The model's view of audio.
 
     Returns:
-        [B, n_fft / 2 + 1, ⌊S / hop⌋] float32.
+        [B, n_fft / 2 + 1, ⌊S / hop⌋], float32 at least.
     """
     with torch.autocast(padded.device.type, enabled=False):
         spectrum = torch.stft(
-            padded.float(),
+            at_least_float32(padded),
             settings.n_fft,
             settings.hop_length,
-            window=_window(settings.n_fft).to(padded.device),
+            window=_window(settings.n_fft).to(at_least_float32(padded)),
             center=False,
             return_complex=True,
         )
@@ -99,11 +101,12 @@ def silent_spectrogram(settings: FeatureSettings) -> Tensor:
 def log_mel(spectrogram: Tensor, settings: FeatureSettings) -> Tensor:
     """``log(max(mel, 1e-5))``: [B, n_fft / 2 + 1, F] → [B, 80, F]."""
     with torch.autocast(spectrogram.device.type, enabled=False):
-        mel = mel_filters(settings).to(spectrogram.device) @ spectrogram.float()
+        spectrogram = at_least_float32(spectrogram)
+        mel = mel_filters(settings).to(spectrogram) @ spectrogram
         return torch.log(mel.clamp_min(_LOG_FLOOR))
 
 
 def log_mel_of(waveform: Tensor, settings: FeatureSettings) -> Tensor:
     """[B, S] without padding → [B, 80, ⌊S / hop⌋]."""
-    padded = functional.pad(waveform.float(), (settings.padding, settings.padding), mode="reflect")
+    padded = functional.pad(at_least_float32(waveform), (settings.padding, settings.padding), mode="reflect")
     return log_mel(linear_spectrogram(padded, settings), settings)

@@ -4,31 +4,29 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from services.training import checkpoints as ckpt
+from services.training import evaluation
 from services.training.config import TrainingConfig
-from services.training.dataset import Batch, batch_plan
-from services.training.features import log_mel_of
-from services.training.plots import plot_alignment, plot_spectrograms
-from services.training.publishing import finish, save_checkpoint
-from services.training.session import Session, begin, check_same_run, precision, resume
-from services.training.steps import Seen, Steps, align, evaluate
+from services.training.dataset import Batch
+from services.training.publishing import Publisher
+from services.training.resuming import TERMINATED, Stop, already_finished, catch_sigterm, resume
+from services.training.session import Session, begin, precision
+from services.training.steps import Seen, Steps
 from services.training.tracking import Tracker
-from shared.errors import DataError, TextError
-from shared.modeling import synthesize
+from shared.errors import DataError
 
-#: The sample sentence is always spoken from this seed, so that evaluations differ by the model alone.
-_SAMPLE_SEED = 0
+#: On several processes, how often they agree whether to stop: it takes a message, for which each waits.
+_AGREE_EVERY = 10
 
 
 def train(config: TrainingConfig) -> Path:
@@ -40,159 +38,197 @@ def train(config: TrainingConfig) -> Path:
     Raises:
         UserError: The configuration, the data or the base cannot be used; the message says what to do.
         StoreError: The store failed.
+        SystemExit: SIGTERM came; what was reached is saved.
     """
+    if config.full_determinism:
+        _be_deterministic()
     config.output_dir.mkdir(parents=True, exist_ok=True)
-    ckpt.remove_partial(config.output_dir)
-    finished = ckpt.TrainerState.read(config.output_dir)
-    if finished and finished.finished and not config.overwrite_output_dir and config.do_train:
-        check_same_run(config, config.output_dir)
-        print(
-            f"{config.output_dir} holds the finished model of {finished.global_step} steps: nothing left to do. "
-            "Start over with --overwrite_output_dir, or name another --output_dir."
-        )
+    accelerator = Accelerator(mixed_precision=precision(config), cpu=config.use_cpu)
+    if accelerator.is_main_process:
+        ckpt.remove_partial(config.output_dir)
+    if config.do_train and not config.preprocessing_only and already_finished(config, accelerator):
         return config.output_dir
-    accelerator = Accelerator(
-        mixed_precision=precision(config),
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, adjust_scheduler=False),
-    )
     session = begin(config, accelerator)
     if config.preprocessing_only:
-        print("preprocessing_only: the cache is filled; stopping here.")
+        if accelerator.is_main_process:
+            print("preprocessing_only: the cache is filled; stopping here.")
         return config.output_dir
     if not config.do_train:
-        print(json.dumps(evaluate(session.generator, session.evaluation, session.settings, accelerator)))
+        with Tracker.of(session) as tracker:
+            figures = evaluation.run(session, tracker)
+        if accelerator.is_main_process:
+            print(json.dumps(figures))
         return config.output_dir
     resume(session)
-    with Tracker(
-        config.output_dir / "runs",
-        enabled=accelerator.is_main_process,
-        tensorboard=bool(config.report_to),
-        total_steps=session.plan.total,
-        first_step=session.step,
-    ) as tracker:
-        _run(session, tracker)
-        finish(session, tracker)
+    with (
+        catch_sigterm() as stop,
+        Tracker.of(session) as tracker,
+        Publisher(session, tracker) as publisher,
+    ):
+        _Course(session, tracker, publisher, stop).run()
+        publisher.finish()
     return config.output_dir
 
 
-# -- Running ---------------------------------------------------------------------------------------
+def _be_deterministic() -> None:
+    """Let torch use only algorithms that give the same to the bit every time."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
 
 
-def _run(session: Session, tracker: Tracker) -> None:
-    """Both stages, from where the run stands."""
-    plan = session.plan
-    if session.step == 0:
-        tracker.say(
-            f"{session.accelerator.num_processes} process(es), {session.accelerator.mixed_precision} precision; "
-            f"{plan.joint} steps of {plan.per_epoch} an epoch"
-            + (f", after {plan.warm_up} that train only what the base lacks" if plan.warm_up else "")
-        )
-        _evaluate(session, tracker)
-    if session.step < plan.warm_up:
-        _stage(session, tracker, "warming up", plan.warm_up)
-        session.base.resumed_optimizers = None
-    if session.step < plan.total:
-        _stage(session, tracker, "training", plan.total)
+class _Course:
+    """A run on its way: its stages, and what is due between its steps."""
 
+    def __init__(self, session: Session, tracker: Tracker, publisher: Publisher, stop: Stop) -> None:
+        self.session = session
+        self.tracker = tracker
+        self.publisher = publisher
+        self.stop = stop
+        config, per_epoch = session.config, session.plan.per_epoch
+        self.evaluations = evaluation.Schedule(config, per_epoch)
+        self.save_interval = config.save_interval(per_epoch)
+        self.logging_interval = config.logging_interval(per_epoch)
+        self.batches = _batches(session)
 
-def _stage(session: Session, tracker: Tracker, name: str, end: int) -> None:
-    """One stage, up to step ``end``."""
-    config, plan, accelerator = session.config, session.plan, session.accelerator
-    warming = end <= plan.warm_up
-    steps = _build_steps(session, warming=warming)
-    tracker.begin_stage(name)
-    batches = _batches(session)
-    evaluate_every = config.eval_steps or plan.per_epoch
-    logged_at, logged_step = time.perf_counter(), session.step
-    while session.step < end:
-        rate = _set_learning_rates(session, steps, warming=warming)
-        seen = [
-            Seen.of(next(batches).to(accelerator.device), session.settings)
-            for _ in range(config.gradient_accumulation_steps)
-        ]
-        losses = (steps.warm_up if warming else steps.joint)(seen, session.step)
-        session.state.global_step += 1
-        session.state.epoch = session.step / plan.per_epoch
-        tracker.step_done(session.step, end)
-        if session.step % config.logging_steps == 0 or session.step in {1, end}:
-            values = _read_losses(losses)
-            now = time.perf_counter()
-            tracker.losses(
-                session.step, values, seconds_per_step=(now - logged_at) / (session.step - logged_step)
+    def run(self) -> None:
+        """Both stages, from where the run stands."""
+        session, plan = self.session, self.session.plan
+        if session.step == 0:
+            self.tracker.say(
+                f"{session.accelerator.num_processes} process(es), {session.accelerator.mixed_precision} precision; "
+                f"{plan.joint} steps of {plan.per_epoch} an epoch"
+                + (f", after {plan.warm_up} that train only what the base lacks" if plan.warm_up else "")
             )
-            tracker.scalars(session.step, {"train/learning_rate": rate, "train/epoch": session.state.epoch})
-            session.state.log_history.append({"step": session.step, "stage": name} | values)
-            logged_at, logged_step = time.perf_counter(), session.step
-        if session.step % evaluate_every == 0 or session.step == end:
-            _evaluate(session, tracker)
-            logged_at, logged_step = time.perf_counter(), session.step
-        if (session.step % config.save_steps == 0 or session.step == end) and session.step < plan.total:
-            _read_losses(losses)  # a diverged model is not worth a checkpoint
-            save_checkpoint(session, tracker, steps.optimizers)
-            logged_at, logged_step = time.perf_counter(), session.step
-    session.accelerator.free_memory()
+            self._evaluate()
+        if session.step < plan.warm_up:
+            self._stage("warming up", plan.warm_up)
+        if session.step < plan.total:
+            self._stage("training", plan.total)
+
+    def _stage(self, name: str, end: int) -> None:
+        """One stage, up to step ``end``."""
+        session, config, tracker = self.session, self.session.config, self.tracker
+        warming = end <= session.plan.warm_up
+        steps = build_steps(session, warming=warming)
+        tracker.begin_stage(name)
+        begun, first = time.perf_counter(), session.step
+        while session.step < end:
+            rates = set_learning_rates(session, steps, warming=warming)
+            seen = [
+                Seen.of(next(self.batches), session.settings, session.accelerator.device)
+                for _ in range(config.gradient_accumulation_steps)
+            ]
+            losses = (steps.warm_up if warming else steps.joint)(seen, session.step)
+            if session.ema:
+                session.ema.update(session.generator, session.step)
+            session.state.global_step += 1
+            session.state.epoch = session.step / session.plan.per_epoch
+            tracker.step_done(session.step, end)
+
+            step, last = session.step, session.step == end
+            log = self.logging_interval and (step % self.logging_interval == 0 or step == 1 or last)
+            evaluate = self.evaluations.due(step) or (last and self.evaluations.interval is not None)
+            save = last or (self.save_interval and step % self.save_interval == 0)
+            stop = self._told_to_stop()
+            if log or save or stop:  # a diverged model is not worth a checkpoint
+                values = read_losses(session, losses)
+            if log:
+                seconds = (time.perf_counter() - begun) / (step - first)
+                tracker.losses(step, values, seconds_per_step=seconds)
+                tracker.scalars(step, rates | {"train/epoch": session.state.epoch})
+                session.state.log_history.append({"step": step, "stage": name} | values)
+            if evaluate:
+                self._evaluate()
+            if save or stop:
+                self.publisher.save(steps, wait=stop)
+            if stop and not (last and step == session.plan.total):
+                tracker.say(f"told to stop: step {step} is saved, and the same command goes on from there")
+                raise SystemExit(TERMINATED)
+            if log or evaluate or save:
+                begun, first = time.perf_counter(), step
+
+    def _evaluate(self) -> None:
+        if self.evaluations.interval is not None:
+            evaluation.run(self.session, self.tracker, self.evaluations)
+
+    def _told_to_stop(self) -> bool:
+        """Whether SIGTERM has come, to any of the processes."""
+        accelerator = self.session.accelerator
+        if accelerator.num_processes > 1 and self.session.step % _AGREE_EVERY:
+            return False
+        return self.stop.agreed(accelerator)
 
 
-def _read_losses(losses: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Losses as numbers: the one place where a step waits for the device.
+# -- Its parts -------------------------------------------------------------------------------------
+
+
+def read_losses(session: Session, losses: Mapping[str, Tensor]) -> dict[str, float]:
+    """A step's losses as numbers, over all processes: the one place where a step waits for the device.
 
     Raises:
         DataError: One of them is not a number, so going on would spoil the model.
     """
-    names = list(losses)
-    values = dict(zip(names, torch.stack([losses[name].float() for name in names]).tolist(), strict=True))
+    names = [name for name in losses if not name.startswith("gradient_norm")]
+    shares = torch.stack([losses[name].float() for name in names])
+    norms = {name: losses[name].float() for name in losses if name not in names}
+    totals = torch.cat([session.accelerator.reduce(shares, "sum"), torch.stack([*norms.values()])])
+    values = dict(zip([*names, *norms], totals.tolist(), strict=True))
     broken = [
         f"{name} is {value}"
         for name, value in values.items()
         # Under float16 a norm that is not finite is a step that the loss scaler skips.
-        if not math.isfinite(value) and not name.startswith("gradient_norm")
+        if not math.isfinite(value) and (name in names or session.accelerator.scaler is None)
     ]
     if broken:
         raise DataError(
-            "Training has diverged; the last checkpoint is untouched. Try a lower learning_rate, bf16 or float32 "
-            "instead of fp16, or look for a broken recording with 'vits data inspect'.",
+            f"Training has diverged at step {session.step}; the last checkpoint is untouched. Try a lower "
+            "learning_rate, bf16 or float32 instead of fp16, or look for a broken recording with 'vits data inspect'.",
             broken,
         )
     return values
 
 
-def _build_steps(session: Session, *, warming: bool) -> Steps:
+def build_steps(session: Session, *, warming: bool) -> Steps:
     """Choose what learns in a stage, and make optimisers for it."""
-    config, accelerator, generator = session.config, session.accelerator, session.generator
-    generator.requires_grad_(not warming)
-    generator.train(not warming)
+    config, generator = session.config, session.generator
+    generator.requires_grad_(not warming).train(not warming)
     if warming:
         for name in session.base.untrained:
             generator.get_submodule(name).requires_grad_(True).train()
-
-    def optimizer(network: nn.Module, rate: float) -> torch.optim.AdamW:
-        return torch.optim.AdamW(
-            [parameter for parameter in network.parameters() if parameter.requires_grad],
-            lr=rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            eps=config.adam_epsilon,
-            weight_decay=config.weight_decay,
-        )
-
-    optimizers = [optimizer(generator, config.learning_rate)]
-    networks: list[nn.Module] = [generator]
+    for name in config.freeze:
+        generator.get_submodule(name).requires_grad_(False).train(False)
+    optimizers = [_optimizer(config, generator)]
     if not warming:
-        session.discriminator.requires_grad_(True)
-        session.discriminator.train()
-        optimizers.append(optimizer(session.discriminator, config.learning_rate))
-        networks.append(session.discriminator)
+        session.discriminator.requires_grad_(True).train()
+        optimizers.append(_optimizer(config, session.discriminator))
     if session.base.resumed_optimizers is not None:
-        for one, state in zip(optimizers, session.base.resumed_optimizers, strict=False):
-            one.load_state_dict(state)
+        for optimizer, state in zip(optimizers, session.base.resumed_optimizers, strict=True):
+            optimizer.load_state_dict(state)
         session.base.resumed_optimizers = None
-    prepared: list[Any] = list(accelerator.prepare(*networks, *optimizers))
-    if warming:
-        return Steps(accelerator, config, session.settings, prepared[0], prepared[1])
-    return Steps(accelerator, config, session.settings, prepared[0], prepared[2], prepared[1], prepared[3])
+    networks = () if warming else (session.discriminator, optimizers[1])
+    return Steps(session.accelerator, config, session.settings, generator, optimizers[0], *networks)
 
 
-def _set_learning_rates(session: Session, steps: Steps, *, warming: bool) -> float:
-    """The learning rates of the step to come, as a function of its number alone."""
+def _optimizer(config: TrainingConfig, network: nn.Module) -> torch.optim.Optimizer:
+    """An optimiser of what learns; its rate is set before every step."""
+    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if config.optim == "sgd":
+        return torch.optim.SGD(
+            learning, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+    return torch.optim.AdamW(
+        learning,
+        lr=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_epsilon,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def set_learning_rates(session: Session, steps: Steps, *, warming: bool) -> dict[str, float]:
+    """The learning rates of the step to come, as a function of its number alone; under their logs' names."""
     config, plan = session.config, session.plan
     if warming:
         rates = [config.new_modules_learning_rate * min(1.0, (session.step + 1) / 10)]
@@ -205,7 +241,7 @@ def _set_learning_rates(session: Session, steps: Steps, *, warming: bool) -> flo
     for optimizer, rate in zip(steps.optimizers, rates, strict=True):
         for group in optimizer.param_groups:
             group["lr"] = rate
-    return rates[0]
+    return dict(zip(("train/learning_rate", "train/discriminator_learning_rate"), rates, strict=False))
 
 
 def schedule(config: TrainingConfig, step: int, total: int, per_epoch: int) -> float:
@@ -223,96 +259,17 @@ def schedule(config: TrainingConfig, step: int, total: int, per_epoch: int) -> f
 
 
 def _batches(session: Session) -> Iterator[Batch]:
-    """Batches from where the run stands, for ever."""
-    config, accelerator, dataset = session.config, session.accelerator, session.train
-    lengths = [dataset.frames(example) for example in dataset.examples]
-    consumed = session.step * config.gradient_accumulation_steps
-    epoch = 0
+    """Batches from where the run stands, for ever; the position is part of the run's state."""
+    config, dataset, state = session.config, session.train, session.state
     while True:
-        plan = batch_plan(
-            lengths,
-            config.per_device_train_batch_size,
-            seed=config.seed,
-            epoch=epoch,
-            group_by_length=config.group_by_length,
-            rank=accelerator.process_index,
-            world=accelerator.num_processes,
-        )
-        if consumed < len(plan):
-            yield from DataLoader(
-                dataset,
-                batch_sampler=plan[consumed:],
-                collate_fn=dataset.collate,
-                num_workers=config.dataloader_num_workers,
-                pin_memory=config.dataloader_pin_memory and accelerator.device.type == "cuda",
-            )
-        consumed = max(0, consumed - len(plan))
-        epoch += 1
-
-
-# -- Evaluating and saving -------------------------------------------------------------------------
-
-
-def _evaluate(session: Session, tracker: Tracker) -> None:
-    """Held-out losses, the sample sentence and pictures; everybody else waits."""
-    if session.accelerator.is_main_process:
-        modes = {name: module.training for name, module in session.generator.named_modules()}
-        if session.evaluation:
-            values = evaluate(session.generator, session.evaluation, session.settings, session.accelerator)
-            tracker.say(
-                f"step {session.step}: held out · " + " · ".join(f"{k} {v:.4g}" for k, v in values.items())
-            )
-            tracker.scalars(session.step, {f"eval/{name}": value for name, value in values.items()})
-            session.state.log_history.append(
-                {"step": session.step} | {f"eval_{name}": value for name, value in values.items()}
-            )
-            _draw(session, tracker)
-        _speak_sample(session, tracker)
-        for name, module in session.generator.named_modules():
-            module.training = modes[name]
-    session.accelerator.wait_for_everyone()
-
-
-@torch.no_grad()
-def _draw(session: Session, tracker: Tracker) -> None:
-    """One held-out recording's alignment, and its spectrogram beside the decoded one."""
-    model = session.generator
-    batch = session.evaluation[0].to(session.accelerator.device)
-    seen = Seen.of(batch, session.settings)
-    model.train(False)
-    with torch.random.fork_rng():
-        output = model.training_forward(
-            batch.input_ids, batch.token_lengths, seen.spectrogram, batch.frame_lengths,
-            aligner=align, speaker_id=batch.speaker_id,
-        )  # fmt: skip
-    speaker = model.speaker_embedding(batch.speaker_id)
-    latents, _ = model.posterior(seen.spectrogram, output.frame_mask, speaker)
-    decoded = log_mel_of(
-        model.decoder(latents[:1], speaker if speaker is None else speaker[:1])[:, 0], session.settings
-    )
-    tokens, frames = int(batch.token_lengths[0]), int(batch.frame_lengths[0])
-    durations = output.durations[0, :tokens].cpu().numpy()
-    tracker.figure(session.step, "eval/alignment", plot_alignment(durations))
-    tracker.figure(
-        session.step,
-        "eval/spectrogram",
-        plot_spectrograms(
-            recording=seen.mel[0, :, :frames].cpu().numpy(), decoded=decoded[0, :, :frames].cpu().numpy()
-        ),
-    )
-
-
-def _speak_sample(session: Session, tracker: Tracker) -> None:
-    """Speak ``full_generation_sample_text`` into the log."""
-    text = session.config.full_generation_sample_text
-    if not text:
-        return
-    try:
-        tokens = session.base.front_end.tokenize(text.lower() if session.config.do_lower_case else text)
-    except TextError as error:
-        tracker.say(f"full_generation_sample_text: {error}")
-        return
-    several = session.generator.config.num_speakers > 1
-    ids = torch.tensor(tokens.ids, device=session.accelerator.device)
-    spoken = synthesize(session.generator, ids, seed=_SAMPLE_SEED, speaker_id=0 if several else None)
-    tracker.audio(session.step, "sample", spoken.samples, spoken.sampling_rate)
+        plan = session.sampler.epoch(state.sampler_epoch, session.accelerator.process_index)
+        for batch in DataLoader(
+            dataset,
+            batch_sampler=plan[state.sampler_batch :],
+            collate_fn=dataset.collate,
+            num_workers=config.dataloader_num_workers,
+            pin_memory=config.dataloader_pin_memory and session.accelerator.device.type == "cuda",
+        ):
+            state.sampler_batch += 1
+            yield batch
+        state.sampler_epoch, state.sampler_batch = state.sampler_epoch + 1, 0

@@ -1,4 +1,4 @@
-"""The losses of VITS, all in float32.
+"""The losses of VITS, all in float32 at least.
 
 Shapes: B batch, F frames, D latent channels.
 """
@@ -12,13 +12,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from services.training.discriminator import Judgement
+from shared.modeling.model import at_least_float32
 
 
 def discriminator_loss(real: Sequence[Judgement], generated: Sequence[Judgement]) -> Tensor:
     """``Σ mean((1 − D(x))²) + mean(D(G(z))²)`` over the networks (least-squares GAN; VITS, equation 8)."""
     return torch.stack(
         [
-            ((1 - true.float()) ** 2).mean() + (false.float() ** 2).mean()
+            ((1 - at_least_float32(true)) ** 2).mean() + (at_least_float32(false) ** 2).mean()
             for (true, _), (false, _) in zip(real, generated, strict=True)
         ]
     ).sum()
@@ -26,7 +27,7 @@ def discriminator_loss(real: Sequence[Judgement], generated: Sequence[Judgement]
 
 def adversarial_loss(generated: Sequence[Judgement]) -> Tensor:
     """``Σ mean((1 − D(G(z)))²)`` over the networks (VITS, equation 9)."""
-    return torch.stack([((1 - score.float()) ** 2).mean() for score, _ in generated]).sum()
+    return torch.stack([((1 - at_least_float32(score)) ** 2).mean() for score, _ in generated]).sum()
 
 
 def feature_loss(real: Sequence[Judgement], generated: Sequence[Judgement]) -> Tensor:
@@ -35,7 +36,7 @@ def feature_loss(real: Sequence[Judgement], generated: Sequence[Judgement]) -> T
         2
         * torch.stack(
             [
-                functional.l1_loss(false.float(), true.detach().float())
+                functional.l1_loss(at_least_float32(false), at_least_float32(true.detach()))
                 for (_, trues), (_, falses) in zip(real, generated, strict=True)
                 for true, false in zip(trues, falses, strict=True)
             ]
@@ -55,12 +56,14 @@ def kl_loss(
     ``Σ(mask · [logσp − logσq − ½ + ½(z_p − m)² e^{−2 logσp}]) / Σ mask``. The first four are [B, D, F],
     the mask [B, 1, F].
     """
-    prior_log_std = prior_log_std.float()  # float16 holds e^(-2 logσ) only down to logσ = -5.5
+    prior_log_std = at_least_float32(prior_log_std)  # float16 holds e^(-2 logσ) only down to logσ = -5.5
     divergence = (
         prior_log_std
-        - posterior_log_std.float()
+        - at_least_float32(posterior_log_std)
         - 0.5
-        + 0.5 * (flow_latents.float() - prior_mean.float()) ** 2 * torch.exp(-2 * prior_log_std)
+        + 0.5
+        * (at_least_float32(flow_latents) - at_least_float32(prior_mean)) ** 2
+        * torch.exp(-2 * prior_log_std)
     )
     return (divergence * frame_mask).sum() / frame_mask.sum()
 

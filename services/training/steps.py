@@ -1,10 +1,14 @@
 """What one training step computes. The loop sequences; the steps here compute.
 
-All randomness of a step (noise, slices, dropout) comes from a key of (seed, step, micro-batch, process),
-so a resumed run draws what the uninterrupted one would have drawn, and two passes over the same
-micro-batch draw the same.
+Nothing that a step draws depends on what was drawn before: a recording's noise and slice are keyed by (seed,
+step, recording), dropout by (seed, step, micro-batch, process). So a resumed run draws what the
+uninterrupted one would have drawn, two passes over the same micro-batch draw the same, and a batch draws the
+same whole, in micro-batches, or shared among processes.
 
-Shapes: B batch, F frames, S samples, W frames of a slice.
+Every loss is a mean over the recordings, frames or tokens of the whole step, whichever micro-batch or process they
+are in; gradients are summed over both. So all these divisions of a batch take the same step.
+
+Shapes: B batch, T tokens, F frames, S samples, D latent channels, W frames of a slice.
 """
 
 from __future__ import annotations
@@ -15,13 +19,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from monotonic_align import maximum_path
 from services.training.config import TrainingConfig
 from services.training.dataset import Batch
-from services.training.discriminator import Discriminator
+from services.training.discriminator import PERIODS, Discriminator
 from services.training.features import (
     FeatureSettings,
     linear_spectrogram,
@@ -37,15 +43,20 @@ from shared.modeling.model import sequence_mask, slice_frames
 SEGMENT_SAMPLES = 8192
 
 
+def key_to_seed(*key: int) -> int:
+    """A seed for a random generator that depends on every part of the key."""
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return int.from_bytes(digest[:8], "little", signed=True)
+
+
 def seed_everything(*key: int) -> None:
     """Seed torch's generators from a key, so that what follows depends on the key alone."""
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    torch.manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+    torch.manual_seed(key_to_seed(*key))
 
 
 def align(log_likelihood: Tensor, token_lengths: Tensor, frame_lengths: Tensor) -> Tensor:
     """The alignment search as the model wants it: [B, F, T] → [B, T]."""
-    durations = maximum_path(log_likelihood, token_lengths, frame_lengths)
+    durations = maximum_path(log_likelihood.float(), token_lengths, frame_lengths)
     assert isinstance(durations, Tensor)  # noqa: S101 - a tensor in, a tensor out
     return durations
 
@@ -54,17 +65,21 @@ def align(log_likelihood: Tensor, token_lengths: Tensor, frame_lengths: Tensor) 
 class Seen:
     """A batch as the networks see it."""
 
+    host: Batch
+    """The batch as it was loaded; reading its numbers never waits for the device."""
     batch: Batch
+    """The same on the device."""
     spectrogram: Tensor
     """[B, bins, F]."""
     mel: Tensor
     """[B, 80, F]."""
 
     @classmethod
-    def of(cls, batch: Batch, settings: FeatureSettings) -> Seen:
-        """Compute a batch's spectrograms where it is."""
-        spectrogram = linear_spectrogram(batch.padded_waveform, settings)
-        return cls(batch, spectrogram, log_mel(spectrogram, settings))
+    def of(cls, batch: Batch, settings: FeatureSettings, device: torch.device | None = None) -> Seen:
+        """Bring a batch to the device, and compute its spectrograms there."""
+        there = batch if device is None else batch.to(device)
+        spectrogram = linear_spectrogram(there.padded_waveform, settings)
+        return cls(batch, there, spectrogram, log_mel(spectrogram, settings))
 
     def slices(self, starts: Tensor, width: int, settings: FeatureSettings) -> tuple[Tensor, Tensor]:
         """The recording where a slice was decoded: waveform [B, 1, W·hop] and log-mel [B, 80, W].
@@ -79,17 +94,47 @@ class Seen:
         waveform = slice_frames(waveform, starts * hop, width * hop)
         mel = slice_frames(self.mel, starts, width)
         inside = sequence_mask(self.batch.frame_lengths - starts, width)[:, None]
-        silence = log_mel(silent_spectrogram(settings).to(mel.device), settings)
+        silence = log_mel(silent_spectrogram(settings).to(mel), settings)
         return waveform * inside.repeat_interleave(hop, dim=2), torch.where(inside, mel, silence)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What chance decides for one micro-batch, dropout apart."""
+
+    posterior_noise: Tensor
+    """[B, D, F] standard normal, zero past each recording's end."""
+    duration_noise: Tensor
+    """[B, 2, T] standard normal, zero past each text's end."""
+    slice_starts: Tensor
+    """[B] int64, the first frame of the slice that is decoded."""
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How much of the whole step one micro-batch is: what its mean losses are multiplied with."""
+
+    recordings: Tensor
+    frames: Tensor
+    tokens: Tensor
+
+    def weigh(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Losses that add up, over micro-batches and processes, to the step's means."""
+        by = {"kl": self.frames, "duration": self.tokens}
+        return {name: loss * by.get(name, self.recordings) for name, loss in losses.items()}
 
 
 class Steps:
     """The two kinds of training step, over networks and optimisers that are ready to go.
 
+    The networks are plain modules on the accelerator's device; gradients are summed over processes here, once a
+    step and network.
+
     Attributes:
         accelerator: Devices, precision, processes.
-        generator: ``VitsForTraining``, wrapped or not.
-        discriminator: ``Discriminator``, wrapped or not.
+        generator: ``VitsForTraining``.
+        discriminator: ``Discriminator``, in a joint stage.
+        optimizers: The generator's and, in a joint stage, the discriminator's.
     """
 
     def __init__(
@@ -97,9 +142,9 @@ class Steps:
         accelerator: Accelerator,
         config: TrainingConfig,
         settings: FeatureSettings,
-        generator: nn.Module,
+        generator: VitsForTraining,
         generator_optimizer: torch.optim.Optimizer,
-        discriminator: nn.Module | None = None,
+        discriminator: Discriminator | None = None,
         discriminator_optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
         self.accelerator = accelerator
@@ -117,48 +162,6 @@ class Steps:
         both = (self.generator_optimizer, self.discriminator_optimizer)
         return [optimizer for optimizer in both if optimizer is not None]
 
-    def _forward(self, seen: Seen, key: Sequence[int]) -> TrainingOutput:
-        """The generator's training forward, with the randomness of ``key``."""
-        seed_everything(*key, self.accelerator.process_index)
-        batch = seen.batch
-        with self.accelerator.autocast():
-            output: TrainingOutput = self.generator(
-                batch.input_ids,
-                batch.token_lengths,
-                labels=seen.spectrogram,
-                frame_lengths=batch.frame_lengths,
-                speaker_id=batch.speaker_id,
-                aligner=align,
-                segment_frames=self.width,
-            )
-        return output
-
-    def _reconstruction(self, seen: Seen, output: TrainingOutput) -> dict[str, Tensor]:
-        """The losses that need no discriminator."""
-        _, mel = seen.slices(output.slice_starts, self.width, self.settings)
-        return {
-            "mel": mel_loss(mel, log_mel_of(output.waveform[:, 0], self.settings)),
-            "kl": kl_loss(
-                output.flow_latents,
-                output.posterior_log_std,
-                output.prior_mean,
-                output.prior_log_std,
-                output.frame_mask,
-            ),
-            "duration": output.duration_loss.sum() / output.token_mask.sum(),
-        }
-
-    def _apply(self, optimizer: torch.optim.Optimizer, network: nn.Module) -> Tensor:
-        """Clip, step, and leave no gradient behind; the gradient's norm before clipping."""
-        limit = self.config.max_grad_norm or float("inf")
-        norm = self.accelerator.clip_grad_norm_(
-            [p for p in network.parameters() if p.grad is not None], limit
-        )
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        assert isinstance(norm, Tensor)  # noqa: S101 - None only under DeepSpeed, which is not used
-        return norm
-
     def warm_up(self, seen: Sequence[Seen], step: int) -> dict[str, Tensor]:
         """First stage: only what is new in the generator learns, and no discriminator judges.
 
@@ -169,14 +172,16 @@ class Steps:
             step: Keys the randomness.
 
         Returns:
-            The losses, detached and still on the device.
+            The losses, detached and still on the device: this process's share of the step's means.
         """
         totals: dict[str, Tensor] = {}
-        for index, part in enumerate(seen):
-            losses = self._reconstruction(part, self._forward(part, (self.config.seed, step, index)))
-            self.accelerator.backward(self._weighted(losses) / len(seen))
-            _accumulate(totals, losses, len(seen))
-        totals["gradient_norm_generator"] = self._apply(self.generator_optimizer, self.generator)
+        for index, (part, shares) in enumerate(zip(seen, self._shares(seen), strict=True)):
+            losses = shares.weigh(self._reconstruction(part, self._forward(part, step, index)))
+            self._scaled(self._weighted(losses)).backward()
+            _accumulate(totals, losses)
+        totals["gradient_norm_generator"] = self._apply(
+            self.generator_optimizer, self.generator, self.config.max_grad_norm
+        )
         return totals
 
     def joint(self, seen: Sequence[Seen], step: int) -> dict[str, Tensor]:
@@ -192,56 +197,166 @@ class Steps:
             step: Keys the randomness.
 
         Returns:
-            The losses, detached and still on the device.
+            The losses, detached and still on the device: this process's share of the step's means.
         """
         assert self.discriminator is not None  # noqa: S101 - the loop gives one to every joint stage
         assert self.discriminator_optimizer is not None  # noqa: S101
-        keys = [(self.config.seed, step, index) for index in range(len(seen))]
+        parts = list(zip(seen, self._shares(seen), strict=True))
         totals: dict[str, Tensor] = {}
         output: TrainingOutput | None = None
 
         self.discriminator.requires_grad_(True)
-        for part, key in zip(seen, keys, strict=True):
-            with torch.set_grad_enabled(len(seen) == 1):  # one micro-batch: its graph serves both steps
-                output = self._forward(part, key)
-            loss = self._discriminate(part, output)
-            self.accelerator.backward(self.config.weight_disc * loss / len(seen))
-            _accumulate(totals, {"discriminator": loss}, len(seen))
-        totals["gradient_norm_discriminator"] = self._apply(self.discriminator_optimizer, self.discriminator)
+        for index, (part, shares) in enumerate(parts):
+            with torch.set_grad_enabled(len(parts) == 1):  # one micro-batch: its graph serves both steps
+                output = self._forward(part, step, index)
+            _accumulate(totals, self._teach_discriminator(part, output, shares))
+        limit = self.config.discriminator_max_grad_norm
+        totals["gradient_norm_discriminator"] = self._apply(
+            self.discriminator_optimizer,
+            self.discriminator,
+            self.config.max_grad_norm if limit is None else limit,
+        )
 
         # The generator's loss flows through the discriminator's activations but not into its parameters:
         # nothing of it can be left over for the discriminator's next step.
         self.discriminator.requires_grad_(False)
-        for part, key in zip(seen, keys, strict=True):
-            if len(seen) > 1 or output is None:
-                output = self._forward(part, key)
-            losses = self._reconstruction(part, output) | self._deceive(part, output)
-            self.accelerator.backward(self._weighted(losses) / len(seen))
-            _accumulate(totals, losses, len(seen))
-        totals["gradient_norm_generator"] = self._apply(self.generator_optimizer, self.generator)
+        for index, (part, shares) in enumerate(parts):
+            if len(parts) > 1 or output is None:
+                output = self._forward(part, step, index)
+            losses = shares.weigh(self._reconstruction(part, output))
+            opinion, pull = self._deceive(part, output, shares)
+            # What the discriminator's networks think has been taken back to the waveform already.
+            torch.autograd.backward(
+                [self._scaled(self._weighted(losses)), output.waveform], [None, pull.to(output.waveform)]
+            )
+            _accumulate(totals, losses | opinion)
+            output = None
+        totals["gradient_norm_generator"] = self._apply(
+            self.generator_optimizer, self.generator, self.config.max_grad_norm
+        )
         return totals
 
-    def _judge(self, waveform: Tensor) -> Any:
-        assert self.discriminator is not None  # noqa: S101
-        with self.accelerator.autocast():
-            return self.discriminator(waveform)
+    # -- Its parts -----------------------------------------------------------------------------------
 
-    def _discriminate(self, seen: Seen, output: TrainingOutput) -> Tensor:
-        """The discriminator's loss; one pass judges real and generated together."""
-        real, _ = seen.slices(output.slice_starts, self.width, self.settings)
-        judged = self._judge(torch.cat([real, output.waveform.detach()]))
-        half = len(real)
-        return discriminator_loss(
-            [(scores[:half], []) for scores, _ in judged], [(scores[half:], []) for scores, _ in judged]
+    def draws(self, part: Seen, step: int) -> Draws:
+        """What chance decides for a micro-batch; each recording's share depends on the recording and the step alone."""
+        batch = part.host
+        kind = self.generator.dtype
+        channels, room = self.generator.config.flow_size, batch.frame_lengths - self.width + 1
+        posterior = torch.zeros(len(batch.ids), part.spectrogram.shape[2], channels, dtype=kind)
+        duration = torch.zeros(len(batch.ids), batch.input_ids.shape[1], 2, dtype=kind)
+        starts = torch.zeros(len(batch.ids), dtype=torch.long)
+        for row, index in enumerate(batch.index.tolist()):
+            source = torch.Generator().manual_seed(key_to_seed(self.config.seed, step, index))
+            starts[row] = (torch.rand((), generator=source) * room[row].clamp_min(1)).long()
+            for noise, length in ((posterior, batch.frame_lengths), (duration, batch.token_lengths)):
+                noise[row, : length[row]] = torch.randn(
+                    int(length[row]), noise.shape[2], dtype=kind, generator=source
+                )
+        device = part.spectrogram.device
+        return Draws(
+            posterior.transpose(1, 2).to(device, non_blocking=True),
+            duration.transpose(1, 2).to(device, non_blocking=True),
+            starts.to(device, non_blocking=True),
         )
 
-    def _deceive(self, seen: Seen, output: TrainingOutput) -> dict[str, Tensor]:
-        """The generator's losses before the discriminator."""
-        real, _ = seen.slices(output.slice_starts, self.width, self.settings)
-        with torch.no_grad():
-            true = self._judge(real)
-        generated = self._judge(output.waveform)
-        return {"generator": adversarial_loss(generated), "feature_maps": feature_loss(true, generated)}
+    def _shares(self, seen: Sequence[Seen]) -> list[Shares]:
+        """What part of the whole step each micro-batch is, over all processes."""
+        sizes = torch.tensor(
+            [
+                [len(part.host.ids), int(part.host.frame_lengths.sum()), int(part.host.token_lengths.sum())]
+                for part in seen
+            ],
+            dtype=torch.float64,
+        )
+        totals = sizes.sum(0)
+        if self.accelerator.num_processes > 1:
+            device = self.accelerator.device
+            on_device = totals.float().to(device) if device.type == "mps" else totals.to(device)
+            torch.distributed.all_reduce(on_device)
+            shares = (sizes.to(on_device) / on_device).float()
+        else:
+            shares = (sizes / totals).to(self.accelerator.device, self.generator.dtype)
+        return [Shares(*row) for row in shares]
+
+    def _forward(self, part: Seen, step: int, index: int) -> TrainingOutput:
+        """The generator's training forward, with the step's randomness."""
+        draws = self.draws(part, step)
+        seed_everything(self.config.seed, step, index, self.accelerator.process_index)  # for dropout
+        batch = part.batch
+        with self.accelerator.autocast():
+            output: TrainingOutput = self.generator(
+                batch.input_ids,
+                batch.token_lengths,
+                labels=part.spectrogram,
+                frame_lengths=batch.frame_lengths,
+                speaker_id=batch.speaker_id,
+                aligner=align,
+                segment_frames=self.width,
+                slice_starts=draws.slice_starts,
+                posterior_noise=draws.posterior_noise,
+                duration_noise=draws.duration_noise,
+            )
+        return output
+
+    def _reconstruction(self, part: Seen, output: TrainingOutput) -> dict[str, Tensor]:
+        """The losses that need no discriminator."""
+        _, mel = part.slices(output.slice_starts, self.width, self.settings)
+        return {
+            "mel": mel_loss(mel, log_mel_of(output.waveform[:, 0], self.settings)),
+            "kl": kl_loss(
+                output.flow_latents,
+                output.posterior_log_std,
+                output.prior_mean,
+                output.prior_log_std,
+                output.frame_mask,
+            ),
+            "duration": output.duration_loss.sum() / output.token_mask.sum(),
+        }
+
+    def _judge(self, network: nn.Module, waveform: Tensor) -> Any:
+        with self.accelerator.autocast():
+            return network(waveform)
+
+    def _teach_discriminator(self, part: Seen, output: TrainingOutput, shares: Shares) -> dict[str, Tensor]:
+        """The discriminator's gradients: network by network, so that one network's activations are alive at a time.
+
+        One pass judges real and generated together.
+        """
+        assert self.discriminator is not None  # noqa: S101
+        real, _ = part.slices(output.slice_starts, self.width, self.settings)
+        both, half = torch.cat([real, output.waveform.detach()]), len(real)
+        total = torch.zeros((), device=real.device)
+        for network in self.discriminator.discriminators:
+            scores, _ = self._judge(network, both)
+            loss = discriminator_loss([(scores[:half], [])], [(scores[half:], [])]) * shares.recordings
+            self._scaled(self.config.weight_disc * loss).backward()
+            total = total + loss.detach()
+        return {"discriminator": total}
+
+    def _deceive(
+        self, part: Seen, output: TrainingOutput, shares: Shares
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """What the discriminator makes of the generated slices, and its (scaled) gradient there: [B, 1, W·hop].
+
+        Real features are computed once and without gradient; again, one network is alive at a time.
+        """
+        assert self.discriminator is not None  # noqa: S101
+        real, _ = part.slices(output.slice_starts, self.width, self.settings)
+        generated = output.waveform.detach().requires_grad_()
+        totals: dict[str, Tensor] = {}
+        for network in self.discriminator.discriminators:
+            with parametrize.cached():  # both passes share the folded weights
+                with torch.no_grad():
+                    true = self._judge(network, real)
+                judged = self._judge(network, generated)
+            losses = shares.weigh(
+                {"generator": adversarial_loss([judged]), "feature_maps": feature_loss([true], [judged])}
+            )
+            self._scaled(self._weighted(losses)).backward()
+            _accumulate(totals, losses)
+        assert generated.grad is not None  # noqa: S101 - every network has reached it
+        return totals, generated.grad
 
     def _weighted(self, losses: Mapping[str, Tensor]) -> Tensor:
         """What the generator minimises."""
@@ -254,62 +369,47 @@ class Steps:
         }
         return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
 
+    def _scaled(self, loss: Tensor) -> Tensor:
+        """The loss as float16 wants it: large enough for its gradients not to vanish."""
+        scaler = self.accelerator.scaler
+        return loss if scaler is None else scaler.scale(loss)
 
-def _accumulate(totals: dict[str, Tensor], losses: Mapping[str, Tensor], parts: int) -> None:
+    def _apply(self, optimizer: torch.optim.Optimizer, network: nn.Module, limit: float) -> Tensor:
+        """Sum gradients over processes, clip, step, and leave none behind; their norm before clipping."""
+        gradients = [p.grad for p in network.parameters() if p.grad is not None]
+        if self.accelerator.num_processes > 1:
+            _sum_over_processes(gradients)
+        scaler = self.accelerator.scaler
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        norm = nn.utils.get_total_norm(gradients)
+        if limit:
+            nn.utils.clip_grads_with_norm_(list(network.parameters()), limit, norm)
+        if scaler is None:
+            optimizer.step()
+        else:
+            scaler.step(optimizer)
+            scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        return norm
+
+
+def _sum_over_processes(gradients: Sequence[Tensor]) -> None:
+    """Sum each gradient over all processes, in one message."""
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    torch.distributed.all_reduce(flat)
+    for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(summed.view_as(gradient))
+
+
+def _accumulate(totals: dict[str, Tensor], losses: Mapping[str, Tensor]) -> None:
     """Add one micro-batch's share to the step's losses."""
     for name, loss in losses.items():
-        totals[name] = totals.get(name, torch.zeros_like(loss)) + loss.detach() / parts
+        totals[name] = totals.get(name, torch.zeros_like(loss)) + loss.detach()
 
 
-@torch.no_grad()
-def evaluate(
-    model: VitsForTraining, batches: Sequence[Batch], settings: FeatureSettings, accelerator: Accelerator
-) -> dict[str, float]:
-    """Losses on held-out recordings, the same for the same model.
-
-    Every recording is encoded without noise and decoded whole, so nothing is drawn for the mel loss; the
-    duration loss draws its noise from a seed of its own, and the training's generator is left as it was.
-
-    Returns:
-        ``mel`` (mean absolute log-mel difference), ``kl`` (nats a frame), ``duration`` (per token).
-    """
-    model.train(False)
-    sums = torch.zeros(3, 2, dtype=torch.float64)
-    with torch.random.fork_rng():
-        for index, batch in enumerate(batches):
-            seed_everything(0, index)
-            batch = batch.to(accelerator.device)
-            seen = Seen.of(batch, settings)
-            output = model.training_forward(
-                batch.input_ids,
-                batch.token_lengths,
-                seen.spectrogram,
-                batch.frame_lengths,
-                aligner=align,
-                speaker_id=batch.speaker_id,
-                slice_starts=torch.zeros_like(batch.frame_lengths),
-            )
-            speaker = model.speaker_embedding(batch.speaker_id)
-            latents, _ = model.posterior(seen.spectrogram, output.frame_mask, speaker)
-            decoded = log_mel_of(model.decoder(latents * output.frame_mask, speaker)[:, 0], settings)
-            frames, tokens = output.frame_mask.sum(), output.token_mask.sum()
-            kl = kl_loss(
-                output.flow_latents,
-                output.posterior_log_std,
-                output.prior_mean,
-                output.prior_log_std,
-                output.frame_mask,
-            )
-            mel = mel_loss(seen.mel, decoded, output.frame_mask)
-            sums += torch.tensor(
-                [[mel * frames, frames], [kl * frames, frames], [output.duration_loss.sum(), tokens]]
-            ).double()
-    means = (sums[:, 0] / sums[:, 1]).tolist()
-    return dict(zip(("mel", "kl", "duration"), means, strict=True))
-
-
-def new_discriminator(seed: int) -> Discriminator:
+def new_discriminator(seed: int, periods: Sequence[int] = PERIODS) -> Discriminator:
     """A fresh discriminator that depends on the seed alone."""
     with torch.random.fork_rng():
         seed_everything(seed, -1)
-        return Discriminator()
+        return Discriminator(periods)

@@ -92,7 +92,7 @@ class ResBlock2(nn.Module):
 
 @dataclass
 class TrainingOutput:
-    """What one training forward yields. All in float32, whatever the autocast."""
+    """What one training forward yields. All in float32 at least, whatever the autocast."""
 
     waveform: Tensor
     """[B, 1, W·hop] the decoded slice."""
@@ -116,6 +116,11 @@ class TrainingOutput:
     """[B, 1, F]."""
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """Half precision to float32; float32 and float64 as they are."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
 def sequence_mask(lengths: Tensor, maximum: int) -> Tensor:
     """[B] lengths → [B, maximum] booleans, true below each length."""
     return torch.arange(maximum, device=lengths.device)[None, :] < lengths[:, None]
@@ -125,7 +130,7 @@ def log_likelihood(latents: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
     """The Gaussian log-likelihood of every frame under every token's prior.
 
     ``Σ_D −½log2π − logσ − ½(z−m)²/σ²``, as four terms so that no [B, D, F, T] tensor is ever built. In
-    float32 always: ``exp(−2 logσ)`` overflows float16.
+    float32 at least: ``exp(−2 logσ)`` overflows float16.
 
     Args:
         latents: [B, D, F].
@@ -136,7 +141,7 @@ def log_likelihood(latents: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
         [B, F, T] float32.
     """
     with torch.autocast(latents.device.type, enabled=False):
-        latents, mean, log_std = latents.float(), mean.float(), log_std.float()
+        latents, mean, log_std = (at_least_float32(values) for values in (latents, mean, log_std))
         precision = torch.exp(-2 * log_std)
         constant = (-0.5 * math.log(2 * math.pi) - log_std - 0.5 * mean**2 * precision).sum(1)
         frames = latents.transpose(1, 2)
@@ -265,14 +270,14 @@ class VitsForTraining(VitsModel):
         waveform = self.decoder(segment, speaker)
         frames = labels.shape[2]
         return TrainingOutput(
-            waveform=waveform.float(),
+            waveform=at_least_float32(waveform),
             slice_starts=slice_starts,
             durations=durations,
             duration_loss=duration_loss,
-            posterior_log_std=log_std.float(),
-            flow_latents=flow_latents.float(),
-            prior_mean=expand(prior_mean.float(), durations, frames),
-            prior_log_std=expand(prior_log_std.float(), durations, frames),
+            posterior_log_std=at_least_float32(log_std),
+            flow_latents=at_least_float32(flow_latents),
+            prior_mean=expand(at_least_float32(prior_mean), durations, frames),
+            prior_log_std=expand(at_least_float32(prior_log_std), durations, frames),
             token_mask=token_mask,
             frame_mask=frame_mask,
         )
@@ -283,7 +288,7 @@ class VitsForTraining(VitsModel):
         """The posterior's mean and log-std, each [B, D, F] float32, without drawing from it."""
         encoder = self.posterior_encoder
         hidden = encoder.wavenet(encoder.conv_pre(spectrogram) * frame_mask, frame_mask, speaker)
-        mean, log_std = (encoder.conv_proj(hidden).float() * frame_mask).chunk(2, dim=1)
+        mean, log_std = (at_least_float32(encoder.conv_proj(hidden)) * frame_mask).chunk(2, dim=1)
         return mean, log_std
 
     def duration_loss(
@@ -299,9 +304,9 @@ class VitsForTraining(VitsModel):
         Stochastic: the bound of :func:`stochastic_duration_loss`. Deterministic: the squared error of
         ``log(frames + 1e-6)``. In float32, because the spline divides by small bin widths.
         """
-        frames = durations[:, None, :].float() * token_mask
+        frames = durations[:, None, :] * token_mask
         with torch.autocast(hidden.device.type, enabled=False):
-            hidden = hidden.float()
+            hidden = at_least_float32(hidden)
             predictor: nn.Module = self.duration_predictor
             if isinstance(predictor, VitsStochasticDurationPredictor):
                 return stochastic_duration_loss(predictor, hidden, token_mask, frames, speaker, noise)

@@ -27,8 +27,8 @@ def main(argv: Sequence[str]) -> int:
     if show:
         print(printed(config))
         return 0
-    if config.use_cpu:  # before PyTorch and Accelerate look for devices
-        os.environ |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+    if config.use_cpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before PyTorch looks for devices
     from services.training.loop import train
 
     train(config)

@@ -173,9 +173,8 @@ def test_only_the_main_process_remarks(
 def test_gpus_are_hidden_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "train", lambda config: None)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "false")
     arguments = ["--model_name_or_path", "base", "--dataset_name", "data"]
     assert cli.main(arguments) == 0
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
     assert cli.main([*arguments, "--no_cuda"]) == 0
-    assert (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["ACCELERATE_USE_CPU"]) == ("", "true")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 INDEX_FILE = "index.json"
-#: Evaluations that are kept; when there are more, every second one between the first and the last goes.
+#: Evaluations that are kept, spread over the run; the first and the last are always among them.
 MAX_EVALUATIONS = 16
 
 
@@ -104,9 +104,9 @@ class Artefacts:
 
 
 def _thinned(items: list[Artefact]) -> list[Artefact]:
-    """Not more than :data:`MAX_EVALUATIONS` steps."""
+    """Not more than :data:`MAX_EVALUATIONS` steps: the one with the closest neighbours goes."""
     steps = sorted({item.step for item in items})
     if len(steps) <= MAX_EVALUATIONS:
         return items
-    kept = {*steps[::2], steps[-1]}
-    return [item for item in items if item.step in kept]
+    crowded = min(range(1, len(steps) - 1), key=lambda at: steps[at + 1] - steps[at - 1])
+    return [item for item in items if item.step != steps[crowded]]

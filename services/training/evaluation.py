@@ -21,8 +21,9 @@ from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 from torch.nn import functional
 
+from services.training import report
 from services.training.config import TrainingConfig
-from services.training.dataset import Batch
+from services.training.dataset import Batch, normalise_text
 from services.training.features import MEL_BINS, FeatureSettings, log_mel_of
 from services.training.losses import adversarial_loss, discriminator_loss, feature_loss, kl_loss
 from services.training.plots import plot_alignment, plot_spectrograms
@@ -127,6 +128,8 @@ def run(session: Session, tracker: Tracker, schedule: Schedule | None = None) ->
     put_off = schedule.spent(session.step, seconds, run_seconds) if schedule else None
     if put_off:
         tracker.say(put_off)
+    if session.accelerator.is_main_process:
+        report.write(session)
     return values
 
 
@@ -265,7 +268,7 @@ def _samples(session: Session, tracker: Tracker) -> Iterator[_Sample]:
         speakers = [*known[:MAX_SPEAKERS]] or [(None, 0)]
     for text in dict.fromkeys(filter(None, [config.full_generation_sample_text, *config.eval_sample_texts])):
         try:
-            tokens = session.base.front_end.tokenize(text.lower() if config.do_lower_case else text)
+            tokens = session.base.front_end.tokenize(normalise_text(text, config))
         except TextError as error:
             tracker.say(f"the sample sentence {text!r} cannot be spoken: {error}")
             continue
@@ -312,10 +315,7 @@ def _speak_held_out(session: Session, tracker: Tracker) -> float:
         recorded = seen.mel[0].cpu().numpy()
         sums += torch.tensor([aligned_distance(recorded, mel), 1.0]).to(sums)
         if number == 0 and accelerator.is_main_process:
-            name = seen.batch.ids[0]
-            tracker.audio(
-                session.step, "held_out", spoken.samples, spoken.sampling_rate, title=f"held out: {name}"
-            )
+            _play(session, tracker, seen, spoken.samples)
             _draw(session, tracker, seen, mel)
     total, count = accelerator.reduce(sums, "sum").tolist()
     return float(total / count)
@@ -343,6 +343,16 @@ def _mel_of(samples: NDArray[np.float32], settings: FeatureSettings) -> NDArray[
     waveform = functional.pad(waveform, (0, max(0, settings.n_fft - len(waveform))))
     mel: NDArray[np.float32] = log_mel_of(waveform[None], settings)[0].numpy()
     return mel
+
+
+def _play(session: Session, tracker: Tracker, seen: Seen, spoken: NDArray[np.float32]) -> None:
+    """One recording as it is spoken from its text, and, once a run, as it was recorded."""
+    rate, padding = session.settings.sampling_rate, session.settings.padding
+    title = f"held out: {seen.batch.ids[0]}"
+    if not any("eval_mel" in entry for entry in session.state.log_history):
+        recorded = seen.batch.padded_waveform[0, padding:-padding].cpu().numpy()
+        tracker.audio(session.step, "held_out_recording", recorded, rate, title=f"{title}, as recorded")
+    tracker.audio(session.step, "held_out", spoken, rate, title=title)
 
 
 def _draw(session: Session, tracker: Tracker, seen: Seen, spoken: NDArray[np.float32]) -> None:

@@ -39,7 +39,7 @@ SUBCOMMANDS: dict[str, Subcommand] = {
         "services.training.data.cli", "train", "fetch a real corpus; inspect your own recordings"
     ),
     "convert": Subcommand(
-        "services.export.convert.cli", "export", "turn another project's voice into a model"
+        "services.convert", "export", "turn another project's voice or checkpoint into a model"
     ),
     "train": Subcommand("services.training.cli", "train", "fine-tune a model on one person's recordings"),
     "export": Subcommand("services.export.cli", "export", "turn a trained model into a voice that runs fast"),

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +28,10 @@ from torch.nn.utils import parametrize
 from transformers import VitsConfig
 
 from shared.errors import ModelError, QualityError
+from shared.folders import whole_folder
 from shared.modeling import VitsForTraining, VitsResblock2Config, save_model, synthesize
 from shared.modeling.initialization import initialize
+from shared.original_vits import count, generator_sizes, rename
 from shared.provenance import UNKNOWN_LICENCE, Provenance
 from shared.text import FrontEnd
 
@@ -45,70 +46,6 @@ UNTRAINED = (
 )
 #: The largest difference from ONNX Runtime on the original file that is still called equal.
 PARITY_TOLERANCE = 1e-3
-
-# Original VITS names → transformers' names, tried in order.
-_RENAMES = [
-    (r"enc_p\.emb\.weight", r"text_encoder.embed_tokens.weight"),
-    (
-        r"enc_p\.encoder\.attn_layers\.(\d+)\.emb_rel_([kv])",
-        r"text_encoder.encoder.layers.\1.attention.emb_rel_\2",
-    ),
-    (
-        r"enc_p\.encoder\.attn_layers\.(\d+)\.conv_([qkv])\.(\w+)",
-        r"text_encoder.encoder.layers.\1.attention.\2_proj.\3",
-    ),
-    (
-        r"enc_p\.encoder\.attn_layers\.(\d+)\.conv_o\.(\w+)",
-        r"text_encoder.encoder.layers.\1.attention.out_proj.\2",
-    ),
-    (r"enc_p\.encoder\.norm_layers_1\.(\d+)\.(\w+)", r"text_encoder.encoder.layers.\1.layer_norm.\2"),
-    (r"enc_p\.encoder\.norm_layers_2\.(\d+)\.(\w+)", r"text_encoder.encoder.layers.\1.final_layer_norm.\2"),
-    (
-        r"enc_p\.encoder\.ffn_layers\.(\d+)\.(conv_[12])\.(\w+)",
-        r"text_encoder.encoder.layers.\1.feed_forward.\2.\3",
-    ),
-    (r"enc_p\.proj\.(\w+)", r"text_encoder.project.\1"),
-    (r"emb_g\.weight", r"embed_speaker.weight"),
-    (r"dec\.ups\.(\d+)\.(\w+)", r"decoder.upsampler.\1.\2"),
-    (r"dec\.(.*)", r"decoder.\1"),
-    (r"flow\.flows\.(\d+)\.pre\.(\w+)", r"flow.flows.{half}.conv_pre.\2"),
-    (r"flow\.flows\.(\d+)\.post\.(\w+)", r"flow.flows.{half}.conv_post.\2"),
-    (r"flow\.flows\.(\d+)\.enc\.(.*)", r"flow.flows.{half}.wavenet.\2"),
-    (r"dp\.flows\.0\.m", r"duration_predictor.flows.0.translate"),
-    (r"dp\.flows\.0\.logs", r"duration_predictor.flows.0.log_scale"),
-    (r"dp\.flows\.(\d+)\.pre\.(\w+)", r"duration_predictor.flows.{half_up}.conv_pre.\2"),
-    (r"dp\.flows\.(\d+)\.proj\.(\w+)", r"duration_predictor.flows.{half_up}.conv_proj.\2"),
-    (r"dp\.flows\.(\d+)\.convs\.(.*)", r"duration_predictor.flows.{half_up}.conv_dds.\2"),
-    (r"dp\.pre\.(\w+)", r"duration_predictor.conv_pre.\1"),
-    (r"dp\.proj\.(\w+)", r"duration_predictor.conv_proj.\1"),
-    (r"dp\.cond\.(\w+)", r"duration_predictor.cond.\1"),
-    (r"dp\.convs\.(.*)", r"duration_predictor.conv_dds.\1"),
-]
-_PARTS = [
-    ("convs_sep", "convs_dilated"),
-    ("convs_1x1", "convs_pointwise"),
-    ("gamma", "weight"),
-    ("beta", "bias"),
-]
-
-
-def rename(name: str) -> str | None:
-    """The name in ``transformers`` of an original VITS weight, or nothing for what is not a weight.
-
-    Flips count as flows in original VITS and not in ``transformers``: coupling layers 0, 2, 4, 6 become
-    0, 1, 2, 3, and the duration predictor's splines 1, 3, 5, 7 become 1, 2, 3, 4.
-    """
-    for pattern, replacement in _RENAMES:
-        match = re.fullmatch(pattern, name)
-        if match:
-            number = int(match[1]) if match.groups() and match[1].isdigit() else 0
-            text = match.expand(
-                replacement.replace("{half}", str(number // 2)).replace("{half_up}", str(number // 2 + 1))
-            )
-            for old, new in _PARTS:
-                text = text.replace(old, new)
-            return text
-    return None
 
 
 @dataclass(frozen=True)
@@ -197,11 +134,6 @@ def _named_weights(
     return weights, strides, dilations
 
 
-def _count(names: Mapping[str, object], pattern: str) -> int:
-    """How many there are, counted from 0, of what a pattern's group numbers, even if some are missing."""
-    return 1 + max((int(match[1]) for name in names if (match := re.fullmatch(pattern, name))), default=-1)
-
-
 def derive_config(voice: PiperVoice) -> VitsConfig:
     """Read the configuration off the shapes, strides and dilations.
 
@@ -212,8 +144,9 @@ def derive_config(voice: PiperVoice) -> VitsConfig:
     inference = voice.settings.get("inference", {})
     try:
         values = {
-            **_generator_sizes(voice.weights),
+            **generator_sizes({name: value.shape for name, value in voice.weights.items()}),
             **_decoder_sizes(voice, "convs1" if first_kind else "convs"),
+            "spectrogram_bins": 513,  # of the posterior encoder, which is not in the file: every Piper voice's
             "layerdrop": 0.0,
             "sampling_rate": voice.settings["audio"]["sample_rate"],
             "noise_scale": float(inference.get("noise_scale", 0.667)),
@@ -229,31 +162,6 @@ def derive_config(voice: PiperVoice) -> VitsConfig:
     return VitsConfig(**values) if first_kind else VitsResblock2Config(**values)
 
 
-def _generator_sizes(weights: Mapping[str, NDArray[np.float32]]) -> dict[str, Any]:
-    """The sizes of everything but the decoder. Raises KeyError for a weight that tells one and is missing."""
-    relative = weights["enc_p.encoder.attn_layers.0.emb_rel_k"]
-    feed_forward = weights["enc_p.encoder.ffn_layers.0.conv_1.weight"]
-    vocabulary, hidden = weights["enc_p.emb.weight"].shape
-    speakers, speaker_channels = weights["emb_g.weight"].shape if "emb_g.weight" in weights else (1, 0)
-    return {
-        "vocab_size": vocabulary,
-        "hidden_size": hidden,
-        "num_hidden_layers": _count(weights, r"enc_p\.encoder\.attn_layers\.(\d+)\..*"),
-        "num_attention_heads": hidden // relative.shape[2],
-        "window_size": relative.shape[1] // 2,
-        "ffn_dim": feed_forward.shape[0],
-        "ffn_kernel_size": feed_forward.shape[2],
-        "flow_size": weights["dec.conv_pre.weight"].shape[1],
-        # Every second of original VITS's flows is a flip.
-        "prior_encoder_num_flows": (_count(weights, r"flow\.flows\.(\d+)\..*") + 1) // 2,
-        "prior_encoder_num_wavenet_layers": _count(weights, r"flow\.flows\.0\.enc\.in_layers\.(\d+)\..*"),
-        "wavenet_kernel_size": weights["flow.flows.0.enc.in_layers.0.weight"].shape[2],
-        "num_speakers": speakers,
-        "speaker_embedding_size": speaker_channels,
-        "spectrogram_bins": 513,  # of the posterior encoder, which is not in the file: every Piper voice's
-    }
-
-
 def _decoder_sizes(voice: PiperVoice, inner: str) -> dict[str, Any]:
     """The sizes of the decoder. Raises KeyError for a weight that tells one and is missing.
 
@@ -262,14 +170,14 @@ def _decoder_sizes(voice: PiperVoice, inner: str) -> dict[str, Any]:
         inner: What the residual blocks call their dilated convolutions.
     """
     weights = voice.weights
-    stages = [f"dec.ups.{stage}.weight" for stage in range(_count(weights, r"dec\.ups\.(\d+)\..*"))]
-    blocks = _count(weights, r"dec\.resblocks\.(\d+)\..*")
+    stages = [f"dec.ups.{stage}.weight" for stage in range(count(weights, r"dec\.ups\.(\d+)\..*"))]
+    blocks = count(weights, r"dec\.resblocks\.(\d+)\..*")
     if not stages or not blocks:
         raise KeyError("dec.resblocks.0" if stages else "dec.ups.0.weight")
     steps_of = [
         [
             f"dec.resblocks.{block}.{inner}.{step}.weight"
-            for step in range(_count(weights, rf"dec\.resblocks\.{block}\.{inner}\.(\d+)\..*"))
+            for step in range(count(weights, rf"dec\.resblocks\.{block}\.{inner}\.(\d+)\..*"))
         ]
         for block in range(blocks // len(stages))
     ]
@@ -421,41 +329,17 @@ def convert(
             written or removed.
         QualityError: The result does not speak as the original does; nothing is written.
     """
-    output = output.resolve()
-    _check_replaceable(output, path.resolve())
-    voice = PiperVoice.read(path)
-    front_end = _front_end(voice, espeak_voice)
-    model = build_model(voice)
-    difference = verify(voice, model) if check else None
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        save_model(model, partial)
-        front_end.save(partial)
-        _provenance(path, licence).write(partial)
+    with whole_folder(output, sources=[path]) as folder:
+        voice = PiperVoice.read(path)
+        front_end = _front_end(voice, espeak_voice)
+        model = build_model(voice)
+        difference = verify(voice, model) if check else None
+        save_model(model, folder)
+        front_end.save(folder)
+        _provenance(path, licence).write(folder)
         if speakers := voice.settings.get("speaker_id_map"):
-            (partial / "speakers.json").write_text(json.dumps(speakers, indent=2), encoding="utf-8")
-        shutil.rmtree(output, ignore_errors=True)
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            (folder / "speakers.json").write_text(json.dumps(speakers, indent=2), encoding="utf-8")
     return difference
-
-
-def _check_replaceable(output: Path, source: Path) -> None:
-    """Refuse to write where something else than an older conversion would be lost.
-
-    Raises:
-        ModelError: It would.
-    """
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    if not (output / "config.json").is_file() or not (output / "model.safetensors").is_file():
-        raise ModelError(f"{output} is there and is not a model folder. Give a new folder to write.")
-    if source.is_relative_to(output):
-        raise ModelError(
-            f"{output} holds the voice itself, and would be replaced. Give another folder to write."
-        )
 
 
 def _front_end(voice: PiperVoice, espeak_voice: str | None) -> FrontEnd:

@@ -1,0 +1,1 @@
+"""Other trainers' checkpoints, turned into folders that training starts from."""

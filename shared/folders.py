@@ -1,0 +1,52 @@
+"""Writing a model folder so that it appears whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from shared.errors import ModelError
+
+
+@contextmanager
+def whole_folder(output: Path, *, sources: Iterable[Path] = ()) -> Iterator[Path]:
+    """A new folder to fill, which takes the place of ``output`` when the block ends without an error.
+
+    Args:
+        output: Where the finished folder goes; a model folder that is there is replaced, nothing else is.
+        sources: What is being read, which must not lie in a folder that would be replaced.
+
+    Raises:
+        ModelError: ``output`` is there and is no model folder, or holds a source; nothing is written.
+    """
+    output = output.resolve()
+    _check_replaceable(output, [source.resolve() for source in sources])
+    partial = output.with_name(output.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        shutil.rmtree(output, ignore_errors=True)
+        partial.rename(output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check_replaceable(output: Path, sources: list[Path]) -> None:
+    """Refuse to write where something else than an older result would be lost.
+
+    Raises:
+        ModelError: It would.
+    """
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not (output / "config.json").is_file() or not (output / "model.safetensors").is_file():
+        raise ModelError(f"{output} is there and is not a model folder. Give a new folder to write.")
+    for source in sources:
+        if source.is_relative_to(output):
+            raise ModelError(
+                f"{output} would be replaced, and it holds {source.name or source}, which is being read. "
+                "Give another folder to write."
+            )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import signal
@@ -16,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
 from services.training import checkpoints as ckpt
 from services.training.config import TrainingConfig
@@ -24,7 +23,7 @@ from services.training.publishing import deliver
 from services.training.session import Session
 from shared.errors import ConfigError, NotFoundError, UserError
 from shared.runs import Run
-from shared.store import Store, default_store_url
+from shared.store import Store, default_store_url, digest_file
 
 #: What a process that SIGTERM has stopped answers its shell with; 0 means finished.
 TERMINATED = 128 + signal.SIGTERM
@@ -155,8 +154,7 @@ def resume(session: Session) -> None:
         return
     folder = config.output_dir / chosen.name
     if accelerator.num_processes > 1:
-        with accelerator.local_main_process_first():
-            _provide(session, folder, chosen.fingerprint)
+        _provide_everywhere(session, folder, chosen.fingerprint)
     saved = ckpt.read_state(folder)
     session.generator.load_state_dict(saved["generator"])
     session.discriminator.load_state_dict(saved["discriminator"])
@@ -183,7 +181,7 @@ def _resume_average(session: Session, saved: dict[str, torch.Tensor]) -> None:
 
 @dataclass(frozen=True)
 class _Chosen:
-    """A checkpoint in the output folder, for every process to recognise."""
+    """A checkpoint in the output folder, for every process to recognise; pickled on its way to the others."""
 
     name: str
     fingerprint: str
@@ -193,7 +191,10 @@ def _begin_to_go_on(session: Session) -> _Chosen | None:
     """On the main process: own the run, and have the checkpoint to go on from in the output folder."""
     session.run = run = Run.acquire(session.store, session.config.run_id)
     folder = _newest_checkpoint(session.config, run)
-    return None if folder is None else _Chosen(folder.name, _fingerprint(folder))
+    if folder is None:
+        return None
+    alone = session.accelerator.num_processes == 1
+    return _Chosen(folder.name, "" if alone else _fingerprint(folder))
 
 
 def _newest_checkpoint(config: TrainingConfig, run: Run) -> Path | None:
@@ -335,8 +336,22 @@ def _on_main_process(accelerator: Accelerator, work: Callable[[], Result]) -> Re
 
 def _fingerprint(folder: Path) -> str:
     """What tells a checkpoint from another of the same step; empty where there is none."""
-    path = folder / ckpt.TRAINER_FILE
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    return digest_file(folder / ckpt.STATE_FILE).sha256 if ckpt.is_complete(folder) else ""
+
+
+def _provide_everywhere(session: Session, folder: Path, fingerprint: str) -> None:
+    """Have the main process's checkpoint on every process's disk, or stop on all of them."""
+    failure: Exception | None = None
+    with session.accelerator.local_main_process_first():
+        try:
+            _provide(session, folder, fingerprint)
+        except Exception as error:
+            failure = error
+    failures = [one for one in gather_object([failure and str(failure)]) if one]
+    if failure is not None:
+        raise failure
+    if failures:
+        raise UserError(f"stopped, as another process did: {failures[0]}")
 
 
 def _provide(session: Session, folder: Path, fingerprint: str) -> None:

@@ -1,0 +1,390 @@
+"""Going on, going back, starting over, and stopping when told to."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from services.training import checkpoints, resuming
+from services.training.checkpoints import TrainerState
+from services.training.config import resolve
+from services.training.resuming import already_finished, catch_sigterm, resume
+from services.training.session import Plan, Session
+from shared.errors import ConfigError, LeaseLostError, UserError
+from shared.runs import Run
+from shared.store import Store
+
+REPOSITORY = Path(__file__).parents[4]
+RUN = "voz-output"
+
+
+class Disk:
+    """A run's output folder and store, with small checkpoints in them."""
+
+    def __init__(self, root: Path, store: str | None = None) -> None:
+        self.output = root / "output"
+        self.output.mkdir(parents=True, exist_ok=True)
+        self.store = Store.open(store or str(root / "store"))
+
+    def session(self, accelerator: object | None = None, **changes: Any) -> Session:
+        """A session that begins, with one weight in each network."""
+        config = resolve(
+            {
+                "model_name_or_path": "base",
+                "dataset_name": "recordings",
+                "project_name": "voz",
+                "output_dir": str(self.output),
+                "store": self.store.url,
+                "max_steps": 100,
+                **changes,
+            },
+            origin="the test",
+        )
+        one = SimpleNamespace(is_main_process=True, num_processes=1, scaler=None)
+        parts = {
+            "config": config,
+            "accelerator": accelerator or one,
+            "generator": nn.Linear(1, 1, bias=False),
+            "discriminator": nn.Linear(1, 1, bias=False),
+            "base": SimpleNamespace(resumed_optimizers=None),
+            "plan": Plan(warm_up=0, joint=config.max_steps, per_epoch=10),
+            "store": self.store,
+            "state": TrainerState(),
+            "run": None,
+            "ema": None,
+        }
+        return cast("Session", _Session(**parts))
+
+    def checkpoint(
+        self, step: int, *, on_disk: bool = True, stored: bool = True, mark: float = 0.0, **state: Any
+    ) -> None:
+        """Write a checkpoint whose weights are its step's number (and a mark)."""
+        folder = checkpoints.write_checkpoint(
+            self.output, step, lambda inside: self._fill(inside, step, mark, **state)
+        )
+        if stored:
+            Run.acquire(self.store, RUN).save_checkpoint(step, folder)
+        if not on_disk:
+            for file in folder.iterdir():
+                file.unlink()
+            folder.rmdir()
+
+    def _fill(self, folder: Path, step: int, mark: float, **state: Any) -> None:
+        weight = torch.full((1, 1), step + mark)
+        save_file(
+            {"generator.weight": weight, "discriminator.weight": -weight, "ema.weight": weight + 0.25},
+            folder / checkpoints.STATE_FILE,
+        )
+        (folder / checkpoints.OPTIMIZERS_FILE).write_text(
+            '[{"param_groups": [], "state": {}}]', encoding="utf-8"
+        )
+        TrainerState(global_step=step, max_steps=100, **state).write(folder)
+        self.configure(folder)
+
+    def configure(self, folder: Path, **changes: Any) -> None:
+        values = {"model_name_or_path": "base", "dataset_name": "recordings", "seed": 42, **changes}
+        (folder / checkpoints.CONFIG_FILE).write_text(json.dumps(values), encoding="utf-8")
+
+    def on_disk(self) -> list[str]:
+        return sorted(folder.name for folder in self.output.glob("checkpoint-*"))
+
+    def stored(self) -> list[int]:
+        return Run(self.store, RUN, 0).checkpoints()
+
+
+class _Session(SimpleNamespace):
+    @property
+    def step(self) -> int:
+        return cast("int", self.state.global_step)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Disk:
+    return Disk(tmp_path)
+
+
+def went_on(session: Session) -> float:
+    """Resume; the weight that the generator has then."""
+    resume(session)
+    return cast("nn.Linear", session.generator).weight.item()
+
+
+# -- Going on --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("on_disk", "stored", "expected"),
+    [([1, 2], [1], 2), ([1], [1, 2], 2), ([], [1, 2], 2), ([1, 2], [], 2), ([2], [2], 2)],
+)
+def test_the_newest_complete_state_of_disk_and_store_is_gone_on_from(
+    disk: Disk, on_disk: list[int], stored: list[int], expected: int
+) -> None:
+    """finetune-hf-vits, defect 15: it says that it resumes, and does not."""
+    for step in sorted({*on_disk, *stored}):
+        disk.checkpoint(step, on_disk=step in on_disk, stored=step in stored)
+    (disk.output / "checkpoint-9").mkdir()  # half-written: no state in it
+    session = disk.session()
+    assert went_on(session) == expected
+    assert session.step == expected
+    assert cast("nn.Linear", session.discriminator).weight.item() == -expected
+    assert session.base.resumed_optimizers == [{"param_groups": [], "state": {}}]
+
+
+def test_a_new_run_begins_at_its_beginning(disk: Disk) -> None:
+    session = disk.session()
+    weight = cast("nn.Linear", session.generator).weight.item()
+    assert went_on(session) == weight
+    assert (session.step, session.state.max_steps) == (0, 100)
+    assert session.run is not None
+    session.run.check()
+
+
+def test_everything_that_is_not_a_weight_comes_back_too(disk: Disk) -> None:
+    """Position of the sampler, moving average, float16's loss scaler, where the stages meet."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(torch.ones(1))
+    state = dict(scaler.state_dict(), scale=256.0)
+    disk.checkpoint(7, sampler_epoch=3, sampler_batch=2, warm_up_steps=5, scaler=state, finished=True)
+    accelerator = SimpleNamespace(is_main_process=True, num_processes=1, scaler=scaler)
+    session = disk.session(accelerator)
+    cast("Any", session).ema = SimpleNamespace(shadow={"weight": torch.zeros(1, 1)})
+    resume(session)
+    assert (session.state.sampler_epoch, session.state.sampler_batch) == (3, 2)
+    assert scaler.get_scale() == 256.0
+    assert cast("Any", session).ema.shadow["weight"].item() == 7.25
+    assert session.plan.warm_up == 5
+    assert not session.state.finished
+    assert session.state.max_steps == 105
+
+
+def test_a_moving_average_that_is_new_begins_with_the_weights(disk: Disk) -> None:
+    disk.checkpoint(7)
+    tensors = {"generator.weight": torch.full((1, 1), 7.0), "discriminator.weight": torch.zeros(1, 1)}
+    save_file(tensors, disk.output / "checkpoint-7" / checkpoints.STATE_FILE)
+    session = disk.session()
+    cast("Any", session).ema = SimpleNamespace(shadow={"weight": torch.zeros(1, 1)})
+    resume(session)
+    assert cast("Any", session).ema.shadow["weight"].item() == 7.0
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"dataset_name": "other"}, {"filter_on_speaker_id": "ana"}])
+def test_another_runs_checkpoint_is_refused(disk: Disk, change: dict[str, Any]) -> None:
+    disk.checkpoint(7)
+    disk.configure(disk.output / "checkpoint-7", filter_on_speaker_id=None)
+    for explicit in ({}, {"resume_from_checkpoint": "checkpoint-7"}):
+        with pytest.raises(ConfigError, match=next(iter(change))):
+            resume(disk.session(**change, **explicit))
+    assert disk.on_disk() == ["checkpoint-7"]
+    assert disk.stored() == [7]
+
+
+# -- Going back, starting over ---------------------------------------------------------------------
+
+
+def test_going_back_sets_aside_what_came_after(disk: Disk, capsys: pytest.CaptureFixture[str]) -> None:
+    """A later start, which does not name the checkpoint any more, must not take them."""
+    for step in (1, 2, 3):
+        disk.checkpoint(step)
+    TrainerState(global_step=3, finished=True).write(disk.output)
+    assert went_on(disk.session(resume_from_checkpoint="checkpoint-1")) == 1
+    assert disk.on_disk() == ["checkpoint-1", "checkpoint-2.aside", "checkpoint-3.aside"]
+    assert disk.stored() == [1]
+    assert TrainerState.read(disk.output) is None
+    said = capsys.readouterr().out
+    assert "checkpoint-3.aside" in said
+    assert "the state of step 3 is removed" in said
+    assert went_on(disk.session()) == 1
+    disk.checkpoint(2, mark=0.5)
+    assert went_on(disk.session()) == 2.5
+
+
+def test_going_back_to_a_checkpoint_from_elsewhere_brings_it_here(disk: Disk, tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        disk.checkpoint(step)
+    elsewhere = Disk(tmp_path / "elsewhere")
+    elsewhere.checkpoint(2, mark=0.5)
+    asked = str(elsewhere.output / "checkpoint-2")
+    assert went_on(disk.session(resume_from_checkpoint=asked)) == 2.5
+    assert disk.on_disk() == ["checkpoint-1", "checkpoint-2", "checkpoint-2.aside", "checkpoint-3.aside"]
+    assert disk.stored() == [1]
+    assert went_on(disk.session()) == 2.5
+    assert elsewhere.on_disk() == ["checkpoint-2"]
+
+
+def test_a_checkpoint_that_is_not_there_names_those_that_are(disk: Disk) -> None:
+    disk.checkpoint(2)
+    with pytest.raises(ConfigError, match="checkpoint-2"):
+        resume(disk.session(resume_from_checkpoint="checkpoint-3"))
+
+
+@pytest.mark.parametrize("over", [{"overwrite_output_dir": True}, {"resume_from_checkpoint": False}])
+def test_starting_over_leaves_nothing_to_go_on_from(disk: Disk, over: dict[str, Any]) -> None:
+    for step in (1, 2):
+        disk.checkpoint(step)
+    TrainerState(global_step=2, finished=True).write(disk.output)
+    session = disk.session(**over, seed=1)
+    resume(session)
+    assert session.step == 0
+    assert disk.on_disk() == []
+    assert disk.stored() == []
+    assert TrainerState.read(disk.output) is None
+
+
+# -- Finished --------------------------------------------------------------------------------------
+
+ALONE = cast("Any", SimpleNamespace(is_main_process=True, num_processes=1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "finished"),
+    [
+        ({"max_steps": 100}, True),
+        ({"max_steps": 50}, True),
+        ({"max_steps": 101}, False),
+        ({"max_steps": -1, "num_train_epochs": 10}, True),
+        ({"max_steps": -1, "num_train_epochs": 10.1}, False),
+        ({"max_steps": 100, "overwrite_output_dir": True}, False),
+        ({"max_steps": 100, "resume_from_checkpoint": "checkpoint-5"}, False),
+    ],
+)
+def test_a_finished_run_goes_on_only_if_more_is_asked_for(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], finished: bool
+) -> None:
+    """Of 10 steps an epoch: 20 of warming up and 100 of joint training are done."""
+    delivered: list[TrainerState] = []
+    monkeypatch.setattr(resuming, "deliver", lambda config, store, state, say: delivered.append(state))
+    disk.checkpoint(5)
+    TrainerState(global_step=120, max_steps=120, warm_up_steps=20, epoch=12.0, finished=True).write(
+        disk.output
+    )
+    disk.configure(disk.output)
+    assert already_finished(disk.session(**changes).config, ALONE) == finished
+    assert len(delivered) == finished
+
+
+def test_an_unfinished_folder_is_not_finished(disk: Disk) -> None:
+    assert not already_finished(disk.session().config, ALONE)
+    TrainerState(global_step=3).write(disk.output)
+    assert not already_finished(disk.session().config, ALONE)
+
+
+# -- Stopping --------------------------------------------------------------------------------------
+
+
+def test_sigterm_only_asks() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with catch_sigterm() as stop:
+        assert not stop.agreed(ALONE)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested
+        assert stop.agreed(ALONE)
+        os.kill(os.getpid(), signal.SIGTERM)  # twice does no harm
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert resuming.TERMINATED == 143
+
+
+def test_signals_are_left_alone_outside_of_the_main_thread() -> None:
+    seen: list[bool] = []
+
+    def train() -> None:
+        with catch_sigterm() as stop:
+            seen.append(stop.requested)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert seen == [False]
+
+
+# -- Several processes -----------------------------------------------------------------------------
+
+
+def together(tmp_path: Path, scenario: str) -> list[dict[str, Any]]:
+    """What two processes say, each on a disk of its own, with one store."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    surroundings = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "WORLD_SIZE": "2"}
+    surroundings |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(tmp_path), scenario],
+            cwd=REPOSITORY,
+            # Each is the first process of its machine.
+            env=surroundings | {"RANK": str(rank), "LOCAL_RANK": "0"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=60) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert [process.returncode for process in processes] == [0, 0], said
+    return [json.loads(out.splitlines()[-1]) for out, _ in said]
+
+
+@pytest.mark.parametrize("scenario", ["stored", "unsent", "refused"])
+def test_all_processes_go_on_from_the_main_ones_checkpoint(tmp_path: Path, scenario: str) -> None:
+    """finetune-hf-vits, defect 25: state is saved on rank 0 only, and each rank looks for itself."""
+    first, second = (
+        Disk(tmp_path / "0", str(tmp_path / "store")),
+        Disk(tmp_path / "1", str(tmp_path / "store")),
+    )
+    first.checkpoint(1)
+    first.checkpoint(2, stored=scenario != "unsent")
+    second.checkpoint(2, stored=False, mark=0.5)  # of a run that was started over meanwhile
+    second.checkpoint(3, stored=False)
+    ours, theirs = together(tmp_path, scenario)
+    if scenario == "stored":
+        assert ours == theirs == {"weight": 2.0, "step": 2, "stop": True, "finished": False}
+    elif scenario == "unsent":
+        assert "neither on this machine's disk nor in" in theirs["error"]
+        assert "as another process did: the main process goes on from" in ours["error"]
+    else:
+        assert "is not a complete checkpoint" in ours["error"]
+        assert "is not a complete checkpoint" in theirs["error"]
+
+
+def _one_of_two(root: Path, scenario: str) -> None:
+    """The program of one process."""
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    rank = accelerator.process_index
+    asked = {"resume_from_checkpoint": "checkpoint-8"} if scenario == "refused" else {}
+    session = Disk(root / str(rank), str(root / "store")).session(accelerator, **asked)
+    try:
+        if scenario == "refused":
+            resume(session)
+        finished = already_finished(session.config, accelerator)
+        told: dict[str, Any] = {"weight": went_on(session), "step": session.step, "finished": finished}
+        with catch_sigterm() as stop:
+            if rank == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            told["stop"] = stop.agreed(accelerator)
+    except (UserError, LeaseLostError) as error:
+        told = {"error": str(error)}
+    print(json.dumps(told), flush=True)
+    os._exit(0)  # without the farewell of the process group, which the other may have left
+
+
+if __name__ == "__main__":
+    _one_of_two(Path(sys.argv[1]), sys.argv[2])

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from services import cli as vits
 from services.training.config import METRICS, MODULES, SECRETS, TrainingConfig, resolve, slug
 from services.training.config_sources import load
 from services.training.hf_arguments import KNOWN
+from services.training.sampler import BucketSampler
 from services.training.session import _plan
 from shared.errors import ConfigError
 
@@ -248,6 +253,36 @@ def test_the_recommended_changes_are_accepted(changes: dict[str, Any]) -> None:
     assert {key: getattr(config, key) for key in changes} == changes
 
 
+@pytest.mark.parametrize("changes", [{}, *RECOMMENDED])
+def test_the_spanish_guide_runs_on_recordings_of_its_form(
+    changes: dict[str, Any],
+    tmp_path: Path,
+    spanish_model: Path,
+    recordings_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Up to the first step: its splits, its column of speakers, and the one speaker it keeps."""
+    monkeypatch.setenv("VITS_CACHE", str(tmp_path / "cache"))
+    dataset = tmp_path / "dataset"
+    shutil.copytree(recordings_folder, dataset)
+    table = dataset / "metadata.csv"
+    text = (
+        table.read_text(encoding="utf-8").replace("speaker", "speaker_id").replace(",test,", ",validation,")
+    )
+    table.write_text(text.replace(",ana", ",0").replace(",luis", ",1"), encoding="utf-8")
+    guide, layer = tmp_path / "finetune_spanish.json", tmp_path / "layer.json"
+    guide.write_text(json.dumps(SPANISH_GUIDE), encoding="utf-8")
+    layer.write_text(json.dumps(changes), encoding="utf-8")
+    places = {"dataset_name": dataset, "model_name_or_path": spanish_model, "output_dir": tmp_path / "output"}
+    overrides = [word for key, value in places.items() for word in (f"--{key}", str(value))]
+    assert vits.main(["train", str(guide), str(layer), *overrides, "--preprocessing_only"]) == 0
+    told = capsys.readouterr()
+    assert "training: 4 recordings" in told.out
+    assert "evaluation: 1 recordings" in told.out
+    assert "still has a placeholder" in told.err
+
+
 def test_the_ancestors_defaults_are_ours() -> None:
     config = resolve(MINIMAL, origin="it")
     expected = {
@@ -285,10 +320,14 @@ def test_an_epoch_is_the_same_on_several_processes() -> None:
     config = resolve(
         MINIMAL | {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}, origin="it"
     )
-    assert [_plan(config, 64, processes, False).per_epoch for processes in (1, 2, 4)] == [8, 4, 2]
+    batches = [
+        BucketSampler([50] * 64, batch_size=4, seed=0, world=world).batches_per_epoch for world in (1, 2, 4)
+    ]
+    plans = [_plan(config, count, has_new_modules=False) for count in batches]
+    assert [plan.per_epoch for plan in plans] == [8, 4, 2]
     warm = config.model_copy(update={"max_steps": 10})
-    assert _plan(warm, 64, 1, True).warm_up == 3
-    assert _plan(warm, 64, 1, False).warm_up == 0
+    assert _plan(warm, 16, has_new_modules=True).warm_up == 3
+    assert _plan(warm, 16, has_new_modules=False).warm_up == 0
 
 
 # -- Mistakes --------------------------------------------------------------------------------------
@@ -406,6 +445,36 @@ def test_what_only_looks_like_a_contradiction_is_accepted(values: dict[str, Any]
     assert {key: getattr(config, key) for key in ours} == ours
 
 
+_JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["no", "steps", "[", "0"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from([*TrainingConfig.model_fields, *KNOWN]) | st.text(max_size=6), _JSON, max_size=4
+    )
+)
+def test_any_json_is_a_configuration_or_a_list_of_problems(values: dict[str, Any]) -> None:
+    try:
+        config = resolve(MINIMAL | values, origin="it")
+    except ConfigError as error:
+        problems = error.problems
+    else:
+        assert resolve(json.loads(config.model_dump_json()), origin="it") == config
+        return
+    assert problems
+    assert all(problems)
+
+
 # -- Meanings --------------------------------------------------------------------------------------
 
 
@@ -426,8 +495,8 @@ def test_evaluation_comes_once_an_epoch_when_nothing_is_said() -> None:
 
 
 def test_a_strategy_is_a_wish_to_evaluate() -> None:
-    for given, expected in (("epoch", True), ("no", False)):
-        assert resolve(MINIMAL | {"evaluation_strategy": given}, origin="it").do_eval is expected
+    for strategy, expected in (("epoch", True), ("no", False)):
+        assert resolve(MINIMAL | {"evaluation_strategy": strategy}, origin="it").do_eval is expected
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from shared.modeling.model import VitsForTraining
 
 #: Tables that are learnt along with the rest: nothing has to be taught before they can be used.
 _TABLES = ("text_encoder.embed_tokens", "embed_speaker")
+#: A share of a module's weights.
+_WORTH_KEEPING = 0.01
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ def warm_start(folder: Path, config: VitsConfig, *, seed: int) -> WarmStart:
     """A model of ``config`` with every layer of a folder's model that has the same name and shape.
 
     A layer is taken over whole or not at all, so that no magnitude of a weight norm meets a direction that
-    it does not belong to. All others are initialised as original VITS does.
+    it does not belong to; and nothing of a module of which next to nothing fits. All others are initialised as
+    original VITS does.
 
     Raises:
         ModelError: The folder's weights cannot be read.
@@ -66,6 +69,7 @@ def warm_start(folder: Path, config: VitsConfig, *, seed: int) -> WarmStart:
         transformers_logging.set_verbosity(verbosity)
     misfits = {_layer(name) for name in report["missing_keys"]}
     misfits |= {_layer(name) for name, *_ in report["mismatched_keys"]}
+    misfits |= _remnants(model, misfits)
     fresh = new_model(config, seed=seed).state_dict()
     for name, value in model.state_dict().items():
         if _layer(name) in misfits:
@@ -81,6 +85,17 @@ def _layer(parameter: str) -> str:
         if ".parametrizations." in parameter
         else parameter.rpartition(".")[0]
     )
+
+
+def _remnants(model: VitsForTraining, misfits: Set[str]) -> set[str]:
+    """The layers that fit in modules of which next to nothing does, such as a few scales between fresh splines."""
+    remnants = set()
+    for child, module in model.named_children():
+        sizes = {f"{child}.{name}": parameter.numel() for name, parameter in module.named_parameters()}
+        fitting = {name: size for name, size in sizes.items() if _layer(name) not in misfits}
+        if sum(fitting.values()) < _WORTH_KEEPING * sum(sizes.values()):
+            remnants |= {_layer(name) for name in fitting}
+    return remnants
 
 
 def _largest_modules(model: VitsForTraining, layers: Iterable[str]) -> tuple[str, ...]:

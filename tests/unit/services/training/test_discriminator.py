@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.utils import parametrize
 
-from services.training.discriminator import PERIODS, Discriminator
+from services.training.discriminator import PERIODS, Discriminator, stored_periods
 from services.training.steps import new_discriminator
 from shared.errors import ModelError
 from shared.modeling import load_model, read_discriminator
@@ -114,3 +114,37 @@ def test_another_networks_weights_are_refused(damage: str) -> None:
     with pytest.raises(ModelError, match=name.replace(".", r"\.")):
         discriminator.load_folded(state)
     assert all(torch.equal(tensor, before[key]) for key, tensor in discriminator.folded_state_dict().items())
+
+
+@pytest.mark.usefixtures("small_discriminator")
+def test_fewer_periods_are_taken_from_a_stored_five(tmp_path: Path) -> None:
+    """Each network by its period, not by its number; one of a new period stays fresh."""
+    stored = new_discriminator(1).folded_state_dict()
+    fewer, fresh = new_discriminator(2, [5, 13, 2]), new_discriminator(2, [5, 13, 2]).folded_state_dict()
+    fewer.load_folded(stored)
+    loaded = fewer.folded_state_dict()
+    for place, (source, there) in enumerate([(stored, 0), (stored, 3), (fresh, 2), (stored, 1)]):
+        name = f"discriminators.{place}.convs.0.weight"
+        expected = source[f"discriminators.{there}.convs.0.weight"]
+        torch.testing.assert_close(loaded[name], expected, rtol=1e-5, atol=1e-7)
+    assert [network.period for network in list(fewer.discriminators)[1:]] == [5, 13, 2]
+
+    save_file(loaded, tmp_path / DISCRIMINATOR_FILE)  # it says itself which periods it has
+    again = read_discriminator(tmp_path)
+    assert again is not None
+    assert stored_periods(again) == (5, 13, 2)
+    five = new_discriminator(3)
+    untouched = five.folded_state_dict()
+    five.load_folded(again)
+    for there, place in ((2, 3), (0, 0)):  # period 3 is not among the stored ones, period 2 is their last
+        name = f"discriminators.{there}.convs.0.weight"
+        expected = untouched[name] if there == 2 else again[f"discriminators.{place}.convs.0.weight"]
+        torch.testing.assert_close(five.folded_state_dict()[name], expected, rtol=1e-5, atol=1e-7)
+    first = five.folded_state_dict()["discriminators.1.convs.0.weight"]
+    torch.testing.assert_close(first, again["discriminators.3.convs.0.weight"], rtol=1e-5, atol=1e-7)
+
+
+def test_the_usual_periods_are_stored_as_the_ancestor_stores_them(full: Discriminator) -> None:
+    state = full.folded_state_dict()
+    assert stored_periods(state) == PERIODS
+    assert all(name.startswith("discriminators.") for name in state)

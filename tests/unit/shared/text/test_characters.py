@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -88,6 +90,24 @@ def test_uroman_ids_equal_the_reference(
     assert got is not None or not text.strip()
 
 
+def test_korean_is_romanised_in_process(
+    tmp_path: Path, uroman_once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """finetune-hf-vits, defect 12: one Perl process for each utterance. A hundred of them start none."""
+    vocab = {symbol: i for i, symbol in enumerate("_abcdeghijklmnoprstuwy '-")}
+    reference, ours = both(tmp_path, vocab, is_uroman=True, language="kor", pad_token=BLANK, unk_token=BLANK)
+    for way_out in (subprocess, os):
+        for name in ("Popen", "run", "system", "popen", "fork", "posix_spawn"):
+            if hasattr(way_out, name):
+                monkeypatch.setattr(way_out, name, lambda *_, **__: pytest.fail("a process was started"))
+    greeting = "안녕하세요, 만나서 반갑습니다! MMS도"
+    tokens = ours.tokenize(greeting)
+    assert "".join(tokens.symbols[1::2]) == "annyeonghaseyo mannaseo bangabseubnida mmsdo"
+    assert list(tokens.ids) == reference(greeting)["input_ids"]
+    assert tokens.unknown == (",", "!")
+    assert all(ours.tokenize(f"{greeting} {count}") for count in "일이삼사오육칠팔구십" * 10)
+
+
 def test_spanish_never_loads_the_romaniser(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(characters, "_uroman", lambda: pytest.fail("the romaniser was loaded"))
     front_end = FrontEnd.from_spec(
@@ -147,13 +167,39 @@ def test_lower_case_comes_first() -> None:
     assert FrontEnd.from_spec({**fields, "lower_case": True}).tokenize("aB").symbols == ("a", "b")
 
 
-def test_phonemize_equals_the_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    vocab = {
-        symbol: i for i, symbol in enumerate(["_", "<unk>", *"əˈbcdefhijklmnopstuvwzæðŋɑɔɛɡɪɹʃʊʌʒˌː ,.!?"])
-    }
-    fields: dict[str, Any] = {"phonemize": True, "normalize": True, "pad_token": "_"}
-    front_end = FrontEnd.from_spec({"kind": "characters", "vocab": vocab, **fields})
-    ours = front_end.tokenize("Hello, nice world! Bye?")  # first: it also points phonemizer at its library
-    (tmp_path / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
-    reference = VitsTokenizer(str(tmp_path / "vocab.json"), **fields)
-    assert list(ours.ids) == reference("Hello, nice world! Bye?")["input_ids"]
+#: The symbols of original VITS's English models (LJ Speech, VCTK), in the order of their embeddings.
+ENGLISH = (
+    '_;:,.!?¡¿—…"«»“” ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz'
+    "ɑɐɒæɓʙβɔɕçɗɖðʤəɘɚɛɜɝɞɟʄɡɠɢʛɦɧħɥʜɨɪʝɭɬɫɮʟɱɯɰŋɳɲɴøɵɸθœɶʘɹɺɾɻʀʁɽʂʃʈʧʉʊʋⱱʌɣɤʍχʎʏʑʐʒʔʡʕʢǀǁǂǃˈˌːˑʼʴʰʱʲʷˠˤ˞↓↑→↗↘'̩'ᵻ"
+)
+
+
+@pytest.fixture(scope="module")
+def english(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer folder as the hub's ``kakao-enterprise/vits-ljs`` has it."""
+    folder = tmp_path_factory.mktemp("english")
+    vocab = {symbol: i for i, symbol in enumerate(dict.fromkeys(ENGLISH))}
+    (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+    config = {
+        "add_blank": True, "is_uroman": False, "language": "en", "normalize": True, "pad_token": "_",
+        "phonemize": True, "tokenizer_class": "VitsTokenizer", "unk_token": "<unk>",
+    }  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Hello, nice world! Bye?",
+        "In 1666, the year of the Great Fire; twenty-one houses, or so...",
+        "She said: “Don't — please!”  Twice,   on a line.",
+        "I LOVE NASA & naïve cafés.",
+        "ok",
+    ],
+)
+def test_phonemes_equal_the_reference(english: Path, text: str) -> None:
+    """Models of original VITS speak from espeak-ng's phonemes of American English."""
+    ours = FrontEnd.from_folder(english).tokenize(text)  # first: it also points phonemizer at its library
+    assert list(ours.ids) == VitsTokenizer.from_pretrained(english)(text)["input_ids"]
+    assert ours.unknown == ()

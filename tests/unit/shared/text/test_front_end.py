@@ -92,3 +92,41 @@ def test_every_problem_is_reported_at_once() -> None:
 def test_a_spec_that_cannot_be(spec: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         FrontEnd.from_spec(spec)
+
+
+def test_symbols_and_their_ids() -> None:
+    assert FrontEnd.from_spec(PIPER).symbols == {"_": (0,), "^": (1,), "$": (2,), "a": (3, 4)}
+    assert FrontEnd.from_spec({"kind": "characters", "vocab": VOCAB}).symbols["a"] == (VOCAB["a"],)
+
+
+def test_more_symbols_get_the_next_ids() -> None:
+    """Those that are there keep theirs, and whatever is given twice is added once."""
+    front_end = FrontEnd.from_spec({"kind": "characters", "vocab": VOCAB, "pad_token": LETTER})
+    size = front_end.vocab_size
+    extended = front_end.extended(["a", "ç", "c\u0327", "!", "ç"])
+    assert extended.spec == {**front_end.spec, "vocab": {**VOCAB, "ç": size, "!": size + 1}}
+    assert front_end.vocab_size == size
+    assert front_end.extended(["a"]) == front_end == front_end.extended([])
+    phonemes = FrontEnd.from_spec(PIPER).extended(["ç", "a", "ɾ"])
+    assert phonemes.symbols == {**FrontEnd.from_spec(PIPER).symbols, "c": (5,), "\u0327": (6,), "ɾ": (7,)}
+
+
+def test_symbols_that_are_not_one_character_are_all_named() -> None:
+    with pytest.raises(ConfigError) as caught:
+        FrontEnd.from_spec(PIPER).extended(["ch", "x", "", "<br>"])
+    assert len(caught.value.problems) == 3
+
+
+def test_a_saved_front_end_is_the_folders_only_tokenizer(tmp_path: Path) -> None:
+    """Stock ``transformers`` finds an equal one, or none at all: never the files of another."""
+    for stale in ("vocab.json", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json"):
+        (tmp_path / stale).write_text('{"<unk>": 1, "pad_token": "z"}', encoding="utf-8")
+    fields = {"pad_token": LETTER, "phonemize": False, "language": "spa", "add_blank": False}
+    front_end = FrontEnd.from_spec({"kind": "characters", "vocab": VOCAB, **fields})
+    front_end.save(tmp_path)
+    stock = VitsTokenizer.from_pretrained(tmp_path)
+    text = "Un kilo de café, kkk"
+    assert stock(text)["input_ids"] == list(front_end.tokenize(text).ids)
+    assert stock.pad_token == LETTER
+    FrontEnd.from_spec(PIPER).save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["front_end.json"]

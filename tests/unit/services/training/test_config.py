@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services import cli as vits
+from services.training import config as config_module
 from services.training.config import METRICS, MODULES, SECRETS, TrainingConfig, resolve, slug
 from services.training.config_sources import load
 from services.training.hf_arguments import KNOWN
@@ -534,6 +536,16 @@ def test_every_adamw_is_pytorchs(name: str) -> None:
 )
 def test_lists_in_every_form(key: str, given: object, expected: list[object]) -> None:
     assert getattr(resolve(MINIMAL | {key: given}, origin="it"), key) == expected
+
+
+def test_no_key_is_silently_without_effect() -> None:
+    """Every key is read where training happens, or decides something in the schema itself."""
+    package = Path(config_module.__file__).parent
+    trainer = [path for path in package.rglob("*.py") if not path.name.startswith(("config", "hf_arguments"))]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in trainer)
+    read = set(re.findall(r"\bconfig\.(\w+)", text))
+    read |= set(re.findall(r"\bself\.(\w+)", Path(config_module.__file__).read_text(encoding="utf-8")))
+    assert TrainingConfig.model_fields.keys() - read == set()
 
 
 def test_null_is_the_same_as_left_out() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.console import Console
@@ -147,6 +148,7 @@ class WeightsAndBiases:
 
     Raises:
         MissingExtraError: ``wandb`` is not installed.
+        ConfigError: It does not let this run in.
     """
 
     def __init__(self, folder: Path, config: TrainingConfig) -> None:
@@ -159,8 +161,22 @@ class WeightsAndBiases:
                 "with --report_to tensorboard"
             ) from error
         folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.run: Any = self._begin(folder, config)
+        except self.wandb.errors.Error as error:
+            raise ConfigError(
+                f"report_to wandb: Weights & Biases cannot be used ({error}).",
+                [
+                    "log in with 'wandb login' or WANDB_API_KEY, or keep the run in its folder with WANDB_MODE=offline"
+                ],
+            ) from error
+        # Its own step only ever grows; a resumed run steps back to its checkpoint.
+        self.run.define_metric("global_step")
+        self.run.define_metric("*", step_metric="global_step")
+
+    def _begin(self, folder: Path, config: TrainingConfig) -> Any:
         offline = os.environ.get("WANDB_MODE") == "offline"
-        self.run: Any = self.wandb.init(
+        return self.wandb.init(
             project=config.wandb_project or config.project_name,
             id=config.run_id,
             name=config.run_id,
@@ -177,9 +193,6 @@ class WeightsAndBiases:
                 x_disable_machine_info=True,
             ),
         )
-        # Its own step only ever grows; a resumed run steps back to its checkpoint.
-        self.run.define_metric("global_step")
-        self.run.define_metric("*", step_metric="global_step")
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Keep numbers."""
@@ -187,7 +200,10 @@ class WeightsAndBiases:
 
     def figure(self, step: int, name: str, figure: Figure, title: str) -> None:
         """Keep a picture."""
-        self.run.log({"global_step": step, name: self.wandb.Image(figure, caption=title)})
+        canvas: Any = FigureCanvasAgg(figure)
+        canvas.draw()
+        image = self.wandb.Image(np.asarray(canvas.buffer_rgba()), caption=title)
+        self.run.log({"global_step": step, name: image})
 
     def audio(
         self, step: int, name: str, samples: NDArray[np.float32], sampling_rate: int, title: str
@@ -269,9 +285,9 @@ class Tracker:
         self._logs: list[Log] = []
         self._server: tuple[Any, Any] | None = None
         if enabled:
+            self._open_logs(log_dir, first_step, config, tensorboard=tensorboard)
             if config:
                 self._serve_metrics(config)
-            self._open_logs(log_dir, first_step, config, tensorboard=tensorboard)
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

@@ -8,17 +8,20 @@ import sys
 
 from prometheus_client import CollectorRegistry
 
-from shared.metrics import Metrics
+from shared.metrics import Metrics, TrainingMetrics
 
 
 def test_names_carry_prefix_and_base_unit() -> None:
     registry = CollectorRegistry()
     Metrics(registry)
+    TrainingMetrics(registry)
     families = list(registry.collect())
     assert {family.name for family in families} >= {
         "vits_requests",
         "vits_audio_seconds",
         "vits_voices_loaded",
+        "vits_training_step",
+        "vits_training_evaluation_seconds",
     }
     for family in families:
         assert re.fullmatch(r"vits_[a-z_]+", family.name)

@@ -16,6 +16,9 @@ from shared.errors import ConfigError, nearest
 #: A string (kept), or a comment to the end of its line.
 _COMMENT = re.compile(r'("(?:\\.|[^"\\\n])*")|//[^\n]*')
 
+#: What the hub takes for a name: its owner may be left out.
+_HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
+
 #: A string (kept), or a comma between a value and a closing bracket.
 _TRAILING_COMMA = re.compile(r'("(?:\\.|[^"\\\n])*")|(?<![\[{,\s]),(?=\s*[}\]])')
 
@@ -65,10 +68,10 @@ def _remarks(given: Mapping[str, Any], config: TrainingConfig) -> list[str]:
         )
     if config.wandb_project and not {"wandb", "all"} & set(config.report_to):
         found.append("wandb_project has no effect unless report_to has wandb")
-    if config.push_to_hub and re.search(r"[{}<>]", config.hub_model_id or ""):
+    if config.push_to_hub and not _HUB_NAME.fullmatch(config.hub_model_id or ""):
         found.append(
-            f"hub_model_id {config.hub_model_id} still has a placeholder in it: the hub will refuse it when the model "
-            "is pushed at the end. Give --hub_model_id my-name/my-voice, or --push_to_hub false."
+            f"hub_model_id {config.hub_model_id} is no name that the hub accepts (a placeholder?): it will refuse the "
+            "model when that is pushed at the end. Give --hub_model_id my-name/my-voice, or --push_to_hub false."
         )
     return found
 

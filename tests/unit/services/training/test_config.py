@@ -282,7 +282,7 @@ def test_the_spanish_guide_runs_on_recordings_of_its_form(
     told = capsys.readouterr()
     assert "training: 4 recordings" in told.out
     assert "evaluation: 1 recordings" in told.out
-    assert "still has a placeholder" in told.err
+    assert "is no name that the hub accepts" in told.err
 
 
 def test_the_ancestors_defaults_are_ours() -> None:

@@ -209,7 +209,10 @@ def test_a_key_that_is_not_needed_gets_one_line_wherever_it_stands(tmp_path: Pat
         ({"lr_scheduler_type": "cosine"}, "has no effect unless do_step_schedule_per_epoch is false"),
         ({"wandb_project": "voices"}, "wandb_project has no effect unless report_to has wandb"),
         ({"keep_best": 3, "do_eval": True, "save_total_limit": 2}, "keep_best adds up to 3 more"),
-        ({"push_to_hub": True, "hub_model_id": "vits-spanish-{speaker-name}"}, "still has a placeholder"),
+        (
+            {"push_to_hub": True, "hub_model_id": "vits-spanish-{speaker-name}"},
+            "is no name that the hub accepts",
+        ),
     ],
 )
 def test_what_does_nothing_or_not_what_one_might_think_is_told(values: dict[str, Any], told: str) -> None:
@@ -220,3 +223,5 @@ def test_what_does_nothing_or_not_what_one_might_think_is_told(values: dict[str,
 
 def test_a_placeholder_is_nobodys_business_unless_it_is_pushed() -> None:
     assert not remarks(hub_model_id="vits-spanish-{speaker-name}")
+    for name in ("my-spanish-tts-model", "someone/vits_spanish.2"):
+        assert not remarks(hub_model_id=name, push_to_hub=True)

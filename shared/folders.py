@@ -28,10 +28,19 @@ def whole_folder(output: Path, *, sources: Iterable[Path] = ()) -> Iterator[Path
     try:
         partial.mkdir(parents=True)
         yield partial
-        shutil.rmtree(output, ignore_errors=True)
-        partial.rename(output)
+        _replace(output, partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _replace(output: Path, new: Path) -> None:
+    """Put a folder in another's place; killed in between, the old one is left beside it as ``….replaced``."""
+    old = output.with_name(output.name + ".replaced")
+    if output.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        output.rename(old)
+    new.rename(output)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _check_replaceable(output: Path, sources: list[Path]) -> None:

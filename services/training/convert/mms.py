@@ -6,11 +6,14 @@ are only among the original checkpoints, as ``full_models/<code>/D_100000.pth`` 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+
+from torch import Tensor
 
 from services.training.convert import discriminators, hub
 from services.training.convert.mms_codes import resolve
-from shared.errors import HubUnreachableError, NotFoundError
+from shared.errors import HubUnreachableError, ModelError, NotFoundError
 from shared.folders import whole_folder
 from shared.modeling import load_model, save_model
 from shared.modeling.loading import fetch_from_hub
@@ -54,7 +57,21 @@ def convert_from_hub(language_code: str, output: Path) -> None:
             f"--output {output}"
         ) from error
     provenance = Provenance(licence=LICENCE, sources=(f"MMS-TTS {code} ({name}), by Meta",))
-    convert(generator, discriminator, output, provenance=provenance)
+    with whole_folder(output) as folder:
+        try:
+            weights = discriminators.read_original(discriminator)
+        except ModelError as error:
+            raise ModelError(
+                f"{error}\nThat is what the hub has as {ORIGINALS}/{original}; for some languages a generator was "
+                "published under that name. Two ways to go on:\n"
+                f"  - train from {name} as it is, with a fresh discriminator;\n"
+                "  - or try another language's discriminator, for it judges sound and no words:\n"
+                f"    hf download {ORIGINALS} full_models/spa/D_100000.pth --local-dir mms-tts\n"
+                f"    hf download {name} --local-dir mms-tts-{code}\n"
+                f"    vits convert mms-discriminator --generator mms-tts-{code} "
+                f"--discriminator mms-tts/full_models/spa/D_100000.pth --output {output}"
+            ) from error
+        _write(generator, weights, folder, provenance)
 
 
 def convert(
@@ -72,14 +89,19 @@ def convert(
         ModelError: One of them cannot be used, or ``output`` is no model folder; nothing is written.
     """
     with whole_folder(output, sources=[generator, discriminator]) as folder:
-        weights = discriminators.read_original(discriminator)
-        model = load_model(generator)
-        save_model(model, folder, companions=generator)
-        discriminators.save(weights, folder)
-        joined(Provenance.read(generator), provenance).write(folder)
+        _write(generator, discriminators.read_original(discriminator), folder, provenance)
 
 
-def joined(known: Provenance, given: Provenance | None) -> Provenance:
+def _write(
+    generator: Path, weights: Mapping[str, Tensor], folder: Path, provenance: Provenance | None
+) -> None:
+    """Write a generator and a discriminator's folded weights into one folder."""
+    save_model(load_model(generator), folder, companions=generator)
+    discriminators.save(weights, folder)
+    _joined(Provenance.read(generator), provenance).write(folder)
+
+
+def _joined(known: Provenance, given: Provenance | None) -> Provenance:
     """Both together; an unknown licence beside a known one is what nobody wrote down, not a second one."""
     if given is None:
         return known

@@ -235,6 +235,19 @@ def test_a_code_that_the_hub_does_not_have(fake_hub: list[tuple[str, ...]], tmp_
     assert not (tmp_path / "out").exists()
 
 
+def test_a_generator_that_is_published_as_a_discriminator(
+    fake_hub: list[tuple[str, ...]], discriminator: Path, tmp_path: Path
+) -> None:
+    """As MMS has it for Tigrinya: the user cannot mend the file, and is told how to go on without it."""
+    torch.save({"model": make_generator(Sizes())}, discriminator)
+    with pytest.raises(
+        ModelError, match=r"(?s)is a generator.*fresh discriminator.*another language's"
+    ) as caught:
+        mms.convert_from_hub("spa", tmp_path / "out")
+    assert "--generator mms-tts-spa --discriminator mms-tts/full_models/" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_hub_out_of_reach(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -117,7 +117,8 @@ def run(session: Session, tracker: Tracker, schedule: Schedule | None = None) ->
             _speak_samples(session, tracker)
     session.accelerator.wait_for_everyone()
     # The mean over the processes: what follows from it has to be the same on each.
-    clocks = torch.tensor([time.perf_counter() - start, tracker.seconds], device=session.accelerator.device)
+    clocks = torch.tensor([time.perf_counter() - start, tracker.seconds], dtype=torch.float64)
+    clocks = clocks.to(session.accelerator.device)
     seconds, run_seconds = session.accelerator.reduce(clocks, "mean").tolist()
     session.state.evaluation_seconds += seconds
     tracker.evaluated(session.step, values, seconds)
@@ -128,7 +129,7 @@ def run(session: Session, tracker: Tracker, schedule: Schedule | None = None) ->
     put_off = schedule.spent(session.step, seconds, run_seconds) if schedule else None
     if put_off:
         tracker.say(put_off)
-    if session.accelerator.is_main_process:
+    if session.accelerator.is_main_process and session.config.do_train:
         report.write(session)
     return values
 
@@ -139,9 +140,11 @@ def _undisturbed(session: Session) -> Iterator[None]:
     networks = (session.generator, session.discriminator)
     training = [module for network in networks for module in network.modules() if module.training]
     averaged = session.ema.applied(session.generator) if session.ema else contextlib.nullcontext()
+    device = session.accelerator.device
+    devices = [device] if device.type == "cuda" else []
     numpy_state = np.random.get_state()  # the text encoder of transformers draws from it, for nothing
     try:
-        with torch.random.fork_rng(), torch.no_grad(), averaged:
+        with torch.random.fork_rng(devices), torch.no_grad(), averaged:
             for network in networks:
                 network.train(False)
             yield

@@ -60,7 +60,7 @@ def splits(session: Session) -> list[Split]:
     held_out = [frames / second for batch in session.evaluation for frames in batch.frame_lengths.tolist()]
     lengths = {"training": training, "evaluation": held_out}
     return [
-        Split(name, tuple(seconds), _grouped(getattr(session, "dropped", {}).get(name, [])))
+        Split(name, tuple(seconds), _grouped(session.dropped.get(name, [])))
         for name, seconds in lengths.items()
         if seconds
     ]

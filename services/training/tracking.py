@@ -303,10 +303,10 @@ class Tracker:
 
     @classmethod
     def of(cls, session: Session) -> Tracker:
-        """The tracker that a run's configuration asks for."""
+        """The tracker that a run's configuration asks for; an evaluation alone leaves a training's logs be."""
         config = session.config
         return cls(
-            config.output_dir / "runs",
+            config.output_dir / ("runs" if config.do_train else "evaluation"),
             enabled=session.accelerator.is_main_process,
             tensorboard=not {"tensorboard", "all"}.isdisjoint(config.report_to),
             total_steps=session.plan.total,

@@ -338,6 +338,20 @@ def test_pictures_and_sound_are_kept_for_the_report(make_session: MakeSession) -
     assert all((folder / item.file).stat().st_size > 100 for item in found)
 
 
+def test_an_evaluation_alone_leaves_what_a_training_left(make_session: MakeSession) -> None:
+    session = make_session(full_generation_sample_text="hola")
+    with Tracker.of(session) as tracker:
+        evaluation.run(session, tracker)
+    output = session.config.output_dir
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    assert output / "report.html" in before
+    session = make_session(full_generation_sample_text="adiós", do_train=False)
+    with Tracker.of(session) as tracker:
+        evaluation.run(session, tracker)
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert len(read_index(output / "evaluation" / "artefacts")) == 5
+
+
 # -- Distance --------------------------------------------------------------------------------------
 
 

@@ -89,7 +89,7 @@ class Session:
 def precision(config: TrainingConfig) -> str:
     """The mixed precision to use: float16 needs a GPU, bfloat16 a processor that has it."""
     wanted = "fp16" if config.fp16 else "bf16" if config.bf16 else "no"
-    if wanted == "no" or torch.cuda.is_available():
+    if wanted == "no" or (torch.cuda.is_available() and not config.use_cpu):
         return wanted
     has_bf16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     if wanted == "fp16":

@@ -245,7 +245,10 @@ class VitsForTraining(VitsModel):
         text = self.text_encoder(
             input_ids=input_ids,
             padding_mask=token_mask.transpose(1, 2),
-            attention_mask=token_mask[:, 0],
+            # With four dimensions it is taken as it is; from two, transformers would look into it and wait.
+            attention_mask=((1 - token_mask) * torch.finfo(token_mask.dtype).min)[:, None].expand(
+                -1, -1, token_mask.shape[2], -1
+            ),
             return_dict=True,
         )
         hidden = text.last_hidden_state.transpose(1, 2)

@@ -100,9 +100,9 @@ def make_trainee(small_discriminator: None, spanish_model: Path, make_config: Ma
             config,
             SETTINGS,
             generator,
-            torch.optim.AdamW(generator.parameters(), lr=rate),
+            torch.optim.AdamW(generator.parameters(), lr=rate, fused=True),
             discriminator,
-            torch.optim.AdamW(discriminator.parameters(), lr=rate),
+            torch.optim.AdamW(discriminator.parameters(), lr=rate, fused=True),
         )
         return Trainee(generator, discriminator, steps)
 

@@ -13,7 +13,7 @@ from transformers.models.vits import modeling_vits
 from transformers.models.vits.modeling_vits import VitsStochasticDurationPredictor
 
 from shared.modeling import VitsForTraining
-from shared.modeling.durations import condition, flow_forward, stochastic_duration_loss
+from shared.modeling.durations import condition, flow_forward, spline, stochastic_duration_loss
 
 MakeModel = Callable[..., VitsForTraining]
 B, D, T = 3, 8, 5
@@ -112,8 +112,8 @@ def plain_duration_loss(
         affine = flows[0]
         total = affine.log_scale.sum() * mask.sum()
         z = (affine.translate + torch.exp(affine.log_scale) * z) * mask
-        for spline in list(flows)[1:]:
-            z, determinant = spline(z, mask, global_conditioning=conditioning)
+        for flow in list(flows)[1:]:
+            z, determinant = flow(z, mask, global_conditioning=conditioning)
             z = z[:, [1, 0]]
             total = total + determinant
         return z, total
@@ -213,3 +213,28 @@ def test_noise_is_drawn_when_left_out(
     first = stochastic_duration_loss(predictor, **inputs)
     assert first.dtype == torch.float64
     assert not torch.equal(first, stochastic_duration_loss(predictor, **inputs))
+
+
+@pytest.mark.parametrize("spread", [1.0, 4.0])
+def test_the_spline_is_transformers(spread: float) -> None:
+    """Values and slopes, inside, outside and on the ends."""
+    generator = torch.Generator().manual_seed(0)
+    values = spread * torch.randn(3, 1, 50, generator=generator, dtype=torch.float64)
+    values[0, 0, :4] = torch.tensor([-5.0, 5.0, 7.0, -1e4])
+    widths, heights = torch.randn(2, 3, 1, 50, 10, generator=generator, dtype=torch.float64)
+    slopes = torch.randn(3, 1, 50, 9, generator=generator, dtype=torch.float64)
+    expected = modeling_vits._unconstrained_rational_quadratic_spline(values, widths, heights, slopes)
+    for ours, theirs in zip(spline(values, widths, heights, slopes, bound=5.0), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_the_splines_gradient_is_finite_far_outside() -> None:
+    values = torch.tensor([[-1e6, -5.0, 0.0, 5.0, 1e6]], requires_grad=True)
+    shape = torch.zeros(1, 5, 10, requires_grad=True)
+    result, log_slope = spline(values, shape, shape, shape[..., :9], bound=5.0)
+    (result.sum() + log_slope.sum()).backward()
+    assert values.grad is not None
+    assert bool(torch.isfinite(values.grad).all())
+    assert values.grad[0, [0, 4]].tolist() == [1, 1]
+    assert shape.grad is not None
+    assert bool(torch.isfinite(shape.grad).all())

@@ -168,7 +168,7 @@ def _from_weights(
     if start.fresh:
         notes.append(f"initialised afresh, as the base has no such weights: {_listed(start.fresh)}")
     if start.unused:
-        notes.append(f"the base's weights that are not used: {_listed(start.unused)}")
+        notes.append(f"not used of the base's weights, having no place: {_listed(start.unused, 3)}")
     if start.everything_is_fresh:
         notes.append("nothing of the base fits: everything is new and learns in one stage")
         return start.model, ()
@@ -298,9 +298,10 @@ def fit_speakers(base: Base, names: Iterable[str], config: TrainingConfig) -> di
         return {}
     if before <= 1:
         add_speakers(model, count, seed=config.seed)
+        start = "" if config.train_from_scratch else " that all start as the base's only voice"
         base.notes.append(
-            f"speakers: the base has one and the data have {len(spoken)}, so it becomes a model of {count} that all "
-            "start as its voice; keep one with filter_on_speaker_id"
+            f"speakers: the data have {count}, so it becomes a model of {count}{start}; keep one with "
+            "filter_on_speaker_id"
         )
     elif replace:
         replace_speakers(model, max(count, 2) if spoken else before, seed=config.seed)

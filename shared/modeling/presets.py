@@ -24,6 +24,18 @@ def apply_presets(config: VitsConfig, presets: Iterable[Preset]) -> VitsConfig:
     in place of ResBlock1. Upsampling stays, and with it the frames a second. Such a model has the type
     ``vits_resblock2``, which stock ``transformers`` does not load. Nothing changes where the decoder has
     ResBlock2 already.
+
+    What they do to an MMS model, in millions of parameters and in billions of multiplications and additions for a
+    second of audio at 16 kHz (``encoders``: text encoder, posterior encoder and flow in training):
+
+    =============== ========== ======== ======== =========
+    presets         parameters encoders decoder  its share
+    =============== ========== ======== ======== =========
+    none            36.3       1.02     19.2     100 %
+    small-encoder   23.3       0.44     19.2     100 %
+    light-decoder   27.9       1.02      5.1      26 %
+    both            14.9       0.44      5.1      26 %
+    =============== ========== ======== ======== =========
     """
     values = config.to_dict()
     wanted = set(presets)

@@ -76,6 +76,18 @@ def test_from_scratch_depends_on_the_seed_alone(model: VitsForTraining) -> None:
     assert not torch.equal(first["flow.flows.0.conv_pre.weight"], third["flow.flows.0.conv_pre.weight"])
 
 
+def test_no_layerdrop_and_the_dropouts_of_original(model: VitsForTraining, folder: Path) -> None:
+    """finetune-hf-vits, defect 2: they are at work in training, so that they must be the right ones."""
+    hub = changed(model.config, layerdrop=0.1)  # as MMS models say
+    for started in (new_model(hub, seed=0), warm_start(folder, hub, seed=0).model):
+        made: Any = started
+        assert made.text_encoder.encoder.layerdrop == 0.0
+        assert made.text_encoder.encoder.layers[0].attention.dropout == 0.1
+        assert made.text_encoder.encoder.layers[0].feed_forward.dropout.p == 0.1
+        assert made.duration_predictor.conv_dds.dropout.p == 0.5
+        assert made.flow.flows[0].wavenet.dropout.p == made.posterior_encoder.wavenet.dropout.p == 0.0
+
+
 # -- Warm starts -----------------------------------------------------------------------------------
 
 
@@ -171,6 +183,26 @@ def test_presets_of_mms() -> None:
     assert (both.vocab_size, list(both.upsample_rates)) == (35, [8, 8, 2, 2])
     assert apply_presets(mms, []).to_dict() == mms.to_dict()
     assert mms.hidden_size == 192
+
+
+@pytest.mark.parametrize(
+    ("presets", "millions", "decoder"),
+    [
+        ([], 36.3, 14.3),
+        (["small-encoder"], 23.3, 14.3),
+        (["light-decoder"], 27.9, 6.0),
+        (["small-encoder", "light-decoder"], 14.9, 6.0),
+    ],
+)
+def test_presets_are_as_small_as_they_say(presets: list[Any], millions: float, decoder: float) -> None:
+    with torch.device("meta"):
+        model: Any = VitsForTraining(apply_presets(VitsConfig(), presets))
+
+    def size(module: Any) -> float:
+        return sum(parameter.numel() for parameter in module.parameters()) / 1e6
+
+    assert size(model) == pytest.approx(millions, abs=0.05)
+    assert size(model.decoder) == pytest.approx(decoder, abs=0.05)
 
 
 def test_a_light_decoder_stays_what_it_is() -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-import uroman
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -29,7 +28,6 @@ from services.training.session import Session, begin
 from services.training.steps import Seen, align
 from shared.modeling import load_model
 from shared.modeling.speakers import add_speakers
-from shared.text import FrontEnd, characters
 
 ROOT = Path(__file__).parents[2]
 
@@ -98,38 +96,6 @@ def test_the_discriminators_pace_has_a_knob_that_turns(
     # Why the other knob is not enough: four times the weight, and the same step.
     for name, value in weighted.items():
         assert float(value.norm()) == pytest.approx(length[name], rel=0.01), name
-
-
-# --- 12: the romaniser -----------------------------------------------------------------------------
-
-
-def test_a_romanised_text_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It starts Perl for every utterance. Here a library is loaded, once."""
-    loaded: list[int] = []
-
-    class Romaniser:
-        def __init__(self) -> None:
-            loaded.append(1)
-
-        def romanize_string(self, text: str) -> str:
-            return "".join("a" if ord(character) > 127 else character for character in text)
-
-    def refuse(*_: Any, **__: Any) -> None:
-        raise AssertionError("a process was started")
-
-    monkeypatch.setattr(uroman, "Uroman", Romaniser)
-    for starter in ("Popen", "run", "check_output"):
-        monkeypatch.setattr(subprocess, starter, refuse)
-    monkeypatch.setattr(os, "system", refuse)
-    characters._uroman.cache_clear()
-    try:
-        front_end = FrontEnd.from_spec(
-            {"kind": "characters", "vocab": {"_": 0, "a": 1}, "is_uroman": True, "pad_token": "_"}
-        )
-        assert [front_end.tokenize(text).symbols for text in ("가나다", "가", "나다")]
-        assert loaded == [1]
-    finally:
-        characters._uroman.cache_clear()
 
 
 # --- 21: batches for a GPU -------------------------------------------------------------------------

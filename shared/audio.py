@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import av
 import av.error
@@ -34,6 +34,8 @@ PCM16_FULL_SCALE = 32767.0
 
 #: Sample formats that PCM16 holds without loss; all others are decoded to float.
 _INTEGER_FORMATS = {"s16", "s16p", "u8", "u8p"}
+#: The same in libsndfile's words.
+_INTEGER_SUBTYPES = {"PCM_16", "PCM_S8", "PCM_U8"}
 
 #: In a WAV file FFmpeg searches megabytes for streams of other kinds, which takes longer than decoding it.
 _WAV_OPTIONS = {"probesize": "16384"}
@@ -109,7 +111,47 @@ def read_audio(source: Path | bytes, *, format: str | None = None) -> Audio:  # 
     Raises:
         UserError: The file is missing, undecodable, empty or holds values that are not numbers.
     """
-    with _opened(source, format) as container:
+    decoded = _read_plainly(source) if format is None else None
+    samples_CS, sampling_rate = _read_by_ffmpeg(source, format) if decoded is None else decoded
+    if samples_CS.shape[1] == 0:
+        raise UserError(f"{_name(source)} holds no audio: record it again or leave it out")
+    mono_S = samples_CS[0].astype(np.float32)
+    for channel_S in samples_CS[1:]:  # faster than a mean over interleaved channels
+        mono_S += channel_S
+    if len(samples_CS) > 1:
+        mono_S /= len(samples_CS)
+    if samples_CS.dtype == np.int16:
+        mono_S /= np.float32(PCM16_FULL_SCALE)
+    elif not np.isfinite(mono_S).all():
+        raise UserError(
+            f"{_name(source)} holds values that are not numbers (NaN or infinity): write it again"
+        )
+    # Lossy codecs overshoot full scale by a little.
+    return Audio(np.clip(mono_S, -1.0, 1.0, out=mono_S), sampling_rate)
+
+
+def _read_plainly(source: Path | bytes) -> tuple[NDArray[Any], int] | None:
+    """Decode a WAV or FLAC file by libsndfile, which is two to five times as fast with them as FFmpeg.
+
+    Returns:
+        [C, S] int16 or float32 and the sampling rate; None for anything else and for a file with a fault, which
+        is FFmpeg's to judge.
+    """
+    if not (_is_wav(source) or _beginning(source).startswith(b"fLaC")):
+        return None
+    try:
+        with soundfile.SoundFile(source if isinstance(source, Path) else io.BytesIO(source)) as file:
+            samples_SC = file.read(
+                dtype="int16" if file.subtype in _INTEGER_SUBTYPES else "float32", always_2d=True
+            )
+            return (samples_SC.T, file.samplerate) if len(samples_SC) == file.frames else None
+    except soundfile.LibsndfileError:
+        return None
+
+
+def _read_by_ffmpeg(source: Path | bytes, container_format: str | None) -> tuple[NDArray[Any], int]:
+    """Decode a file of any kind: [C, S] int16 or float32, and the sampling rate."""
+    with _opened(source, container_format) as container:
         stream = container.streams.audio[0]
         integer = stream.format.name in _INTEGER_FORMATS
         resampler = AudioResampler(format="s16p" if integer else "fltp")
@@ -118,18 +160,8 @@ def read_audio(source: Path | bytes, *, format: str | None = None) -> Audio:  # 
             for frame in (*container.decode(stream), None)
             for converted in resampler.resample(frame)
         ]
-        sampling_rate = stream.rate
-    if not chunks or sum(chunk.shape[1] for chunk in chunks) == 0:
-        raise UserError(f"{_name(source)} holds no audio: record it again or leave it out")
-    joined_CS = np.concatenate(chunks, axis=1)
-    samples_CS = from_pcm16(joined_CS.astype(np.int16)) if integer else joined_CS.astype(np.float32)
-    if not np.isfinite(samples_CS).all():
-        raise UserError(
-            f"{_name(source)} holds values that are not numbers (NaN or infinity): write it again"
-        )
-    mono_S = samples_CS[0] if len(samples_CS) == 1 else samples_CS.mean(axis=0, dtype=np.float32)
-    # Lossy codecs overshoot full scale by a little.
-    return Audio(np.clip(mono_S, -1.0, 1.0).astype(np.float32, copy=False), sampling_rate)
+        samples_CS = np.concatenate(chunks, axis=1) if chunks else np.zeros((1, 0), np.float32)
+        return samples_CS.astype(np.int16 if integer else np.float32, copy=False), stream.rate
 
 
 def read_audio_header(source: Path | bytes, *, format: str | None = None) -> AudioHeader:  # noqa: A002
@@ -151,7 +183,7 @@ def read_audio_header(source: Path | bytes, *, format: str | None = None) -> Aud
 
 
 def resample(samples: Samples, from_rate: int, to_rate: int) -> Samples:
-    """Change the sampling rate, with soxr at its very high quality; the identity when the rates are equal.
+    """Change the sampling rate, with soxr to 20 bits, four more than PCM16 has; the identity for equal rates.
 
     Args:
         samples: [S]
@@ -164,7 +196,7 @@ def resample(samples: Samples, from_rate: int, to_rate: int) -> Samples:
     """
     if from_rate == to_rate:
         return samples
-    resampled: Samples = soxr.resample(samples, from_rate, to_rate, quality="VHQ")
+    resampled: Samples = soxr.resample(samples, from_rate, to_rate, quality="HQ")
     return resampled.astype(np.float32, copy=False)
 
 
@@ -302,20 +334,27 @@ def _name(source: Path | bytes) -> str:
     return str(source) if isinstance(source, Path) else f"an embedded recording ({len(source):,} bytes)"
 
 
+def _beginning(source: Path | bytes) -> bytes:
+    """Its first twelve bytes, or fewer; nothing where it cannot be opened, which is FFmpeg's to say."""
+    if isinstance(source, bytes):
+        return source[:12]
+    try:
+        with source.open("rb") as file:
+            return file.read(12)
+    except OSError:
+        return b""
+
+
 def _is_wav(source: Path | bytes) -> bool:
     """Whether a source is a WAV file.
 
     Raises:
         UserError: It is one, and its end is missing; FFmpeg would read what is left of it without a word.
     """
-    if isinstance(source, Path):
-        size = source.stat().st_size
-        with source.open("rb") as file:
-            header = file.read(12)
-    else:
-        size, header = len(source), source[:12]
+    header = _beginning(source)
     if header[:4] != b"RIFF" or header[8:] != b"WAVE":
         return False
+    size = source.stat().st_size if isinstance(source, Path) else len(source)
     promised = 8 + int.from_bytes(header[4:8], "little")
     if size + _WAV_SLOPPINESS < promised < _WAV_UNKNOWN_SIZE:
         raise UserError(

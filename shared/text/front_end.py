@@ -98,16 +98,10 @@ class FrontEnd:
         ``ç`` adds the cedilla.
 
         Raises:
-            ConfigError: Lists every symbol that no text could ever contain, because it is not one character.
+            ConfigError: Lists every symbol that would never be looked up, and why.
         """
         pieces = list(additions)
-        problems = [
-            f"{symbol!r} is not one character, and texts are read by the character"
-            if symbol
-            else "a symbol is empty"
-            for symbol in pieces
-            if len(unicodedata.normalize("NFC", symbol)) != 1
-        ]
+        problems = [problem for symbol in pieces if (problem := self._why_unheard(symbol))]
         if problems:
             raise ConfigError("These symbols cannot be added to the vocabulary:", problems)
         form: Literal["NFC", "NFD"] = "NFD" if isinstance(self._spec, PiperSpec) else "NFC"
@@ -117,6 +111,16 @@ class FrontEnd:
         grouped = isinstance(self._spec, PiperSpec)
         vocab = {point: [token_id] if grouped else token_id for point, token_id in zip(new, ids, strict=True)}
         return FrontEnd.from_spec({**self.spec, "vocab": {**self.spec["vocab"], **vocab}})
+
+    def _why_unheard(self, symbol: str) -> str | None:
+        """Why no text could ever lead to a symbol, or nothing if one can."""
+        if not symbol:
+            return "a symbol is empty"
+        if len(unicodedata.normalize("NFC", symbol)) != 1:
+            return f"{symbol!r} is not one character, and texts are read by the character"
+        if isinstance(self._spec, CharacterSpec) and self._spec.is_uroman and not symbol.isascii():
+            return f"{symbol!r} is not ASCII, and texts are romanised before they are read"
+        return None
 
     def save(self, folder: Path) -> None:
         """Make a model folder's tokenizer this one.

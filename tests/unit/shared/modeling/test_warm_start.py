@@ -158,6 +158,21 @@ def test_nothing_fits(folder: Path, model: VitsForTraining) -> None:
     assert start.unused == ()
 
 
+def test_old_style_weight_norm_is_taken_over(folder: Path, model: VitsForTraining) -> None:
+    """The hub's MMS files keep ``weight_g`` and ``weight_v``."""
+    norm = "parametrizations.weight.original"
+    weights = folder / "model.safetensors"
+    aged = {
+        name.replace(f"{norm}0", "weight_g").replace(f"{norm}1", "weight_v"): value
+        for name, value in load_file(weights).items()
+    }
+    save_file(aged, weights, {"format": "pt"})
+    start = warm_start(folder, apply_presets(model.config, ["light-decoder"]), seed=0)
+    assert start.fresh == ("decoder.resblocks",)
+    name = f"flow.flows.0.wavenet.in_layers.0.{norm}1"
+    assert torch.equal(start.model.state_dict()[name], model.state_dict()[name])
+
+
 def test_weights_that_cannot_be_read(folder: Path, model: VitsForTraining) -> None:
     (folder / "model.safetensors").write_bytes(b"no")
     with pytest.raises(ModelError, match="cannot be loaded"):
@@ -199,7 +214,7 @@ def test_presets_are_as_small_as_they_say(presets: list[Any], millions: float, d
         model: Any = VitsForTraining(apply_presets(VitsConfig(), presets))
 
     def size(module: Any) -> float:
-        return sum(parameter.numel() for parameter in module.parameters()) / 1e6
+        return sum(int(parameter.numel()) for parameter in module.parameters()) / 1e6
 
     assert size(model) == pytest.approx(millions, abs=0.05)
     assert size(model.decoder) == pytest.approx(decoder, abs=0.05)

@@ -111,10 +111,14 @@ def test_more_symbols_get_the_next_ids() -> None:
     assert phonemes.symbols == {**FrontEnd.from_spec(PIPER).symbols, "c": (5,), "\u0327": (6,), "ɾ": (7,)}
 
 
-def test_symbols_that_are_not_one_character_are_all_named() -> None:
+def test_symbols_that_would_never_be_looked_up_are_all_named() -> None:
     with pytest.raises(ConfigError) as caught:
         FrontEnd.from_spec(PIPER).extended(["ch", "x", "", "<br>"])
     assert len(caught.value.problems) == 3
+    romanised = FrontEnd.from_spec({"kind": "characters", "vocab": VOCAB, "is_uroman": True})
+    with pytest.raises(ConfigError) as caught:
+        romanised.extended(["한", "!"])
+    assert caught.value.problems == ("'한' is not ASCII, and texts are romanised before they are read",)
 
 
 def test_a_saved_front_end_is_the_folders_only_tokenizer(tmp_path: Path) -> None:

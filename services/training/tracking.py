@@ -215,6 +215,7 @@ class WeightsAndBiases:
     def close(self) -> None:
         """Write out what is left."""
         self.run.finish()
+        self.wandb.teardown()  # its files are written by a process of its own, a little later
 
 
 def _serve(metrics: TrainingMetrics, host: str, port: int) -> tuple[Any, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import shutil
 from pathlib import Path
@@ -194,12 +195,20 @@ def save_model(model: VitsForTraining, folder: Path, *, companions: Path | None 
         model.config = config
     for weights in folder.glob("*.safetensors"):
         weights.chmod(0o666 & ~_umask())  # safetensors lets the owner alone read what it writes
-    if companions is not None:
+    if companions is not None and companions.resolve() != folder.resolve():
         for name in _COMPANIONS:
-            if name == "speakers.json" and model.config.num_speakers <= 1:
-                continue  # it names the speakers of another table
-            if (companions / name).is_file() and companions.resolve() != folder.resolve():
+            if (companions / name).is_file() and _describes(companions / name, model.config):
                 shutil.copyfile(companions / name, folder / name)
+
+
+def _describes(companion: Path, config: VitsConfig) -> bool:
+    """Whether a companion can be true of a model that its own has become: other speakers, another rate."""
+    if companion.name == "speakers.json":
+        return config.num_speakers > 1
+    if companion.name == "preprocessor_config.json":
+        rate = json.loads(companion.read_text(encoding="utf-8")).get("sampling_rate", config.sampling_rate)
+        return bool(rate == config.sampling_rate)
+    return True
 
 
 def _umask() -> int:

@@ -156,12 +156,16 @@ def test_round_trip(make_model: MakeModel, tmp_path: Path) -> None:
 def test_companions_travel_along(make_model: MakeModel, tmp_path: Path, folder: Path) -> None:
     (folder / "vocab.json").write_text("{}")
     (folder / "speakers.json").write_text('{"ana": 0}')
+    (folder / "preprocessor_config.json").write_text('{"sampling_rate": 16000}')
     (folder / "optimizer.bin").write_text("big")
     several = make_model(num_speakers=3, speaker_embedding_size=4)
     save_model(several, tmp_path / "next", companions=folder)
     assert (tmp_path / "next/speakers.json").read_text() == '{"ana": 0}'
     save_model(make_model(), tmp_path / "one", companions=folder)
     assert not (tmp_path / "one/speakers.json").exists()  # they are another table's
+    assert not (tmp_path / "one/preprocessor_config.json").exists()  # of another rate than 8 kHz
+    save_model(make_model(sampling_rate=16000), tmp_path / "rate", companions=folder)
+    assert (tmp_path / "rate/preprocessor_config.json").is_file()
     assert (tmp_path / "next/vocab.json").is_file()
     assert not (tmp_path / "next/optimizer.bin").exists()
     save_model(make_model(), folder, companions=folder)  # onto itself

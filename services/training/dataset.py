@@ -10,7 +10,7 @@ import logging
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,18 +175,6 @@ def normalise_text(text: str, config: TrainingConfig) -> str:
     """
     text = " ".join(unicodedata.normalize("NFC", text).split())
     return text.lower() if config.do_lower_case else text
-
-
-def speaker_map(recordings: Iterable[Recording], known: Mapping[str, int] | None = None) -> dict[str, int]:
-    """Speaker names to ids: the known ones as they are, new ones after them in order.
-
-    Numbers come before names and in their numerical order, names in alphabetical order.
-    """
-    ids = dict(known or {})
-    new = {recording.speaker for recording in recordings if recording.speaker is not None} - ids.keys()
-    for name in sorted(new, key=lambda name: (0, int(name), name) if name.isdecimal() else (1, 0, name)):
-        ids[name] = max(ids.values(), default=-1) + 1
-    return ids
 
 
 def keep_speaker(recordings: Sequence[Recording], wanted: int | str | None) -> list[Recording]:
@@ -366,46 +354,3 @@ def decoding_progress(console_enabled: bool, what: str = "decoding") -> Iterator
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None, visible=False)
         yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
-
-
-def batch_plan(
-    lengths: Sequence[int],
-    batch_size: int,
-    *,
-    seed: int,
-    epoch: int,
-    group_by_length: bool,
-    rank: int = 0,
-    world: int = 1,
-) -> list[list[int]]:
-    """The batches of one epoch, the same for the same arguments, so that a position is all there is to save.
-
-    Args:
-        lengths: Frames of every example.
-        batch_size: Examples a batch.
-        seed: The run's.
-        epoch: From 0.
-        group_by_length: Sort by length within every 16 batches, then shuffle the batches.
-        rank: This process.
-        world: All processes; each gets as many batches as the others, of disjoint examples.
-
-    Returns:
-        Indices of examples, batch by batch. What does not fill a batch for every process is wrapped around.
-    """
-    generator = np.random.default_rng([seed, epoch])
-    order = generator.permutation(len(lengths))
-    wanted = -(-len(order) // (batch_size * world)) * batch_size * world
-    if len(order) >= batch_size * world:  # short of one whole round, a small batch is better than repeats
-        order = np.resize(order, wanted)
-    if group_by_length:
-        window = batch_size * 16
-        order = np.concatenate(
-            [
-                sorted(order[start : start + window], key=lambda index: lengths[index])
-                for start in range(0, len(order), window)
-            ]
-        ).astype(int)
-    batches = [order[start : start + batch_size].tolist() for start in range(0, len(order), batch_size)]
-    if group_by_length:
-        batches = [batches[index] for index in generator.permutation(len(batches))]
-    return batches[rank::world] or [batches[rank % len(batches)]]

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from services.training import steps
+from services.training.base import fit_speakers, load_base
 from services.training.config import TrainingConfig
 from services.training.data import Recording, read_recordings
 from services.training.dataset import (
@@ -27,13 +28,13 @@ from services.training.dataset import (
     keep_speaker,
     normalise_text,
     prepare,
-    speaker_map,
     write_dropped,
 )
 from services.training.features import FeatureSettings, linear_spectrogram
 from services.training.session import _prepare_data
 from shared.audio import Audio, write_wav
 from shared.errors import DataError
+from shared.store import Store
 from shared.text import FrontEnd
 
 MakeConfig = Callable[..., TrainingConfig]
@@ -317,29 +318,37 @@ def speakers(*names: str | None) -> list[Recording]:
     return [Recording(str(number), "x", name) for number, name in enumerate(names)]
 
 
-def test_speaker_ids_depend_on_the_names_alone() -> None:
+def test_speaker_ids_depend_on_the_names_alone(make_config: MakeConfig) -> None:
     """finetune-hf-vits, defect 9: an unordered set."""
+    config = make_config()
     expected = {"ana": 0, "eva": 1, "luis": 2}
     for order in itertools.permutations(["luis", "ana", "eva"]):
-        found = speaker_map(speakers(*order, *order, None))
-        assert found == expected
+        base = load_base(config, Store.open(str(config.store)))
+        found = fit_speakers(base, [*order, *order], config)
+        assert found == base.speakers == expected
         assert list(found) == list(expected)
-    assert speaker_map(speakers("10", "9", "b", "0")) == {"0": 0, "9": 1, "10": 2, "b": 3}
-    assert speaker_map(speakers("ana", "zoe"), {"luis": 4, "ana": 1}) == {"luis": 4, "ana": 1, "zoe": 5}
 
 
+@pytest.mark.parametrize("names", [["b", "a", "b", "a", "b"], ["7", "5", "7", "5", "7"]])
 @pytest.mark.parametrize("column", ["speaker_id", "speaker", "who"])
-def test_speakers_are_read_from_a_column_of_any_name(tmp_path: Path, column: str) -> None:
+def test_speakers_are_read_from_a_column_of_any_name(
+    tmp_path: Path, column: str, names: list[str], make_config: MakeConfig, settings: FeatureSettings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """finetune-hf-vits, defect 8: ids from a column called speaker_id are silently lost."""
-    names = ["b", "a", "b", "a"]
-    rows = [f"file_name,text,{column}"]
+    rows = [f"file_name,text,split,{column}"]
     for number, name in enumerate(names):
         write_wav(tmp_path / f"{number}.wav", np.full(16000, 0.1, np.float32), 16000)
-        rows.append(f"{number}.wav,hola,{name}")
+        rows.append(f"{number}.wav,hola,{'test' if number == 4 else 'train'},{name}")
     (tmp_path / "metadata.csv").write_text("\n".join(rows), encoding="utf-8")
-    found = read_recordings(tmp_path, split="all", speaker_column=column)
-    assert [recording.speaker for recording in found] == names
-    assert speaker_map(found) == {"a": 0, "b": 1}
+    monkeypatch.setenv("VITS_CACHE", str(tmp_path / "cache"))
+    config = make_config(dataset_name=str(tmp_path), speaker_id_column_name=column, do_eval=True)
+    base = load_base(config, Store.open(str(config.store)))
+    examples, _ = _prepare_data(config, base, settings, speaks=False)
+    training, evaluation = examples["training"], examples["evaluation"]
+    assert base.speakers == {name: number for number, name in enumerate(sorted(set(names)))}
+    assert training.collate(training.examples).speaker_id.tolist() == [1, 0, 1, 0]
+    assert evaluation.collate(evaluation.examples).speaker_id.tolist() == [1]
 
 
 def test_a_held_out_speaker_whom_nobody_trains_is_reported_and_not_spoken_by_the_first(
@@ -384,18 +393,13 @@ def test_the_speaker_filter_holds_for_evaluation_too(
     tmp_path: Path,
 ) -> None:  # fmt: skip
     """finetune-hf-vits, defect 9."""
-    from accelerate import Accelerator
-
-    from services.training.base import load_base
-    from shared.store import Store
-
     monkeypatch.setenv("VITS_CACHE", str(tmp_path))
     config = make_config(speaker_id_column_name="speaker", filter_on_speaker_id="ana", do_eval=True)
     base = load_base(config, Store.open(str(config.store)))
-    training, evaluation = _prepare_data(config, base, settings, Accelerator(cpu=True))
+    examples, _ = _prepare_data(config, base, settings, speaks=False)
     told = {recording.id: recording.speaker for split in ("train", "test") for recording in read_recordings(
         str(config.dataset_name), split=split, speaker_column="speaker")}  # fmt: skip
-    assert {told[example.id] for example in training.examples} == {"ana"}
-    heard = [name for batch in evaluation for name in batch.ids]
-    assert heard
-    assert {told[name] for name in heard} == {"ana"}
+    for role in ("training", "evaluation"):
+        heard = [example.id for example in examples[role].examples]
+        assert heard
+        assert {told[name] for name in heard} == {"ana"}

@@ -148,7 +148,7 @@ class Snapshot:
             for name, network in networks.items()
             for key, value in network.state_dict().items()
         }
-        return {name: value.contiguous() for name, value in (weights | self.tensors).items()}
+        return weights | self.tensors
 
     @property
     def nbytes(self) -> int:
@@ -188,18 +188,23 @@ def take_snapshot(session: Session, steps: Steps, reuse: Snapshot | None = None)
     if session.step == session.plan.warm_up:
         snapshot.optimizers = None  # at the very end of a stage its optimisers are done with
     else:
-        tensors, snapshot.optimizers = _pack(steps.optimizers)
-    ema = getattr(session, "ema", None)
-    if ema is not None:
-        tensors |= {f"ema.{name}": value for name, value in ema.shadow.items()}
+        networks = {"generator": session.generator, "discriminator": session.discriminator}
+        names = {
+            id(parameter): f"{network}.{name}"
+            for network, module in networks.items()
+            for name, parameter in module.named_parameters()
+        }
+        tensors, snapshot.optimizers = _pack(steps.optimizers, names)
+    if session.ema is not None:
+        tensors |= {f"ema.{name}": value for name, value in session.ema.shadow.items()}
     _fill(snapshot.tensors, tensors)
     return snapshot
 
 
 def _twin(network: Network) -> Network:
-    """A module of the same kind on the CPU, whose weights are still to be filled in."""
+    """A module of the same kind on the CPU, its memory in the files' order, its weights still to be filled in."""
     memory = {
-        id(value): nn.Parameter(torch.empty_like(value, device="cpu"), requires_grad=False)
+        id(value): nn.Parameter(torch.empty(value.shape, dtype=value.dtype), requires_grad=False)
         for value in network.parameters()
     }
     return copy.deepcopy(network, memory)
@@ -215,8 +220,10 @@ def _fill(kept: dict[str, Tensor], live: Mapping[str, Tensor]) -> None:
         kept[name].copy_(value)
 
 
-def _pack(optimizers: Sequence[Optimizer]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """Optimisers' states as named tensors, and JSON for the rest."""
+def _pack(
+    optimizers: Sequence[Optimizer], names: Mapping[int, str]
+) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Optimisers' states as named tensors, and JSON for the rest; with it the names of the numbered parameters."""
     tensors: dict[str, Tensor] = {}
     rest: list[dict[str, Any]] = []
     for number, optimizer in enumerate(optimizers):
@@ -229,12 +236,18 @@ def _pack(optimizers: Sequence[Optimizer]) -> tuple[dict[str, Tensor], list[dict
                     tensors[f"optimizers.{number}.state.{parameter}.{name}"] = value
                 else:
                     others[str(parameter)][name] = value
-        rest.append({"param_groups": whole["param_groups"], "state": others})
+        groups = zip(whole["param_groups"], optimizer.param_groups, strict=True)
+        parameters = {
+            str(parameter): names[id(live)]
+            for group, live_group in groups
+            for parameter, live in zip(group["params"], live_group["params"], strict=True)
+        }
+        rest.append({"param_groups": whole["param_groups"], "state": others, "parameters": parameters})
     return tensors, rest
 
 
 def _unpack(tensors: Mapping[str, Tensor], rest: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """`_pack`'s way back: states that optimisers load."""
+    """`_pack`'s way back: states that optimisers load, each with the names of its parameters by number."""
     states: list[dict[str, Any]] = []
     for part in rest:
         groups = [
@@ -245,12 +258,12 @@ def _unpack(tensors: Mapping[str, Tensor], rest: Sequence[Mapping[str, Any]]) ->
             for group in part["param_groups"]
         ]
         state = {int(parameter): dict(values) for parameter, values in part["state"].items()}
-        states.append({"param_groups": groups, "state": state})
+        names = {int(parameter): str(name) for parameter, name in part["parameters"].items()}
+        states.append({"param_groups": groups, "state": state, "parameters": names})
     for path, tensor in tensors.items():
         match path.split("."):
             case ["optimizers", number, "state", parameter, name]:
-                # A copy: the file's own bytes are mapped, and may be deleted while training goes on.
-                states[int(number)]["state"][int(parameter)][name] = tensor.clone()
+                states[int(number)]["state"][int(parameter)][name] = tensor
     return states
 
 
@@ -276,7 +289,8 @@ class SavedState(TypedDict):
     ema: dict[str, Tensor]
     """Empty without a moving average."""
     optimizers: list[dict[str, Any]] | None
-    """None where the next stage begins with fresh ones."""
+    """States to load, and under ``parameters`` what their numbered parameters are called, such as
+    ``generator.decoder.conv_pre.bias``. None where the next stage begins with fresh ones."""
 
 
 def read_state(folder: Path) -> SavedState:

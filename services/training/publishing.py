@@ -15,19 +15,19 @@ import math
 import shutil
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
-from types import SimpleNamespace, TracebackType
-from typing import Self, cast
+from types import TracebackType
+from typing import Self
 
 import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import save_file
-from torch.optim import Optimizer
 
 from services.training import checkpoints as ckpt
 from services.training.config import SECRETS, TrainingConfig
+from services.training.model_card import write_model_card
 from services.training.session import Session
 from services.training.steps import Steps
 from services.training.tracking import Tracker
@@ -318,6 +318,7 @@ def _write_final(session: Session, source: Path) -> None:
         if name not in {"manifest.json", "claim.json"}:  # of a version in a local store
             shutil.copyfile(source / name, final / name)
     _write_config(session.config, final)
+    write_model_card(session, final)
     files = sorted(final.iterdir())
     state.final_files = {file.name: digest_file(file).sha256 for file in files}
     state.final_version = state.pushed_to = None
@@ -458,20 +459,3 @@ def _push_to_hub(config: TrainingConfig, state: ckpt.TrainerState, say: Callable
     state.pushed_to = config.hub_model_id
     state.write(config.output_dir)
     say(f"pushed to the hub as {repository.repo_id}")
-
-
-# -- For the loop as it is -------------------------------------------------------------------------
-
-
-def save_checkpoint(session: Session, tracker: Tracker, optimizers: Sequence[Optimizer]) -> None:
-    """Save at once."""
-    with Publisher(session, tracker) as publisher:
-        publisher.save(cast("Steps", SimpleNamespace(optimizers=list(optimizers))), wait=True)
-    session.accelerator.wait_for_everyone()
-
-
-def finish(session: Session, tracker: Tracker) -> None:
-    """Save the last step without optimisers, and finish."""
-    with Publisher(session, tracker) as publisher:
-        publisher.save(cast("Steps", SimpleNamespace(optimizers=[])), wait=True)
-        publisher.finish()

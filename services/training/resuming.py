@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import signal
@@ -165,18 +166,39 @@ def resume(session: Session) -> None:
     # Where the stages meet is part of the state: with another length of training it would move.
     session.plan.warm_up = session.state.warm_up_steps
     session.state.max_steps, session.state.finished = session.plan.total, False
-    session.base.resumed_optimizers = saved["optimizers"]
+    optimizers = saved["optimizers"]
+    session.base.resumed_optimizers = optimizers and [laid_out(session, state) for state in optimizers]
     if accelerator.is_main_process:
         print(f"going on from step {session.step} of {session.plan.total}, as saved in {folder}")
 
 
 def _resume_average(session: Session, saved: dict[str, torch.Tensor]) -> None:
     """The moving average as it was; one that is new begins with the weights as they are."""
-    ema = getattr(session, "ema", None)
-    if ema is not None:
+    if session.ema is not None:
         weights = saved or session.generator.state_dict()
-        for name, value in ema.shadow.items():
+        for name, value in session.ema.shadow.items():
             value.copy_(weights[name])
+
+
+def laid_out(session: Session, saved: dict[str, Any]) -> dict[str, Any]:
+    """An optimiser's state with each tensor in memory as its parameter is.
+
+    Fused optimisers go through both side by side in memory: with channels last for the one and first for
+    the other, they would silently mix up the elements.
+    """
+    networks = {"generator": session.generator, "discriminator": session.discriminator}
+    state: dict[int, dict[str, Any]] = {}
+    for number, values in saved["state"].items():
+        network, _, name = saved["parameters"][number].partition(".")
+        parameter = networks[network].get_parameter(name)
+        state[number] = {
+            key: torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape
+            # A copy too: the file's own bytes are mapped, and it may be deleted while training goes on.
+            else copy.deepcopy(value)
+            for key, value in values.items()
+        }
+    return {"param_groups": saved["param_groups"], "state": state}
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ from services.training.checkpoints import (
     write_state,
 )
 from services.training.discriminator import Discriminator
+from services.training.resuming import laid_out
 from services.training.session import Session
 from services.training.steps import Steps, new_discriminator
 from shared.errors import ModelError, UserError
@@ -219,7 +220,17 @@ def test_state_is_never_unpickled(tmp_path: Path, file: str) -> None:
     assert not (tmp_path / "exploded").exists()
 
 
-@pytest.mark.parametrize("rest", ["{}", "[{}]", '[{"param_groups": [], "state": {"a": {}}}]', "[]", "7"])
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "{}",
+        "[{}]",
+        '[{"param_groups": [], "state": {}}]',
+        '[{"param_groups": [], "state": {"a": {}}}]',
+        "[]",
+        "7",
+    ],
+)
 def test_damaged_optimizers_are_named(tmp_path: Path, rest: str) -> None:
     folder = write_checkpoint(tmp_path, 1, fill)
     save_file({"optimizers.0.state.0.exp_avg": torch.ones(1)}, folder / STATE_FILE)
@@ -304,10 +315,9 @@ def test_everything_comes_back_bit_for_bit(
         assert all(torch.equal(back[name], live[name]) for name in live)
     assert saved["optimizers"] is not None
     for optimizer, network, state in zip(optimizers, networks, saved["optimizers"], strict=True):
-        before = optimizer.state_dict()
-        assert state["param_groups"] == before["param_groups"]
+        assert state["param_groups"] == optimizer.state_dict()["param_groups"]
         again = kind(network.parameters(), lr=1.0, **settings)
-        again.load_state_dict(state)
+        again.load_state_dict(laid_out(session(*networks), state))
         weights = [parameter.detach().clone() for parameter in network.parameters()]
         results = []
         for one in (optimizer, again):
@@ -327,6 +337,13 @@ def test_tensors_are_named_after_what_they_are(
     tensors = load_file(folder / STATE_FILE)
     assert {"generator.text_encoder.embed_tokens.weight", "optimizers.1.state.12.exp_avg"} <= tensors.keys()
     assert {name.partition(".")[0] for name in tensors} == {"generator", "discriminator", "optimizers"}
+    states = read_state(folder)["optimizers"]
+    assert states is not None
+    for number, network in enumerate(("generator", "discriminator")):
+        for parameter, name in states[number]["parameters"].items():
+            moment = tensors[f"optimizers.{number}.state.{parameter}.exp_avg"]
+            assert name.startswith(f"{network}.")
+            assert moment.shape == tensors[name].shape
 
 
 def test_a_stage_that_is_over_leaves_no_optimizers(

@@ -11,6 +11,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -43,8 +44,6 @@ from shared.store import Digest, Store
 from shared.text import FrontEnd
 
 REPOSITORY = Path(__file__).parents[4]
-#: Parts of a session that saving does not look at.
-UNUSED = {"settings", "train", "evaluation", "sampler"}
 SMALL_SCALE, SMALL_PERIOD = (1, 4, 16, 64, 256), (1, 2, 4, 8, 16)
 
 
@@ -90,19 +89,20 @@ class Trial:
         base = SimpleNamespace(
             untrained=(), folder=model, speakers={"ana": 0}, front_end=FrontEnd.from_folder(model)
         )
-        self.session = Session(
-            config=self.config,
-            accelerator=cast("Any", accelerator),
-            generator=generator,
-            discriminator=judge,
-            store=self.store,
-            base=cast("Any", base),
-            plan=cast("Any", SimpleNamespace(warm_up=0)),
-            provenance=Provenance(licence="CC0-1.0", sources=("nobody",)),
-            run=Run.acquire(self.store, self.config.run_id),
-            state=checkpoints.TrainerState(max_steps=total),
-            **cast("Any", dict.fromkeys(Session.__annotations__.keys() & UNUSED)),
-        )
+        parts: dict[str, Any] = dict.fromkeys(part.name for part in fields(Session))  # most are not looked at
+        parts |= {
+            "config": self.config,
+            "accelerator": accelerator,
+            "generator": generator,
+            "discriminator": judge,
+            "store": self.store,
+            "base": base,
+            "plan": SimpleNamespace(warm_up=0),
+            "provenance": Provenance(licence="CC0-1.0", sources=("nobody",)),
+            "run": Run.acquire(self.store, self.config.run_id),
+            "state": checkpoints.TrainerState(max_steps=total),
+        }
+        self.session = Session(**parts)
         optimizer = torch.optim.AdamW(generator.parameters())
         self.steps = cast("Steps", SimpleNamespace(optimizers=[optimizer]))
 
@@ -135,11 +135,21 @@ class Trial:
         return [cast("int", version.manifest.lineage["step"]) for version in versions]
 
 
+def write_card(session: Session, folder: Path) -> Path:
+    """Stands in for the model card, which tells of the data."""
+    card = folder / "README.md"
+    card.write_text(f"step {session.step}", encoding="utf-8")
+    return card
+
+
 MakeTrial = Callable[..., Trial]
 
 
 @pytest.fixture
-def make_trial(tmp_path: Path, spanish_model: Path, small_discriminator: None) -> MakeTrial:
+def make_trial(
+    tmp_path: Path, spanish_model: Path, small_discriminator: None, monkeypatch: pytest.MonkeyPatch
+) -> MakeTrial:
+    monkeypatch.setattr(publishing, "write_model_card", write_card)
     return lambda store=None, **changes: Trial(tmp_path, spanish_model, store, **changes)
 
 
@@ -200,7 +210,7 @@ def test_the_moving_average_is_what_is_published(make_trial: MakeTrial) -> None:
     """And the weights themselves are what is gone on from."""
     trial = make_trial()
     shadow = {name: value + 1 for name, value in trial.session.generator.state_dict().items()}
-    cast("Any", trial.session).ema = SimpleNamespace(shadow=shadow)
+    trial.session.ema = cast("Any", SimpleNamespace(shadow=shadow))
     with trial.publisher() as publisher:
         for _ in range(2):
             trial.step()
@@ -587,7 +597,9 @@ def test_a_failed_push_is_made_up_for_when_the_run_is_started_again(
     (upload,) = hub.uploads
     assert hub.token == WORD
     assert upload["repo_id"] == "me/voz"
-    assert {"model.safetensors", "config.json", "discriminator.safetensors"} <= set(upload["allow_patterns"])
+    assert {"model.safetensors", "config.json", "discriminator.safetensors", "README.md"} <= set(
+        upload["allow_patterns"]
+    )
     assert not set(upload["allow_patterns"]) & set(checkpoints.PRIVATE_FILES)
     assert not delivered(trial)
     assert len(hub.uploads) == 1

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from services.training import checkpoints, resuming
-from services.training.checkpoints import TrainerState
+from services.training.checkpoints import TrainerState, take_snapshot, write_state
 from services.training.config import resolve
 from services.training.resuming import already_finished, catch_sigterm, resume
 from services.training.session import Plan, Session
@@ -89,7 +89,7 @@ class Disk:
             folder / checkpoints.STATE_FILE,
         )
         (folder / checkpoints.OPTIMIZERS_FILE).write_text(
-            '[{"param_groups": [], "state": {}}]', encoding="utf-8"
+            '[{"param_groups": [], "state": {}, "parameters": {}}]', encoding="utf-8"
         )
         TrainerState(global_step=step, max_steps=100, **state).write(folder)
         self.configure(folder)
@@ -168,6 +168,46 @@ def test_everything_that_is_not_a_weight_comes_back_too(disk: Disk) -> None:
     assert session.plan.warm_up == 5
     assert not session.state.finished
     assert session.state.max_steps == 105
+
+
+def convolution_of(layout: torch.memory_format) -> nn.Conv2d:
+    convolution = nn.Conv2d(4, 4, 3)
+    convolution.weight.data = convolution.weight.data.contiguous(memory_format=layout)
+    return convolution
+
+
+@pytest.mark.parametrize("after", [torch.channels_last, torch.contiguous_format])
+def test_optimizers_go_on_whatever_the_layout_of_the_weights(disk: Disk, after: torch.memory_format) -> None:
+    """Fused ones read weights and moments side by side in memory, wherever their elements are."""
+    torch.manual_seed(0)
+    convolution = convolution_of(torch.channels_last)
+    session = disk.session()
+    cast("Any", session).generator = convolution
+    session.state.global_step, session.plan.joint = 1, 2
+    cast("Any", session).base.untrained = ()
+
+    def step(optimizer: torch.optim.Optimizer, network: nn.Module) -> None:
+        for parameter in network.parameters():
+            parameter.grad = (parameter.detach() * 3 + 1).clone(memory_format=torch.preserve_format)
+        optimizer.step()
+
+    optimizer = torch.optim.AdamW(convolution.parameters(), lr=0.1, fused=True)
+    step(optimizer, convolution)
+    snapshot = take_snapshot(session, cast("Any", SimpleNamespace(optimizers=[optimizer])))
+    folder = checkpoints.write_checkpoint(disk.output, 1, lambda inside: write_state(snapshot, inside))
+    disk.configure(folder)
+    step(optimizer, convolution)
+
+    resumed = disk.session()
+    again = convolution_of(after)
+    cast("Any", resumed).generator = again
+    resume(resumed)
+    second = torch.optim.AdamW(again.parameters(), lr=0.1, fused=True)
+    assert resumed.base.resumed_optimizers is not None
+    second.load_state_dict(resumed.base.resumed_optimizers[0])
+    step(second, again)
+    for one, other in zip(convolution.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_a_moving_average_that_is_new_begins_with_the_weights(disk: Disk) -> None:

@@ -1,4 +1,4 @@
-"""From recordings to batches: one decode, one resample, a PCM16 cache, and an order that can be resumed.
+"""From recordings to batches: what is left out and why, the tokens, the padding. ``sampler`` orders them.
 
 Shapes: B batch, T tokens, F frames, S samples.
 """
@@ -251,13 +251,15 @@ def prepare(
         if fault is not None:
             dropped.append(Dropped(recording.id, *fault, recording.row))
             continue
-        unknown.update(set(tokens.unknown))
+        unknown.update(
+            symbol for symbol in set(tokens.unknown) if unicodedata.category(symbol[0])[0] in "LMN"
+        )
         speaker = speakers.get(recording.speaker or "", 0)
         examples.append(Example(recording.id, text, tokens.ids, speaker, len(examples), start, samples))
     if unknown:
         listed = ", ".join(f"{symbol!r} ({count})" for symbol, count in unknown.most_common(20))
         _log.warning(
-            "the model has no token for these and leaves them unspoken (in so many recordings): %s", listed
+            "the model has no token for these letters and leaves them out (in so many recordings): %s", listed
         )
     return Examples(examples[:limit], pcm, settings), dropped
 
@@ -299,8 +301,8 @@ def _fault_of_length(
         kind = f"fewer frames than a training segment ({segment})"
         return kind, f"{frames} frames are {kind}, which is {SEGMENT_SAMPLES / settings.sampling_rate:.2f} s"
     if tokens > config.max_tokens_length:
-        kind = f"more tokens than max_tokens_length {config.max_tokens_length}"
-        return kind, f"{tokens} tokens are {kind}"
+        limit = f"than max_tokens_length {config.max_tokens_length}"
+        return f"more tokens {limit}", f"{tokens} tokens are more {limit}"
     if tokens > frames:
         return (
             "more tokens than frames",

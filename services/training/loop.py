@@ -43,7 +43,9 @@ def train(config: TrainingConfig) -> Path:
     if config.full_determinism:
         _be_deterministic()
     config.output_dir.mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator(mixed_precision=precision(config), cpu=config.use_cpu)
+    # Without being told, Accelerate starts no process group on machines that have only processors.
+    cpu = config.use_cpu or not torch.accelerator.is_available()
+    accelerator = Accelerator(mixed_precision=precision(config), cpu=cpu)
     if accelerator.is_main_process:
         ckpt.remove_partial(config.output_dir)
     if config.do_train and not config.preprocessing_only and already_finished(config, accelerator):

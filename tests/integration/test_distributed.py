@@ -1,0 +1,175 @@
+"""Training on two processes is training on one with a batch of twice the size."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from torch import Tensor
+
+from services.training.checkpoints import TrainerState
+
+STEPS = 20
+
+#: ``vits train`` with a small discriminator, which keeps the gradients that the first step of each optimiser sees.
+TRAINER = """
+import os, sys
+from safetensors.torch import save_file
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from services import cli
+from services.training import discriminator
+
+discriminator._SCALE_CHANNELS, discriminator._PERIOD_CHANNELS = (1, 4, 16, 64, 256), (1, 2, 4, 8, 16)
+seen = []
+
+def keep(optimizer, _arguments, _options):
+    if optimizer not in seen:
+        seen.append(optimizer)
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        name = f"{len(seen)}-{os.environ.get('RANK', '0')}.safetensors"
+        save_file({str(i): g.contiguous() for i, g in enumerate(gradients)}, os.path.join(sys.argv[1], name))
+
+register_optimizer_step_pre_hook(keep)
+sys.exit(cli.main(["train", *sys.argv[2:]]))
+"""
+
+
+@pytest.fixture(scope="module")
+def still_model(spanish_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small model without dropout."""
+    folder = tmp_path_factory.mktemp("still") / "model"
+    shutil.copytree(spanish_model, folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {key: 0.0 for key in config if "dropout" in key}))
+    return folder
+
+
+def run(folder: Path, processes: int, configuration: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    """Train in ``folder`` on so many processes, over gloo on the loopback device."""
+    folder.mkdir(exist_ok=True)
+    (folder / "trainer.py").write_text(TRAINER, encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(configuration), encoding="utf-8")
+    launcher = [
+        "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--rdzv-backend", "c10d",
+        "--rdzv-endpoint", "127.0.0.1:0",
+    ]  # fmt: skip
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "VITS_CACHE": str(folder.parent / "cache")}
+    return subprocess.run(
+        [sys.executable, *(launcher if processes > 1 else []), "trainer.py", str(folder), "--config", "config.json"],
+        cwd=folder,
+        env=environment | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )  # fmt: skip
+
+
+def configuration(folder: Path, model: Path, dataset: Path, processes: int, **changes: Any) -> dict[str, Any]:
+    return {
+        "project_name": "voz",
+        "model_name_or_path": str(model),
+        "dataset_name": str(dataset),
+        "output_dir": str(folder / "output"),
+        "store": f"file://{folder / 'store'}",
+        "do_eval": True,
+        "eval_steps": 10,
+        "max_train_samples": 4,  # every step sees all of them
+        "per_device_train_batch_size": 4 // processes,
+        "per_device_eval_batch_size": 1,
+        "max_steps": STEPS,
+        "save_steps": 10,
+        "logging_steps": 1,
+        "optim": "sgd",
+        "learning_rate": 1e-2,
+        "weight_decay": 0,
+        "lr_decay": 1.0,
+        **changes,
+    }
+
+
+@pytest.fixture(scope="module")
+def one_and_two(
+    still_model: Path, recordings_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """The folders of the same run on one process and on two."""
+    root = tmp_path_factory.mktemp("distributed")
+    folders = root / "one", root / "two"
+    for processes, folder in enumerate(folders, start=1):
+        done = run(folder, processes, configuration(folder, still_model, recordings_folder, processes))
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert f"{processes} process(es)" in done.stdout
+    return folders
+
+
+def assert_close(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float) -> None:
+    """Relative to each tensor, or to 1e-5 of all: the gradient of the keys' biases in attention is 0 by design."""
+    assert ours.keys() == theirs.keys()
+    floor = 1e-5 * float(sum(float(value.double().square().sum()) for value in theirs.values())) ** 0.5
+    far = {
+        name: float((ours[name] - value).double().norm()) / max(float(value.double().norm()), floor)
+        for name, value in theirs.items()
+    }
+    assert {name: value for name, value in far.items() if value > tolerance} == {}
+
+
+@pytest.mark.parametrize("network", [1, 2], ids=["discriminator", "generator"])
+def test_gradients_are_the_large_batchs(one_and_two: tuple[Path, Path], network: int) -> None:
+    """On both processes the same, and within 1e-4 of those of one process that sees all recordings."""
+    one, two = one_and_two
+    alone = load_file(one / f"{network}-0.safetensors")
+    first, second = (load_file(two / f"{network}-{rank}.safetensors") for rank in (0, 1))
+    assert len(alone) > 20
+    assert all(first[name].equal(second[name]) for name in first)
+    assert_close(first, alone, 1e-4)
+
+
+@pytest.mark.parametrize("step", [10, STEPS])
+def test_checkpoints_are_the_large_batchs(one_and_two: tuple[Path, Path], step: int) -> None:
+    """Weights of both networks, after twenty steps of plain gradient descent at 1e-2."""
+    states = [
+        load_file(folder / "output" / f"checkpoint-{step}" / "training_state.safetensors")
+        for folder in one_and_two
+    ]
+    assert any(name.startswith("discriminator.") for name in states[0])
+    assert_close(states[1], states[0], 1e-4)
+
+
+def test_evaluations_and_losses_are_the_large_batchs(one_and_two: tuple[Path, Path]) -> None:
+    """finetune-hf-vits, defect 23: its evaluation on several processes crashes or never ends."""
+    histories = []
+    for folder in one_and_two:
+        state = TrainerState.read(folder / "output")
+        assert state is not None
+        assert state.global_step == STEPS
+        assert state.epoch == STEPS
+        histories.append(state.log_history)
+    assert [entry["step"] for entry in histories[0] if "eval_mel" in entry] == [0, 10, STEPS]
+    for alone, shared in zip(*histories, strict=True):
+        assert alone.keys() == shared.keys()
+        for name, value in alone.items():
+            expected = value if isinstance(value, str) else pytest.approx(value, rel=1e-3, abs=1e-5)
+            assert shared[name] == expected, (alone["step"], name)
+
+
+def test_two_processes_go_on_where_one_stopped(
+    one_and_two: tuple[Path, Path], still_model: Path, recordings_folder: Path, tmp_path: Path
+) -> None:
+    """A run may change the number of processes; both take the main one's checkpoint."""
+    folder = tmp_path / "more"
+    shutil.copytree(one_and_two[0], folder)
+    settings = configuration(folder, still_model, recordings_folder, 2, max_steps=STEPS + 2)
+    done = run(folder, 2, settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"going on from step {STEPS} of {STEPS + 2}" in done.stdout
+    state = TrainerState.read(folder / "output")
+    assert state is not None
+    assert state.global_step == STEPS + 2

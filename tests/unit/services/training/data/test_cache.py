@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import json
-import multiprocessing
 import os
+import subprocess
+import sys
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -153,28 +154,59 @@ def test_what_a_killed_process_left_is_swept_up(own: list[Recording], tmp_path: 
     assert sorted(file.suffix for file in cache.iterdir()) == [".json", ".pcm16"]
 
 
-def _decode_with_others(folder: Path, cache: Path) -> tuple[int, int, int]:
-    """In a process of its own: how many it decoded, the lengths' sum, a checksum of the samples."""
-    decoded = 0
+_FILL = """
+import sys
+from pathlib import Path
+import numpy as np
+from services.training.data import read_recordings
+from services.training.data.cache import Treatment, decode
 
-    def count(done: int, total: int) -> None:
-        nonlocal decoded
-        decoded += 1
-
-    found = read_recordings(folder, split="train")
-    pcm, lengths = decode(found, PLAIN, cache=cache, workers=1, progress=count)
-    return decoded, sum(lengths), int(np.asarray(pcm, dtype=np.int64).sum())
+decoded = []
+pcm, lengths = decode(
+    read_recordings(sys.argv[1], split="train"), Treatment(16000), cache=Path(sys.argv[2]), workers=1,
+    progress=lambda done, total: decoded.append(done),
+)
+print(len(decoded), sum(lengths), np.asarray(pcm, dtype=np.int64).sum())
+"""
 
 
 def test_of_processes_that_fill_one_cache_at_once_only_one_decodes(
     recordings_folder: Path, recordings: list[Recording], tmp_path: Path
 ) -> None:
-    with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("fork")) as pool:
-        runs = [pool.submit(_decode_with_others, recordings_folder, tmp_path) for _ in range(3)]
-        found = [run.result() for run in runs]
-    assert sorted(decoded for decoded, _, _ in found) == [0, 0, len(recordings)]
+    command = [sys.executable, "-c", _FILL, str(recordings_folder), str(tmp_path)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    found = [process.communicate()[0].split() for process in processes]
+    assert sorted(int(decoded) for decoded, _, _ in found) == [0, 0, len(recordings)]
     assert len({(samples, checksum) for _, samples, checksum in found}) == 1
     assert sorted(file.suffix for file in tmp_path.iterdir()) == [".json", ".pcm16"]
+
+
+def test_who_comes_while_a_cache_is_filled_waits_and_decodes_nothing(
+    recordings: list[Recording], tmp_path: Path
+) -> None:
+    decoded: list[int] = []
+    with ThreadPoolExecutor(1) as pool:
+        second: list[Future[tuple[np.ndarray, list[int]]]] = []
+
+        def come(done: int, total: int) -> None:
+            if done == 2:
+                second.append(
+                    pool.submit(
+                        decode,
+                        recordings,
+                        PLAIN,
+                        cache=tmp_path,
+                        progress=lambda done, _: decoded.append(done),
+                    )
+                )
+                with pytest.raises(TimeoutError):
+                    second[0].result(timeout=0.3)
+
+        pcm, lengths = decode(recordings, PLAIN, cache=tmp_path, progress=come)
+        again, same = second[0].result()
+    assert decoded == []
+    assert same == lengths
+    np.testing.assert_array_equal(pcm, again)
 
 
 def test_without_locks_processes_work_twice_but_not_wrongly(

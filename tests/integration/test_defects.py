@@ -200,3 +200,26 @@ def test_as_many_speakers_as_texts(spanish_model: Path, speakers: int) -> None:
     model.training_forward(**given, speaker_id=torch.tensor([0, 1, 2]))
     with pytest.raises((RuntimeError, ValueError)):
         model.training_forward(**given, speaker_id=torch.zeros(speakers, dtype=torch.long))
+
+
+# --- 24: the rate on several processes -------------------------------------------------------------
+
+
+def test_the_rate_is_the_same_function_of_the_step_on_any_number_of_processes(
+    spanish_model: Path, recordings_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its schedulers take a step for every process: the decay comes to the power of their number."""
+    session = make_session(spanish_model, recordings_folder, tmp_path, monkeypatch, lr_decay=0.5, max_steps=9)
+    steps = build_steps(session, warming=False)
+    session.plan.per_epoch = 3
+    course = []
+    for processes in (1, 4):
+        monkeypatch.setattr(Accelerator, "num_processes", processes)
+        rates = []
+        for step in range(9):
+            session.state.global_step = step
+            set_learning_rates(session, steps, warming=False)
+            rates.append({group["lr"] for optimizer in steps.optimizers for group in optimizer.param_groups})
+        course.append(rates)
+    rate = session.config.learning_rate
+    assert course == [[{rate * 0.5 ** (step // 3)} for step in range(9)]] * 2

@@ -23,12 +23,12 @@ from torch.nn import functional
 
 from services.training import report
 from services.training.config import TrainingConfig
-from services.training.dataset import Batch, normalise_text
+from services.training.dataset import SEGMENT_SAMPLES, Batch, normalise_text
 from services.training.features import MEL_BINS, FeatureSettings, log_mel_of
 from services.training.losses import adversarial_loss, discriminator_loss, feature_loss, kl_loss
 from services.training.plots import plot_alignment, plot_spectrograms
 from services.training.session import Session
-from services.training.steps import SEGMENT_SAMPLES, Seen, align
+from services.training.steps import Seen, align
 from services.training.tracking import Tracker
 from shared.errors import TextError
 from shared.modeling import TrainingOutput, synthesize

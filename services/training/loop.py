@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from services.training import checkpoints as ckpt
-from services.training import evaluation
+from services.training import evaluation, report
 from services.training.config import TrainingConfig
 from services.training.dataset import Batch
 from services.training.publishing import Publisher
@@ -23,7 +23,7 @@ from services.training.resuming import TERMINATED, Stop, already_finished, catch
 from services.training.session import Session, begin, precision
 from services.training.steps import Seen, Steps
 from services.training.tracking import Tracker
-from shared.errors import DataError
+from shared.errors import ConfigError, DataError
 
 #: On several processes, how often they agree whether to stop: it takes a message, for which each waits.
 _AGREE_EVERY = 10
@@ -42,7 +42,10 @@ def train(config: TrainingConfig) -> Path:
     """
     if config.full_determinism:
         _be_deterministic()
-    config.output_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        config.output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"output_dir: {config.output_dir} cannot be created:", [str(error)]) from error
     # Without being told, Accelerate starts no process group on machines that have only processors.
     cpu = config.use_cpu or not torch.accelerator.is_available()
     accelerator = Accelerator(mixed_precision=precision(config), cpu=cpu)
@@ -67,8 +70,16 @@ def train(config: TrainingConfig) -> Path:
         Tracker.of(session) as tracker,
         Publisher(session, tracker) as publisher,
     ):
-        _Course(session, tracker, publisher, stop).run()
+        try:
+            _Course(session, tracker, publisher, stop).run()
+        except KeyboardInterrupt:
+            complete = ckpt.checkpoints(config.output_dir)
+            start = complete[-1].name if complete else "the beginning"
+            tracker.say(f"stopped at step {session.step}; the same command goes on from {start}")
+            raise
         publisher.finish()
+        if accelerator.is_main_process:
+            report.write(session)
     return config.output_dir
 
 
@@ -139,7 +150,10 @@ class _Course:
                 seconds = (time.perf_counter() - begun) / (step - first)
                 tracker.losses(step, values, seconds_per_step=seconds)
                 tracker.scalars(step, rates | {"train/epoch": session.state.epoch})
-                session.state.log_history.append({"step": step, "stage": name} | values)
+                rate = rates["train/learning_rate"]
+                session.state.log_history.append(
+                    {"step": step, "stage": name, "learning_rate": rate} | values
+                )
             if evaluate:
                 self._evaluate()
             if save or stop:

@@ -86,17 +86,21 @@ class Session:
         return self.state.global_step
 
 
+def has_bf16() -> bool:
+    """Whether this processor computes in bfloat16, instead of only storing it."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def precision(config: TrainingConfig) -> str:
-    """The mixed precision to use: float16 needs a GPU, bfloat16 a processor that has it."""
+    """The mixed precision to use: float16 needs a GPU, bfloat16 a processor that has it. What changes is said."""
     wanted = "fp16" if config.fp16 else "bf16" if config.bf16 else "no"
     if wanted == "no" or (torch.cuda.is_available() and not config.use_cpu):
         return wanted
-    has_bf16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     if wanted == "fp16":
-        print(f"fp16 needs a GPU and there is none: using {'bf16' if has_bf16 else 'float32'} instead.")
-    elif not has_bf16:
+        print(f"fp16 needs a GPU and there is none: using {'bf16' if has_bf16() else 'float32'} instead.")
+    elif not has_bf16():
         print("bf16: this processor does not have it, which makes it slow: using float32 instead.")
-    return "bf16" if has_bf16 else "no"
+    return "bf16" if has_bf16() else "no"
 
 
 def begin(config: TrainingConfig, accelerator: Accelerator) -> Session:
@@ -144,7 +148,7 @@ def begin(config: TrainingConfig, accelerator: Accelerator) -> Session:
         evaluation=_evaluation_batches(config, examples.get("evaluation")),
         dropped=dropped,
         plan=_plan(config, sampler.batches_per_epoch, has_new_modules=bool(base.untrained)),
-        provenance=base.provenance.joined(data_provenance(str(config.dataset_name))),
+        provenance=_provenance(config, base),
         store=store,
         ema=None if config.ema_decay is None else Ema(model, config.ema_decay),
     )
@@ -167,6 +171,12 @@ def _prepare_networks(config: TrainingConfig, base: Base, accelerator: Accelerat
             part.compile()
     model.to(accelerator.device)
     return discriminator.to(accelerator.device)
+
+
+def _provenance(config: TrainingConfig, base: Base) -> Provenance:
+    """What the model will be made of; from scratch nothing of the base is in it."""
+    data = data_provenance(str(config.dataset_name))
+    return data if config.train_from_scratch else base.provenance.joined(data)
 
 
 def data_provenance(dataset: str) -> Provenance:

@@ -26,7 +26,7 @@ from torch.nn.utils import parametrize
 
 from monotonic_align import maximum_path
 from services.training.config import TrainingConfig
-from services.training.dataset import Batch
+from services.training.dataset import SEGMENT_SAMPLES, Batch
 from services.training.discriminator import PERIODS, Discriminator
 from services.training.features import (
     FeatureSettings,
@@ -38,9 +38,6 @@ from services.training.features import (
 from services.training.losses import adversarial_loss, discriminator_loss, feature_loss, kl_loss, mel_loss
 from shared.modeling import TrainingOutput, VitsForTraining
 from shared.modeling.model import sequence_mask, slice_frames
-
-#: Samples of the slice that is decoded in training, as in original VITS.
-SEGMENT_SAMPLES = 8192
 
 
 def key_to_seed(*key: int) -> int:

@@ -19,12 +19,11 @@ from transformers.models.vits.modeling_vits import HifiGanResidualBlock, VitsEnc
 from services.training import evaluation
 from services.training.checkpointing import enable_gradient_checkpointing
 from services.training.config import TrainingConfig
-from services.training.dataset import Examples
+from services.training.dataset import SEGMENT_SAMPLES, Examples
 from services.training.features import FeatureSettings, log_mel, silent_spectrogram
 from services.training.loop import build_steps, schedule
 from services.training.session import Session, begin
 from services.training.steps import (
-    SEGMENT_SAMPLES,
     Seen,
     Steps,
     align,

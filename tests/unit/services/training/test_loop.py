@@ -1,0 +1,252 @@
+"""The loop: what ends a run, what learns in a stage, and what the options change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from services.training import checkpoints, loop
+from services.training.config import TrainingConfig
+from services.training.ema import Ema
+from services.training.loop import build_steps, set_learning_rates
+from services.training.session import Session, begin, precision
+from services.training.steps import Seen, Steps, align
+from shared.errors import ConfigError, DataError
+from shared.modeling import load_model
+
+MakeConfig = Callable[..., TrainingConfig]
+
+
+@pytest.fixture(autouse=True)
+def surroundings(small_discriminator: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("VITS_CACHE", str(tmp_path / "cache"))
+
+
+def begun(config: TrainingConfig) -> Session:
+    config.output_dir.mkdir(exist_ok=True)
+    return begin(config, Accelerator(cpu=True))
+
+
+def part(session: Session) -> Seen:
+    return Seen.of(session.train.collate([session.train[0], session.train[1]]), session.settings)
+
+
+def weights(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in network.named_parameters()}
+
+
+# -- What ends a run -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("term", ["mel", "kl", "discriminator"])
+def test_a_loss_that_becomes_nan_stops_the_run_and_says_which(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, term: str
+) -> None:
+    """The last good state stays, and nothing that came after it is saved."""
+    config = make_config(max_steps=6, save_steps=2, logging_steps=1)
+    joint = Steps.joint
+
+    def diverge(steps: Steps, seen: Any, step: int) -> dict[str, Tensor]:
+        losses = joint(steps, seen, step)
+        return losses | ({term: torch.tensor(float("nan"))} if step == 3 else {})
+
+    monkeypatch.setattr(Steps, "joint", diverge)
+    with pytest.raises(DataError) as raised:
+        loop.train(config)
+    assert raised.value.problems == (f"{term} is nan",)
+    assert "step 4" in str(raised.value)
+    assert [folder.name for folder in checkpoints.checkpoints(config.output_dir)] == ["checkpoint-2"]
+    assert not (config.output_dir / "model.safetensors").exists()
+
+
+def test_a_loss_that_is_not_logged_is_looked_at_before_it_is_saved(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(max_steps=4, save_steps=2, logging_strategy="no")
+    nothing = {"mel": torch.tensor(float("inf")), "gradient_norm_generator": torch.tensor(1.0)}
+    monkeypatch.setattr(Steps, "joint", lambda *_: nothing)
+    with pytest.raises(DataError, match="mel is inf"):
+        loop.train(config)
+    assert checkpoints.checkpoints(config.output_dir) == []
+
+
+def test_ctrl_c_says_where_the_run_will_go_on(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(max_steps=6, save_steps=2)
+    joint = Steps.joint
+
+    def interrupt(steps: Steps, seen: Any, step: int) -> dict[str, Tensor]:
+        if step == 3:
+            raise KeyboardInterrupt
+        return joint(steps, seen, step)
+
+    monkeypatch.setattr(Steps, "joint", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(config)
+    assert "stopped at step 3; the same command goes on from checkpoint-2" in capsys.readouterr().out
+
+
+def test_an_output_folder_that_cannot_be_is_a_clear_error(make_config: MakeConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"output_dir: .* cannot be created"):
+        loop.train(make_config(output_dir=str(tmp_path / "file" / "output")))
+
+
+# -- What learns -----------------------------------------------------------------------------------
+
+
+def test_frozen_modules_stand_still_and_the_others_do_not(make_config: MakeConfig) -> None:
+    frozen = ["decoder", "text_encoder"]
+    session = begun(make_config(freeze=frozen, learning_rate=1e-3))
+    steps = build_steps(session, warming=False)
+    assert not session.generator.decoder.training
+    before = weights(session.generator)
+    steps.joint([part(session)], 0)
+    moved = {
+        name.partition(".")[0]
+        for name, value in weights(session.generator).items()
+        if not torch.equal(before[name], value)
+    }
+    assert moved == {"flow", "posterior_encoder", "duration_predictor"}
+
+
+def test_each_network_has_its_own_rate_and_its_own_clipping(make_config: MakeConfig) -> None:
+    config = make_config(
+        optim="sgd",
+        learning_rate=1e-3,
+        discriminator_learning_rate=0.5,
+        max_grad_norm=0.1,
+        discriminator_max_grad_norm=0.02,
+        weight_decay=0,
+        lr_decay=1.0,
+    )
+    session = begun(config)
+    steps = build_steps(session, warming=False)
+    assert set_learning_rates(session, steps, warming=False) == {
+        "train/learning_rate": 1e-3,
+        "train/discriminator_learning_rate": 0.5,
+    }
+    before = weights(session.generator), weights(session.discriminator)
+    losses = steps.joint([part(session)], 0)
+    for network, old, name, length in (
+        (session.generator, before[0], "generator", 1e-3 * 0.1),
+        (session.discriminator, before[1], "discriminator", 0.5 * 0.02),
+    ):
+        assert float(losses[f"gradient_norm_{name}"]) > 0.1  # so both are clipped
+        squares = [(value - old[key]).square().sum() for key, value in weights(network).items()]
+        assert float(torch.stack(squares).sum().sqrt()) == pytest.approx(length, rel=1e-2)
+
+
+def test_the_weight_of_the_discriminators_loss_weighs_where_nothing_undoes_it(
+    make_config: MakeConfig,
+) -> None:
+    """finetune-hf-vits, defect 3: clipping and Adam undo it there; its learning rate is what counts under Adam."""
+
+    def moved(**changes: Any) -> Tensor:
+        settings = {"weight_decay": 0, "learning_rate": 1e-4, **changes}
+        session = begun(make_config(**settings))
+        steps = build_steps(session, warming=False)
+        set_learning_rates(session, steps, warming=False)
+        before = weights(session.discriminator)
+        steps.joint([part(session)], 0)
+        after = weights(session.discriminator)
+        return torch.cat([(after[name] - before[name]).flatten() for name in before])
+
+    plain = {"optim": "sgd", "max_grad_norm": 0, "learning_rate": 0.1}
+    torch.testing.assert_close(
+        moved(**plain, weight_disc=6), 2 * moved(**plain, weight_disc=3), rtol=1e-3, atol=2e-7
+    )
+    same = moved(weight_disc=3)
+    faster = moved(weight_disc=3, discriminator_learning_rate=2e-4)
+    torch.testing.assert_close(faster, 2 * same, rtol=1e-3, atol=1e-7)
+
+
+# -- Averaged weights ------------------------------------------------------------------------------
+
+
+def test_averaged_weights_follow_their_formula(spanish_model: Path) -> None:
+    network = load_model(spanish_model)
+    ema = Ema(network, 0.9)
+    name = "decoder.conv_pre.weight"
+    expected = network.state_dict()[name].clone()
+    for step in range(200):
+        with torch.no_grad():
+            network.decoder.conv_pre.weight.add_(1.0)
+        ema.update(network, step)
+        keep = min(0.9, (1 + step) / (10 + step))
+        expected = keep * expected + (1 - keep) * network.state_dict()[name]
+    torch.testing.assert_close(ema.shadow[name], expected)
+    last = network.state_dict()[name].clone()
+    with ema.applied(network):
+        assert torch.equal(network.state_dict()[name], ema.shadow[name])
+    assert torch.equal(network.state_dict()[name], last)
+
+
+def test_the_averaged_weights_are_published_and_the_last_ones_kept_to_go_on(make_config: MakeConfig) -> None:
+    config = make_config(max_steps=3, ema_decay=0.99, learning_rate=1e-2)
+    published = load_model(loop.train(config))
+    state = checkpoints.read_state(config.output_dir / "checkpoint-3")
+    name = "text_encoder.embed_tokens.weight"
+    assert torch.equal(published.state_dict()[name], state["ema"][name])
+    assert not torch.equal(published.state_dict()[name], state["generator"][name])
+
+
+# -- Precision -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wanted", "has_bf16", "gets"),
+    [
+        ("fp16", True, "bf16"),
+        ("fp16", False, "no"),
+        ("bf16", True, "bf16"),
+        ("bf16", False, "no"),
+        (None, True, "no"),
+    ],
+)
+def test_half_precision_is_what_the_processor_has(
+    make_config: MakeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    wanted: str | None,
+    has_bf16: bool,
+    gets: str,
+) -> None:
+    """Without a GPU; and whatever is used instead is said."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("services.training.session.has_bf16", lambda: has_bf16)
+    assert precision(make_config(**({wanted: True} if wanted else {}))) == gets
+    assert bool(capsys.readouterr().out) == (gets != (wanted or "no"))
+
+
+@pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
+def test_losses_are_in_float32_under_any_precision(
+    make_config: MakeConfig, mixed_precision: str, request: pytest.FixtureRequest
+) -> None:
+    """finetune-hf-vits, defect 4: it computes the alignment's likelihood inside autocast."""
+    config = make_config()
+    config.output_dir.mkdir()
+    AcceleratorState._reset_state(reset_partial_state=True)  # there is one precision for a process
+    request.addfinalizer(lambda: AcceleratorState._reset_state(reset_partial_state=True))
+    session = begin(config, Accelerator(cpu=True, mixed_precision=mixed_precision))
+    steps = build_steps(session, warming=False)
+    kinds: set[torch.dtype] = set()
+
+    def keep(scores: Tensor, tokens: Tensor, frames: Tensor) -> Tensor:
+        kinds.add(scores.dtype)
+        return align(scores, tokens, frames)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("services.training.steps.align", keep)
+        losses = steps.joint([part(session)], 0)
+    assert kinds == {torch.float32}
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+    assert all(bool(torch.isfinite(loss)) for loss in losses.values())

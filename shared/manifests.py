@@ -205,6 +205,11 @@ class Checkpoint(Record):
     created: AwareDatetime
     files: Files
 
+    @property
+    def total_bytes(self) -> int:
+        """The size of all files together."""
+        return sum(entry.bytes for entry in self.files)
+
     @model_validator(mode="after")
     def _has_files(self) -> Checkpoint:
         if not self.files:

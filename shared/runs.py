@@ -106,7 +106,7 @@ class Run:
         """
         self.check()
         if self.store.exists(self._manifest_path(step)):
-            return self._checkpoint(step)
+            return self.checkpoint(step)
         entries = upload_files(self.store, self._files_prefix(step, self.sequence), files_to_publish(folder))
         self.check()
         checkpoint = Checkpoint(
@@ -116,7 +116,7 @@ class Run:
             self.store.create(self._manifest_path(step), checkpoint.to_bytes(), nonce=checkpoint.nonce)
         except AlreadyExistsError:
             self.check()
-            return self._checkpoint(step)
+            return self.checkpoint(step)
         return checkpoint
 
     def checkpoints(self) -> list[int]:
@@ -126,6 +126,24 @@ class Run:
             StoreError: The store failed.
         """
         return sorted(step for step, paths in self._steps().items() if self._manifest_path(step) in paths)
+
+    def checkpoint(self, step: int) -> Checkpoint:
+        """What a complete checkpoint consists of.
+
+        Raises:
+            NotFoundError: There is no complete checkpoint of the step; the message lists those there are.
+            CorruptObjectError: Its manifest is damaged.
+            StoreError: The store failed.
+        """
+        path = self._manifest_path(step)
+        try:
+            return parse(Checkpoint, self.store.read(path), self.store.address(path))
+        except NotFoundError as error:
+            known = ", ".join(map(str, self.checkpoints())) or "none"
+            raise NotFoundError(
+                f"{self.store.url} has no complete checkpoint of step {step} of the run {self.id!r}. "
+                f"Complete: {known}"
+            ) from error
 
     def fetch_checkpoint(self, step: int, into: Path) -> None:
         """Copy a checkpoint into a local folder, which appears whole and verified or not at all.
@@ -141,7 +159,7 @@ class Run:
             StoreError: The store failed.
             OSError: The folder cannot be written.
         """
-        checkpoint = self._checkpoint(step)
+        checkpoint = self.checkpoint(step)
         if into.exists() and (not into.is_dir() or any(into.iterdir())):
             raise UserError(f"{into} is in the way of checkpoint {step}: name a folder that is new or empty")
         into.parent.mkdir(parents=True, exist_ok=True)
@@ -210,17 +228,6 @@ class Run:
             if re.fullmatch(r"[0-9]{10}", folder):
                 steps.setdefault(int(folder), []).append(item.path)
         return steps
-
-    def _checkpoint(self, step: int) -> Checkpoint:
-        path = self._manifest_path(step)
-        try:
-            return parse(Checkpoint, self.store.read(path), self.store.address(path))
-        except NotFoundError as error:
-            known = ", ".join(map(str, self.checkpoints())) or "none"
-            raise NotFoundError(
-                f"{self.store.url} has no complete checkpoint of step {step} of the run {self.id!r}. "
-                f"Complete: {known}"
-            ) from error
 
     def _manifest_path(self, step: int) -> str:
         return f"{self.prefix}/checkpoints/{step:010d}/manifest.json"

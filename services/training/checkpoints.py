@@ -20,7 +20,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, TypeVar
@@ -357,23 +358,37 @@ def write_checkpoint(output_dir: Path, step: int, write: Callable[[Path], None],
     final = output_dir / f"checkpoint-{step}"
     partial = final.with_name(final.name + _PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
+    with room_for(final.name, output_dir, needed):
+        try:
+            partial.mkdir(parents=True)
+            write(partial)
+            _sync(partial)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    return final
+
+
+@contextmanager
+def room_for(what: str, output_dir: Path, needed: int) -> Iterator[None]:
+    """Say of a full disk where it is, and how many bytes are needed.
+
+    Raises:
+        UserError: The disk is full.
+    """
     try:
-        partial.mkdir(parents=True)
-        write(partial)
-        _sync(partial)
+        yield
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
         if not _says_full(error):
             raise
         left = ", ".join(folder.name for folder in checkpoints(output_dir)) or "none"
         raise UserError(
-            f"The disk of {output_dir} is full: {final.name} needs {needed} bytes ({needed / 1e9:.2f} GB) and "
+            f"The disk of {output_dir} is full: {what} needs {needed} bytes ({needed / 1e9:.2f} GB) and "
             f"{shutil.disk_usage(output_dir).free} are free. Make room there, or set save_total_limit, and start "
             f"the run again. Complete checkpoints: {left}"
         ) from error
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
-    return final
 
 
 def _sync(folder: Path) -> None:

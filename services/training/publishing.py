@@ -32,6 +32,7 @@ from services.training.session import Session
 from services.training.steps import Steps
 from services.training.tracking import Tracker
 from shared.errors import HubUnreachableError, LeaseLostError, ModelError, NotFoundError, StoreError
+from shared.manifests import RESERVED
 from shared.modeling import save_model
 from shared.modeling.loading import DISCRIMINATOR_FILE
 from shared.provenance import Provenance
@@ -313,12 +314,16 @@ def _write_final(session: Session, source: Path) -> None:
     output_dir, state = session.config.output_dir, session.state
     final = output_dir / "final.partial"
     shutil.rmtree(final, ignore_errors=True)
-    final.mkdir()
-    for name in ckpt.public_files(source):
-        if name not in {"manifest.json", "claim.json"}:  # of a version in a local store
+    names = [
+        name for name in ckpt.public_files(source) if name not in RESERVED
+    ]  # of a version in a local store
+    needed = sum((source / name).stat().st_size for name in names)
+    with ckpt.room_for("the final model", output_dir, needed):
+        final.mkdir()
+        for name in names:
             shutil.copyfile(source / name, final / name)
-    _write_config(session.config, final)
-    write_model_card(session, final)
+        _write_config(session.config, final)
+        write_model_card(session, final)
     files = sorted(final.iterdir())
     state.final_files = {file.name: digest_file(file).sha256 for file in files}
     state.final_version = state.pushed_to = None

@@ -266,7 +266,8 @@ def _fetch(config: TrainingConfig, run: Run, step: int) -> Path:
     target = config.output_dir / f"checkpoint-{step}"
     shutil.rmtree(target, ignore_errors=True)
     print(f"fetching the state of step {step} from {run.store.url}")
-    run.fetch_checkpoint(step, target)
+    with ckpt.room_for(target.name, config.output_dir, run.checkpoint(step).total_bytes):
+        run.fetch_checkpoint(step, target)
     return target
 
 

@@ -222,6 +222,36 @@ def test_prune_keeps_the_newest_and_removes_what_is_older(store: Store, tmp_path
         run.prune(keep=0)
 
 
+@pytest.mark.parametrize(
+    ("after", "deleted", "left"), [(-1, [1, 3, 4], []), (1, [3, 4], [1]), (4, [], [1, 3, 4])]
+)
+def test_clear_deletes_what_comes_after(
+    store: Store, tmp_path: Path, after: int, deleted: list[int], left: list[int]
+) -> None:
+    run = Run.acquire(store, "joe")
+    store.write("runs/joe/config.json", b"{}")
+    store.write("runs/joe/checkpoints/0000000005/0000000001/half.bin", b"half-written")
+    for step in [1, 3, 4]:
+        run.save_checkpoint(step, state(tmp_path, str(step)))
+    assert run.clear(after=after) == deleted
+    assert run.checkpoints() == left
+    assert {int(item.path.split("/")[3]) for item in store.list("runs/joe/checkpoints")} == set(left)
+    assert store.exists("runs/joe/config.json")
+    Run.acquire(store, "joe")
+    with pytest.raises(LeaseLostError):
+        run.clear()
+
+
+def test_a_checkpoint_says_what_it_consists_of(store: Store, tmp_path: Path) -> None:
+    run = Run.acquire(store, "joe")
+    run.save_checkpoint(1, state(tmp_path, "1"))
+    checkpoint = run.checkpoint(1)
+    assert {entry.path for entry in checkpoint.files} == {"optimiser.bin", "model/config.json"}
+    assert checkpoint.total_bytes == len("optimiser 1") + len("model 1")
+    with pytest.raises(NotFoundError, match="Complete: 1"):
+        run.checkpoint(2)
+
+
 def test_prune_deletes_the_manifest_first(tmp_path: Path) -> None:
     class Dying(Store):
         def delete(self, path: str) -> None:

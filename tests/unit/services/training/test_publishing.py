@@ -386,6 +386,22 @@ def test_full_disk_stops_the_run_with_its_last_good_state(
         publisher.save(trial.steps)
 
 
+def test_full_disk_at_the_very_end_keeps_the_last_checkpoint(
+    make_trial: MakeTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = make_trial(total=1)
+
+    def full(*_: object, **__: object) -> None:
+        Path("/dev/full").write_bytes(b"x")
+
+    monkeypatch.setattr(publishing, "write_model_card", full)
+    with pytest.raises(UserError, match=r"is full: the final model needs \d+ bytes"):
+        run_once(trial)
+    assert trial.saved() == [1]
+    assert not (trial.output / "model.safetensors").exists()
+    assert checkpoints.TrainerState.read(trial.output) is None
+
+
 def test_an_error_of_the_loop_is_not_hidden_by_one_of_the_store(make_trial: MakeTrial) -> None:
     store = Broken.open("memory://")
     trial = make_trial(store)

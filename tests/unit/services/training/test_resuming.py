@@ -220,6 +220,21 @@ def test_a_moving_average_that_is_new_begins_with_the_weights(disk: Disk) -> Non
     assert cast("Any", session).ema.shadow["weight"].item() == 7.0
 
 
+def test_full_disk_while_a_checkpoint_is_fetched_is_named(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk.checkpoint(7, on_disk=False)
+
+    def full(*_: object, **__: object) -> None:
+        Path("/dev/full").write_bytes(b"x")
+
+    monkeypatch.setattr(Store, "download", full)
+    with pytest.raises(UserError, match=r"is full: checkpoint-7 needs \d{3,} bytes"):
+        resume(disk.session())
+    assert list(disk.output.iterdir()) == []
+    assert disk.stored() == [7]
+
+
 @pytest.mark.parametrize("change", [{"seed": 1}, {"dataset_name": "other"}, {"filter_on_speaker_id": "ana"}])
 def test_another_runs_checkpoint_is_refused(disk: Disk, change: dict[str, Any]) -> None:
     disk.checkpoint(7)

@@ -147,7 +147,7 @@ def _list(registry: Registry, kind: Kind, as_json: bool) -> None:
             ]
         )
     elif not newest:
-        print(f"{registry.store.url} holds no {kind} yet")
+        print(registry.store.lack(kind))
     else:
         _print_table(
             ["name", "newest version", "aliases", "size", "created"],

@@ -162,18 +162,18 @@ class Registry:
             sources: The recordings and models that went in.
             consent: What the speaker agreed to, and where that is recorded.
             lineage: JSON; what made it.
-            only: Paths within the folder to publish; by default everything.
+            only: Paths within the folder to publish, which must be there; by default everything.
 
         Raises:
             UserError: The name, the folder or the description cannot be published.
             StoreError: The store failed. What was uploaded is removed, as far as that works.
         """
         check_name(name)
-        files = [
-            (path, file)
-            for path, file in files_to_publish(folder)
-            if path not in RESERVED and (only is None or path in only)
-        ]
+        found = [(path, file) for path, file in files_to_publish(folder) if path not in RESERVED]
+        files = [(path, file) for path, file in found if only is None or path in only]
+        missing = sorted({*(only or ())} - {path for path, _ in files})
+        if missing:
+            raise UserError(f"{folder} does not hold {', '.join(missing)}, so it is not published")
         if not files:
             raise UserError(
                 f"{folder} holds nothing but the registry's own records, so there is nothing to publish"
@@ -298,7 +298,7 @@ class Registry:
         versions = self.versions(kind, name)
         if not versions:
             names = self.names(kind)
-            there_are = f"Its {kind}: {', '.join(names)}" if names else f"It holds no {kind} yet"
+            there_are = f"Its {kind}: {', '.join(names)}" if names else self.store.lack(kind)
             raise NotFoundError(
                 f"{self.store.url} has no {name!r} in its {kind}{_end(name, names)} {there_are}"
             )

@@ -86,14 +86,14 @@ class Store:
         root: Its folder when it is a local one, else None.
     """
 
-    def __init__(self, client: ObjectStore, url: str, root: Path | None = None) -> None:
-        self._client = client
+    def __init__(self, client: ObjectStore | None, url: str, root: Path | None = None) -> None:
+        self._opened = client
         self.url = url
         self.root = root
 
     @classmethod
     def open(cls, url: str) -> Self:
-        """Open the store at a URL. Nothing is sent yet, but a local folder is created.
+        """Open the store at a URL. Nothing is sent yet; a local folder is made by the first write.
 
         Args:
             url: ``file:///absolute``, ``file://./relative`` to the working directory or a plain path;
@@ -102,12 +102,12 @@ class Store:
 
         Raises:
             UserError: The URL is not of one of these forms.
-            StoreError: The folder cannot be made, or the provider's settings are incomplete.
+            StoreError: A file is where the folder should be, or the provider's settings are incomplete.
         """
         scheme, separator, rest = url.partition("://")
         if not separator or scheme == "file":
             root = _local_root(url, unquote(rest) if separator else url)
-            return cls(_open_folder(root), root.as_uri(), root)
+            return cls(_open_folder(root) if root.exists() else None, root.as_uri(), root)
         if scheme == "memory":
             return cls(_open_memory(rest), url)
         if scheme in CREDENTIALS and rest:
@@ -119,6 +119,29 @@ class Store:
 
     def __repr__(self) -> str:
         return f"Store({self.url!r})"
+
+    @property
+    def _client(self) -> ObjectStore:
+        """What reads. A folder that nobody has made yet holds nothing, and reading does not make it."""
+        if self._opened is None and self.root and self.root.exists():
+            self._opened = _open_folder(self.root)
+        return self._opened or MemoryStore()
+
+    def _writer(self) -> ObjectStore:
+        """What writes.
+
+        Raises:
+            StoreError: The folder cannot be made.
+        """
+        if self._opened is None and self.root:
+            self._opened = _open_folder(self.root)
+        return self._client
+
+    def lack(self, what: str) -> str:
+        """Why nothing of a kind was found, as a sentence without its full stop."""
+        if self.root and not self.root.exists():
+            return f"{self.url} holds no {what}: there is no folder {self.root} yet"
+        return f"{self.url} holds no {what} yet"
 
     def address(self, path: str) -> str:
         """An object's full address, for messages."""
@@ -163,7 +186,7 @@ class Store:
             StoreError: The store failed.
         """
         with self._translated("write", path):
-            obstore.put(self._client, path, data, use_multipart=False)
+            obstore.put(self._writer(), path, data, use_multipart=False)
 
     def create(self, path: str, data: bytes, *, nonce: str | None = None) -> None:
         """Create a small object in one request unless it exists. Of many writers, exactly one succeeds.
@@ -188,7 +211,7 @@ class Store:
 
     def _create_once(self, path: str, data: bytes) -> None:
         with self._translated("create", path):
-            obstore.put(self._client, path, data, mode="create", use_multipart=False)
+            obstore.put(self._writer(), path, data, mode="create", use_multipart=False)
 
     def _holds(self, path: str, data: bytes) -> bool:
         try:
@@ -265,7 +288,7 @@ class Store:
 
         with self._translated("write", path):
             obstore.put(
-                self._client, path, chunks(), chunk_size=CHUNK_BYTES, max_concurrency=CONCURRENT_CHUNKS
+                self._writer(), path, chunks(), chunk_size=CHUNK_BYTES, max_concurrency=CONCURRENT_CHUNKS
             )
         return Digest(sent, sha256.hexdigest())
 

@@ -89,7 +89,7 @@ def default_voice(registry: Registry) -> str:
     names = registry.names("voices")
     if not names:
         raise NotFoundError(
-            f"{registry.store.url} holds no voice yet. 'make demo' trains and exports one; "
+            f"{registry.store.lack('voice')}. 'make demo' trains and exports one; "
             "'vits export' makes one from a model. Another store is given with --store."
         )
     return max(names, key=lambda name: registry.resolve("voices", name).manifest.created)

@@ -136,5 +136,6 @@ def test_arguments_that_cannot_be(
 
 
 def test_an_empty_store_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="holds no voice yet"):
+    with pytest.raises(NotFoundError, match=r"holds no voice: there is no folder .*store yet\..*vits export"):
         say.main(["Hola", "-o", str(tmp_path / "a.wav"), "--store", str(tmp_path / "store")])
+    assert not (tmp_path / "store").exists()

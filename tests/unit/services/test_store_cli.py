@@ -82,6 +82,11 @@ def test_json_output_is_complete(versions: list[Version], capsys: pytest.Capture
 
 def test_an_empty_store_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "list", "--store", str(tmp_path / "other")]) == 0
+    there_is_none = f"holds no models: there is no folder {tmp_path}/other yet"
+    assert capsys.readouterr().out == f"file://{tmp_path}/other {there_is_none}\n"
+    assert not (tmp_path / "other").exists()  # a mistyped address leaves nothing behind
+    (tmp_path / "other").mkdir()
+    assert main(["models", "list", "--store", str(tmp_path / "other")]) == 0
     assert capsys.readouterr().out == f"file://{tmp_path}/other holds no models yet\n"
     assert main(["models", "list", "--json", "--store", str(tmp_path / "other")]) == 0
     assert capsys.readouterr().out == "[]\n"

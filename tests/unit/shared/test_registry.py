@@ -47,6 +47,19 @@ def publish(registry: Registry, folder: Path, name: str = "joe") -> Version:
     )
 
 
+def test_only_what_is_named_is_published(registry: Registry, folder: Path) -> None:
+    def publish_only(*paths: str) -> Version:
+        return registry.publish(
+            "models", "joe", folder, licence="MIT", sources=[], consent=None, lineage={}, only=paths
+        )
+
+    version = publish_only("config.json", "fp32/decoder.onnx")
+    assert [entry.path for entry in version.manifest.files] == ["config.json", "fp32/decoder.onnx"]
+    with pytest.raises(UserError, match=r"does not hold nothing\.json"):
+        publish_only("config.json", "nothing.json")
+    assert registry.versions("models", "joe") == [version.id]
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {
         file.relative_to(folder).as_posix(): file.read_bytes()
@@ -139,7 +152,7 @@ def test_models_and_voices_do_not_mix(registry: Registry, folder: Path) -> None:
     assert registry.names("voices") == []
     assert registry.versions("models", "joe") == [version.id]
     assert registry.versions("voices", "joe") == []
-    with pytest.raises(NotFoundError, match="It holds no voices yet"):
+    with pytest.raises(NotFoundError, match="holds no voices yet"):
         registry.resolve("voices", "joe")
 
 

@@ -35,7 +35,6 @@ def test_relative_and_plain_addresses_are_below_the_working_directory(
         store = Store.open(url)
         assert store.root == tmp_path / "a b"
         assert store.url == f"file://{tmp_path}/a%20b"
-        assert (tmp_path / "a b").is_dir()
     Store.open("a b").write("x/y", b"1")
     assert (tmp_path / "a b" / "x" / "y").read_bytes() == b"1"
 
@@ -57,6 +56,26 @@ def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("not a folder")
     with pytest.raises(StoreError, match=f"{tmp_path}/store cannot hold a store"):
         Store.open(str(tmp_path / "store"))
+
+
+def test_only_a_write_makes_the_folder(tmp_path: Path) -> None:
+    store, other = Store.open(str(tmp_path / "a" / "store")), Store.open(str(tmp_path / "a" / "store"))
+    assert store.list("") == []
+    assert not store.exists("x")
+    store.delete("x")
+    with pytest.raises(NotFoundError, match="store/x does not exist"):
+        store.read("x")
+    assert store.lack("models") == f"{store.url} holds no models: there is no folder {tmp_path}/a/store yet"
+    assert list(tmp_path.iterdir()) == []
+    store.create("x", b"1")
+    assert other.read("x") == store.read("x") == b"1"
+    assert store.lack("models") == f"{store.url} holds no models yet"
+
+
+def test_a_folder_that_cannot_be_made_is_named_by_the_first_write(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(StoreError, match=f"{tmp_path}/file/store cannot hold a store"):
+        Store.open(str(tmp_path / "file" / "store")).write("x", b"1")
 
 
 def test_named_memory_is_shared_and_unnamed_is_private() -> None:

@@ -49,7 +49,7 @@ def signals(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("signals")
 def test_an_empty_store_is_said_before_anything_slow(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="holds no voice yet"):
+    with pytest.raises(NotFoundError, match="holds no voice"):
         cli.main(["--store", str(tmp_path / "store")])
 
 

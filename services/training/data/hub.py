@@ -15,12 +15,22 @@ from typing import Any
 
 import numpy as np
 
-from services.training.data.recordings import Columns, Recording, Row, canonical_split, pick_column
+from services.training.data.recordings import (
+    Columns,
+    Recording,
+    Row,
+    canonical_split,
+    missing_column,
+    pick_column,
+)
 from shared.audio import Audio
 from shared.errors import DataError, HubUnreachableError, MissingExtraError, UserError, nearest
 
 #: How long to wait for the hub's first answer.
 HUB_TIMEOUT_SECONDS = 10.0
+
+#: Files that ``load_dataset`` finds rows in. A folder without any of them it need not be asked about.
+_ROW_FILES = (".parquet", ".arrow", ".jsonl", ".json", ".csv", ".tsv", ".zip", ".tar", ".gz", ".zst")
 
 
 def looks_like_id(source: str) -> bool:
@@ -35,6 +45,15 @@ def read_folder(folder: Path, split: str, columns: Columns) -> list[Row]:
         DataError: The folder is no dataset, or has no such split or column.
         MissingExtraError: The ``datasets`` library is not installed.
     """
+    if folder.is_dir() and not any(file.suffix in _ROW_FILES for file in folder.rglob("*")):
+        raise DataError(
+            f"{folder} is not a dataset that can be read",
+            [
+                "it has no table, neither metadata.csv, metadata.tsv or metadata.txt nor one for each split (train.csv)",
+                "nor has it the parquet, arrow or JSON files of a Hugging Face dataset",
+                "write a metadata.csv with the columns file_name and text",
+            ],
+        )
     datasets = _datasets()
     try:
         if folder.is_dir() and any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
@@ -48,7 +67,7 @@ def read_folder(folder: Path, split: str, columns: Columns) -> list[Row]:
             f"{folder} is not a dataset that can be read",
             [
                 "it has no metadata.csv or train.csv: write one with the columns file_name and text",
-                f"nor is it a Hugging Face dataset folder: {error}",
+                f"nor is it a Hugging Face dataset folder: {error.__cause__ or error}",
             ],
         ) from error
     splits = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
@@ -242,9 +261,7 @@ def _columns(source: str, dataset: Any, columns: Columns) -> tuple[str, str, str
     }
     listed = ", ".join(present)
     problems = [
-        f"no column {name!r} for the {role}{nearest(str(name), present)}; the columns are {listed}"
-        for role, (name, found) in wanted.items()
-        if not found
+        missing_column(role, str(name), present) for role, (name, found) in wanted.items() if not found
     ]
     if audio is None or text is None or problems:
         raise DataError(f"{source} lacks columns", problems)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shared.audio import Audio, read_audio
-from shared.errors import UserError
+from shared.errors import UserError, nearest
 
 #: The part of a dataset without splits that is held out, once for validation and once more for test.
 HOLD_OUT_FRACTION = 0.05
@@ -132,6 +132,27 @@ def pick_column(wanted: str, usual: Sequence[str], present: Sequence[str]) -> st
     if wanted != usual[0]:
         return None
     return next((name for name in usual if name in present), None)
+
+
+#: What names a column on the command line: of ``vits data inspect``, and of ``vits train``.
+_COLUMN_OPTIONS = {
+    "audio": ("--audio-column", "--audio_column_name"),
+    "text": ("--text-column", "--text_column_name"),
+    "speaker": ("--speaker-column", "--speaker_id_column_name"),
+}
+
+
+def missing_column(role: str, name: str, present: Sequence[str]) -> str:
+    """What to tell of a column that is not there: which there are, and how to name the right one."""
+    # A table's own default name is what the manual teaches.
+    shown = "'file_name' (or 'audio')" if role == name == "audio" else repr(name)
+    problem = (
+        f"no column {shown} for the {role}{nearest(name, present)}; the columns are {', '.join(present)}"
+    )
+    if role not in _COLUMN_OPTIONS:
+        return problem
+    inspect, train = _COLUMN_OPTIONS[role]
+    return f"{problem}: say which it is with {inspect} (vits data inspect) or {train} (vits train)"
 
 
 def hold_out(ids_and_speakers: Sequence[tuple[str, str | None]]) -> list[str]:

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from services.training.data.recordings import Columns, Recording, Row, pick_column
-from shared.errors import DataError, nearest
+from services.training.data.recordings import Columns, Recording, Row, missing_column, pick_column
+from shared.errors import DataError
 
 _log = logging.getLogger(__name__)
 
@@ -141,10 +141,7 @@ def _layout(table: Path, first: Sequence[str], columns: Columns) -> _Layout:
         column = None if name is None else pick_column(name, usual, first)
         found[role] = None if column is None else first.index(column)
         if name is not None and column is None:
-            problems.append(
-                f"no column {name!r} for the {role}{nearest(name, first)}; "
-                f"the columns are {', '.join(first)}: name one of them as the {role} column"
-            )
+            problems.append(missing_column(role, name, first))
     if problems:
         raise DataError(f"{table} lacks columns", problems)
     split = first.index(columns.split) if columns.split in first else None
@@ -203,7 +200,10 @@ def _row(table: Path, number: int, cells: Sequence[str], layout: _Layout, split:
     if not named:
         problem = "it names no audio file: name one, or remove the row"
     elif path is None:
-        problem = f"its audio file {named!r} is not in {table.parent} or its folder wavs: check the name"
+        folders = f"{', '.join(AUDIO_FOLDERS[1:-1])} or {AUDIO_FOLDERS[-1]}"
+        problem = (
+            f"its audio file {named!r} is not in {table.parent} or its folders {folders}: check the name"
+        )
     speaker = None if layout.speaker is None else cells[layout.speaker]
     if speaker == "":
         problem = problem or "its speaker is empty: name one, or do not ask for a speaker column"

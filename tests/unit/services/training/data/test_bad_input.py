@@ -213,7 +213,10 @@ def test_empty_text_is_left_out_and_listed(prepared: Prepare, root: Path, text: 
     ("changes", "words"),
     [
         ({"text_column_name": "txet"}, r"no column 'txet' for the text, did you mean 'text'\?"),
-        ({"audio_column_name": "sound"}, "no column 'sound' for the audio.*the columns are file_name, text"),
+        (
+            {"audio_column_name": "sound"},
+            "no column 'sound' for the audio.*the columns are file_name, text.*--audio-column.*--audio_column_name",
+        ),
     ],
 )
 def test_a_missing_column_is_named_with_those_that_are_there(
@@ -223,9 +226,33 @@ def test_a_missing_column_is_named_with_those_that_are_there(
         prepared(**changes)
 
 
+def test_a_missing_audio_column_is_called_what_the_manual_calls_it(prepared: Prepare) -> None:
+    with pytest.raises(DataError, match=r"no column 'file_name' \(or 'audio'\) for the audio.*fichero, text"):
+        prepared(header="fichero,text")
+
+
+def test_a_folder_without_a_table_is_told_what_was_looked_for(root: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"metadata\.csv, metadata\.tsv or metadata\.txt.*train\.csv"
+    ) as caught:
+        read_recordings(root, split="all")
+    assert "error occurred" not in str(caught.value)
+    (root / "data.parquet").write_bytes(b"no parquet")
+    with pytest.raises(DataError, match="nor is it a Hugging Face dataset folder") as caught:
+        read_recordings(root, split="all")
+    assert "An error occurred while generating" not in str(caught.value)
+
+
+def test_a_missing_audio_file_is_told_where_it_was_looked_for(prepared: Prepare) -> None:
+    with pytest.raises(
+        DataError, match=r"'nowhere\.wav' is not in .*set or its folders wavs, audio or clips"
+    ):
+        prepared("nowhere.wav,hola")
+
+
 def test_a_missing_column_of_a_hugging_face_dataset_is_named(tmp_path: Path, spanish_model: Path) -> None:
     datasets.Dataset.from_dict({"sound": [1], "text": ["hola"]}).save_to_disk(tmp_path / "d")
-    with pytest.raises(DataError, match=r"no column 'audio' for the audio.*sound, text"):
+    with pytest.raises(DataError, match=r"no column 'file_name' \(or 'audio'\) for the audio.*sound, text"):
         prepare_folder(tmp_path / "d", spanish_model, tmp_path / "cache")
 
 

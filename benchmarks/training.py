@@ -39,7 +39,8 @@ RATE, HOP = 16000, 256
 ALPHABET = "_ abcdefghijklmnopqrstuvwxyzáéíñóúü'-–"
 #: Tokens of speech are about half as many as its frames, the blanks between characters counted.
 FRAMES_PER_TOKEN = 2
-#: What the project asks for.
+#: Batch and frames: where the project asks for this much, checkpointing's saving at the second.
+SIZES = [(4, 300), (16, 400)]
 FASTER = {"fp32": 1.3, "bf16": 2.0}
 MEMORY_SHARE = 0.75
 CHECKPOINTING_SAVES = 0.30
@@ -94,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             result = measure(Case(**json.loads(options.case)), options.folder, options.steps)
         print(json.dumps(asdict(result)))
         return 0
-    sizes = [(2, 64)] if options.quick else [(4, 300), (16, 400)]
+    sizes = [(2, 64)] if options.quick else SIZES
     lengths = (64, 96, 128) if options.quick else LENGTHS
     repetitions = 1 if options.quick else options.repetitions
     steps = 1 if options.quick else options.steps
@@ -105,7 +106,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         run("--prepare", str(folder))
         report: dict[str, Any] = {"machine": machine, "repetitions": repetitions, "steps": steps, "cases": []}
         if "speed" in options.parts:
-            results = repeat(speed_cases(sizes, full=options.full), folder, repetitions, steps)
+            results = repeat(
+                speed_cases(sizes, full=options.full and not options.quick), folder, repetitions, steps
+            )
             print(speed_table(results))
             report["cases"] += _as_json(results)
         if "lengths" in options.parts:
@@ -379,38 +382,37 @@ def speed_table(results: Results) -> str:
                 f"{case.name:<28}{result.step:>10.2f}{min(result.seconds):>11.2f}{batch / result.step:>11.2f}"
                 f"{result.peak_bytes / 1e9:>9.2f}"
             )
-        lines += [f"  {line}" for line in _verdicts(here)]
+        lines += [f"  {line}" for line in _verdicts((batch, frames), here)]
     return "\n".join(lines)
 
 
-def _verdicts(results: Results) -> list[str]:
-    """What the project asks of one size, and whether it is so."""
+def _verdicts(size: tuple[int, int], results: Results) -> list[str]:
+    """Ratios at one size; with their targets, where the project sets some."""
+
+    def judged(met: bool, target: str, *, asked: bool) -> str:
+        return f" (target: {target}: {'met' if met else 'MISSED'})" if asked else ""
+
     lines = []
     by_name = {case.name: result for case, result in results.items()}
     plainly = by_name.get("plain step, fp32")
     for precision, target in FASTER.items():
         ours = by_name.get(f"ours, {precision}")
         if ours and plainly:
-            faster = plainly.step / ours.step
-            lines.append(
-                f"{precision}: {faster:.2f} times as fast as the plain step{_met(faster >= target, f'{target} times')}"
-            )
-            share = ours.peak_bytes / plainly.peak_bytes
-            wanted = _met(share <= MEMORY_SHARE, f"at most {MEMORY_SHARE:.0%}") if precision == "bf16" else ""
+            faster, share = plainly.step / ours.step, ours.peak_bytes / plainly.peak_bytes
+            wanted = judged(faster >= target, f"{target} times", asked=size in SIZES)
+            lines.append(f"{precision}: {faster:.2f} times as fast as the plain step{wanted}")
+            asked = size in SIZES and precision == "bf16"
+            wanted = judged(share <= MEMORY_SHARE, f"at most {MEMORY_SHARE:.0%}", asked=asked)
             lines.append(f"{precision}: {share:.0%} of the plain step's memory{wanted}")
         saving = by_name.get(f"ours, {precision}, checkpointing")
         if ours and saving:
-            saved = 1 - saving.peak_bytes / ours.peak_bytes
-            slower = saving.step / ours.step
-            wanted = _met(saved >= CHECKPOINTING_SAVES, f"at least {CHECKPOINTING_SAVES:.0%}")
+            saved, slower = 1 - saving.peak_bytes / ours.peak_bytes, saving.step / ours.step
+            least = f"at least {CHECKPOINTING_SAVES:.0%}"
+            wanted = judged(saved >= CHECKPOINTING_SAVES, least, asked=size == SIZES[-1])
             lines.append(
-                f"{precision}: checkpointing saves {saved:.0%} of memory, at {slower:.2f} times the time{wanted}"
+                f"{precision}: checkpointing saves {saved:.0%} of memory, {slower:.2f} times the time{wanted}"
             )
     return lines
-
-
-def _met(met: bool, target: str) -> str:
-    return f" (target: {target}: {'met' if met else 'MISSED'})"
 
 
 def length_table(results: Results) -> str:

@@ -157,6 +157,12 @@ class VoiceSpec(_Strict):
         if isinstance(speaker, str) and speaker in self.speakers:
             return self.speakers[speaker]
         number = int(speaker) if isinstance(speaker, int) or (speaker.isascii() and speaker.isdigit()) else -1
+        if not 0 <= number < self.num_speakers and self.num_speakers == 1:
+            name = "".join(f", {name!r}" for name in self.speakers)
+            raise RequestError(
+                f"The voice has no speaker {speaker!r}; it has one speaker only{name}: leave 'speaker' out",
+                param="speaker",
+            )
         if not 0 <= number < self.num_speakers:
             known = ", ".join(sorted(self.speakers)) or f"0 to {self.num_speakers - 1}"
             hint = nearest(speaker, list(self.speakers)) if isinstance(speaker, str) else ""

@@ -87,6 +87,16 @@ def test_unknown_speakers(fields: dict[str, Any], speaker: str | int) -> None:
     assert caught.value.param == "speaker"
 
 
+@pytest.mark.parametrize(
+    ("speakers", "words"), [({}, "one speaker only: leave"), ({"ana": 0}, "only, 'ana': leave")]
+)
+def test_the_only_speaker_needs_no_name(fields: dict[str, Any], speakers: dict[str, int], words: str) -> None:
+    spec = VoiceSpec.model_validate(fields | {"num_speakers": 1, "speakers": speakers})
+    assert spec.speaker_id(0) == spec.speaker_id(None) == 0
+    with pytest.raises(RequestError, match=words):
+        spec.speaker_id("juan")
+
+
 def test_an_unknown_variant_names_those_there_are(fields: dict[str, Any]) -> None:
     with pytest.raises(NotFoundError, match=r"'fp23', did you mean 'fp32'\?; it has fp32"):
         VoiceSpec.model_validate(fields).variant("fp23")

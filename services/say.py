@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
 import time
 import urllib.error
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from shared.audio import read_audio, write_wav
 from shared.errors import EngineError, MissingExtraError, OverloadedError, RequestError, UserError
+from shared.model_source import find_model
 from shared.store import default_store_url
 
 EPILOG = """\
@@ -30,6 +32,8 @@ examples:
       through a server that 'vits serve' started
   vits say "Hola" -o hola.wav --checkpoint output/checkpoint-200
       with a model that has not been exported (needs the extra 'train')
+  vits say "Hola" -o hola.wav --checkpoint my-voice@latest
+      the same with a model in the store
 """
 
 #: A server may have to load the voice first, and a long text takes its time.
@@ -67,13 +71,15 @@ def parser() -> argparse.ArgumentParser:
     add("text", help="what to say")
     add("-o", "--output", type=Path, default=Path("speech.wav"), help="file to write (default: %(default)s)")
     where = made.add_mutually_exclusive_group()
-    where.add_argument("--store", metavar="URL", help="store of the voice (default: $VITS_STORE, or ./store)")
     where.add_argument("--url", help="speak through this server")
-    where.add_argument("--checkpoint", type=Path, metavar="DIR", help="speak with this model folder")
+    where.add_argument(
+        "--checkpoint", metavar="MODEL", help="speak with this model: a folder, or a model in the store"
+    )
+    add("--store", metavar="URL", help="where voices and models are found (default: $VITS_STORE, or ./store)")
     add("--voice", metavar="NAME", default="", help="name, name@alias or name/version (default: the newest)")
     add("--speaker", metavar="NAME", help="name or number of a speaker of the voice (default: its first)")
     add("--seed", type=int, help="0 to 2^53 - 1; the same seed gives the same samples (default: drawn)")
-    add("--speed", type=float, default=1.0, help="2 is twice as fast (default: %(default)s)")
+    add("--speed", type=float, default=1.0, help="0.25 to 4; 2 is twice as fast (default: %(default)s)")
     return made
 
 
@@ -103,7 +109,7 @@ def say_with_checkpoint(arguments: argparse.Namespace) -> Callable[[], Said]:
 
     Raises:
         MissingExtraError: PyTorch is not installed.
-        UserError: The speaker is not a number.
+        UserError: The speaker is not a number, or there is no such model.
     """
     speaker: str | None = arguments.speaker
     if speaker is not None and not (speaker.isascii() and speaker.isdigit()):
@@ -117,16 +123,18 @@ def say_with_checkpoint(arguments: argparse.Namespace) -> Callable[[], Said]:
             f"--checkpoint needs the package {error.name!r}, which is not installed. "
             "Install the extra: pip install 'vits-suite[train]'"
         ) from error
+    source = find_model(arguments.checkpoint, arguments.store or default_store_url())
+    name = source.version.reference if source.version else str(source.folder)
 
     def speak() -> Said:
         spoken = inference.speak(
-            arguments.checkpoint,
+            source.folder,
             arguments.text,
             speaker=None if speaker is None else int(speaker),
             seed=arguments.seed,
             speaking_rate=None if arguments.speed == 1.0 else arguments.speed,
         )
-        return Said(spoken.samples, spoken.sampling_rate, spoken.seed, str(arguments.checkpoint))
+        return Said(spoken.samples, spoken.sampling_rate, spoken.seed, name)
 
     return speak
 
@@ -135,8 +143,10 @@ def say_through_server(arguments: argparse.Namespace) -> Callable[[], Said]:
     """Speak through ``POST /v1/audio/speech`` of a server.
 
     Raises:
-        UserError: The address is not one of HTTP.
+        UserError: The address is not one of HTTP, or a store is given too.
     """
+    if arguments.store:
+        raise UserError("--store and --url are given: a server speaks with the voices of its own store")
     parts = urlsplit(arguments.url)
     if parts.scheme not in {"http", "https"} or not parts.netloc:
         raise UserError(f"--url is {arguments.url!r}; give a server's address such as http://127.0.0.1:3000")
@@ -154,6 +164,11 @@ def say_through_server(arguments: argparse.Namespace) -> Callable[[], Said]:
                 audio, headers = response.read(), response.headers
         except urllib.error.HTTPError as error:
             raise _refused(error) from error
+        except http.client.HTTPException as error:
+            raise UserError(
+                f"What answers at {arguments.url} does not speak HTTP: that is probably the gRPC port of "
+                "'vits serve'. Give the address that it says HTTP is on (its --http-port, 3000 by default)"
+            ) from error
         except OSError as error:
             reason = getattr(error, "reason", error)
             raise UserError(
@@ -189,12 +204,18 @@ def _refused(error: urllib.error.HTTPError) -> Exception:
 
 def main(argv: Sequence[str]) -> int:
     """Speak, write, and print one line."""
+    from services.synthesis.speaker import MAX_SPEAKING_RATE, MIN_SPEAKING_RATE
+
     arguments = parser().parse_args(argv)
     output: Path = arguments.output
     if output.suffix.lower() != ".wav":
         raise UserError(f"--output is {output}; 'vits say' writes WAV: give a name that ends in .wav")
     if not output.parent.is_dir():
         raise UserError(f"--output is {output}, and there is no folder {output.parent}: make it first")
+    if not MIN_SPEAKING_RATE <= arguments.speed <= MAX_SPEAKING_RATE:
+        raise UserError(
+            f"--speed is {arguments.speed:g}; it must be from {MIN_SPEAKING_RATE:g} to {MAX_SPEAKING_RATE:g}"
+        )
     prepare = say_in_process
     if arguments.url:
         prepare = say_through_server

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import re
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from shared.errors import UserError
 from shared.manifests import check_name
-from shared.provenance import UNKNOWN_LICENCE, Provenance
+from shared.model_source import ModelSource, find_model
+from shared.provenance import UNKNOWN_LICENCE
 from shared.registry import Registry, Version
 from shared.store import Store, default_store_url
 
@@ -28,16 +27,6 @@ examples:
   vits export my-voice --alias production                and let servers of @production take it up
   vits export output/my-voice --output voices/my-voice   into a folder, not into a store
 """
-
-
-@dataclass(frozen=True)
-class Source:
-    """A model to export: its folder, what is known of its origin, and its version if a registry holds it."""
-
-    folder: Path
-    name: str
-    provenance: Provenance
-    version: Version | None
 
 
 def parser() -> argparse.ArgumentParser:
@@ -87,6 +76,8 @@ def main(argv: Sequence[str]) -> int:
     publish = arguments.store is not None or arguments.output is None
     for alias in arguments.alias:
         check_name(alias, "alias")
+    if arguments.name:
+        check_name(arguments.name, "voice's name")
     source = find_model(arguments.model, arguments.store or default_store_url())
     name = check_name(arguments.name or source.name, "voice's name (give another with --name)")
     if source.provenance.licence == UNKNOWN_LICENCE:
@@ -109,29 +100,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def find_model(reference: str, store_url: str) -> Source:
-    """Find a model by folder or by registry reference.
-
-    Raises:
-        UserError: It is neither; the message says what was looked for.
-    """
-    folder = Path(reference)
-    if folder.is_dir():
-        name = re.sub(r"[^a-z0-9._-]+", "-", folder.resolve().name.lower()).lstrip("._-")
-        return Source(folder, name, Provenance.read(folder), None)
-    if reference.startswith((".", "/", "~")) or reference.count("/") > 1:
-        raise UserError(
-            f"There is no folder {reference}. Give a model's folder, or the name of a model in the store"
-        )
-    registry = Registry(Store.open(store_url))
-    version = registry.resolve("models", reference)
-    print(f"Fetching {version.reference} from {registry.store.url}", flush=True)
-    manifest = version.manifest
-    provenance = Provenance(licence=manifest.licence, sources=manifest.sources, consent=manifest.consent)
-    return Source(registry.fetch(version), version.name, provenance, version)
-
-
-def write_voice(source: Source, folder: Path, language: str | None) -> None:
+def write_voice(source: ModelSource, folder: Path, language: str | None) -> None:
     """Export a model into a folder, a line for each step."""
     from services.export.export import export_voice  # here, so that --help does not wait for torch
     from shared.voice.spec import ModelReference
@@ -159,7 +128,7 @@ def copy_voice(folder: Path, output: Path) -> None:
         raise UserError(f"The voice cannot be written into {output}: {error}") from error
 
 
-def publish_voice(registry: Registry, name: str, folder: Path, source: Source) -> Version:
+def publish_voice(registry: Registry, name: str, folder: Path, source: ModelSource) -> Version:
     """Publish a voice folder with its origin."""
     version = source.version
     model = {"name": version.name, "version": version.id} if version else {"folder": str(source.folder)}

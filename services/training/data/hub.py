@@ -49,7 +49,7 @@ def read_folder(folder: Path, split: str, columns: Columns) -> list[Row]:
         raise DataError(
             f"{folder} is not a dataset that can be read",
             [
-                "it has no table, neither metadata.csv, metadata.tsv or metadata.txt nor one for each split (train.csv)",
+                "it has no table, neither metadata.csv, metadata.tsv or metadata.txt nor one a split (train.csv)",
                 "nor has it the parquet, arrow or JSON files of a Hugging Face dataset",
                 "write a metadata.csv with the columns file_name and text",
             ],

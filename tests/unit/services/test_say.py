@@ -6,9 +6,11 @@ import http.server
 import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
+import grpc
 import numpy as np
 import pytest
 
@@ -117,6 +119,17 @@ def test_a_server_that_is_not_there(tmp_path: Path) -> None:
         say.main(["Hola", "-o", str(tmp_path / "a.wav"), "--url", f"http://127.0.0.1:{port}"])
 
 
+def test_the_grpc_port_is_told_apart(tmp_path: Path) -> None:
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with pytest.raises(UserError, match="does not speak HTTP: that is probably the gRPC port"):
+            say.main(["Hola", "-o", str(tmp_path / "a.wav"), "--url", f"http://127.0.0.1:{port}"])
+    finally:
+        server.stop(None).wait()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -125,6 +138,12 @@ def test_a_server_that_is_not_there(tmp_path: Path) -> None:
         (["-o", "a.wav", "--url", "localhost:3000"], "server's address"),
         (["-o", "a.wav", "--url", "file:///etc/passwd"], "server's address"),
         (["-o", "a.wav", "--checkpoint", ".", "--speaker", "ana"], "speaker's number"),
+        (["-o", "a.wav", "--checkpoint", "nobody"], "no folder nobody, and the store has no such model"),
+        (["-o", "a.wav", "--url", "http://127.0.0.1:1", "--store", "x"], "--store and --url"),
+        *(
+            (["-o", "a.wav", "--speed", speed], f"--speed is {speed}; it must be from 0.25 to 4")
+            for speed in ("0", "-1", "5", "nan")
+        ),
     ],
 )
 def test_arguments_that_cannot_be(

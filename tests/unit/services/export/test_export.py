@@ -225,11 +225,14 @@ def test_a_bad_table_of_speakers(deterministic: Exported, tmp_path: Path, speake
         export_voice(tmp_path / "model", tmp_path / "out", provenance=Provenance())
 
 
-def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+def test_a_model_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(NotFoundError):
         main(["nobody", "--store", str(tmp_path)])
     with pytest.raises(UserError, match="There is no folder"):
         main(["./nobody", "--store", str(tmp_path)])
     (tmp_path / "model").mkdir()
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        main([str(tmp_path / "model"), "--store", str(tmp_path)])
+    assert "Warning" not in capsys.readouterr().out  # of a licence that nothing has
     with pytest.raises(UserError, match="cannot be a voice's name"):
         main([str(tmp_path / "model"), "--name", "Not A Name", "--store", str(tmp_path)])

@@ -32,6 +32,10 @@ examples
 """
 
 
+#: Characters to a line where nobody looks at a screen: more than any table has.
+UNBOUNDED_WIDTH = 10_000
+
+
 def _parser(kind: str) -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
@@ -229,7 +233,8 @@ def _print_table(header: list[str], rows: list[list[str]]) -> None:
     from rich.table import Table
 
     # Through a pipe there is no width to fit, and names in a store are not markup.
-    console = Console(markup=False, highlight=False, emoji=False, width=None if sys.stdout.isatty() else 160)
+    width = None if sys.stdout.isatty() else UNBOUNDED_WIDTH
+    console = Console(markup=False, highlight=False, emoji=False, width=width)
     table = Table(*header, box=SIMPLE_HEAD, show_header=any(header))
     for row in rows:
         table.add_row(*row)

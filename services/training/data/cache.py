@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from services.training.data.recordings import Recording
 from shared.audio import amplified, loudness_lufs, to_pcm16, trim_silence
 from shared.errors import DataError, UserError
+from shared.wording import counted
 
 _log = logging.getLogger(__name__)
 
@@ -211,7 +212,9 @@ def _fill(
             if progress:
                 progress(done, len(recordings))
         if problems:
-            raise DataError(f"{len(problems)} of {len(recordings)} recordings cannot be decoded:", problems)
+            raise DataError(
+                f"{len(problems)} of {counted(len(recordings), 'recording')} cannot be decoded:", problems
+            )
     with _replacing(index) as file:
         file.write(json.dumps(lengths).encode())
     if held_back:

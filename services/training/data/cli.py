@@ -100,8 +100,9 @@ def _fetch(options: argparse.Namespace) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from services.training.data import asterisk
+    from shared.wording import counted
 
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("getting 13 MB of packages", total=None)
@@ -120,7 +121,7 @@ def _fetch(options: argparse.Namespace) -> int:
     minutes = sum(seconds for _, seconds in fetched.splits.values()) / 60
     parts = ", ".join(f"{name} {count}" for name, (count, _) in fetched.splits.items())
     state = "is complete already, nothing to do" if fetched.reused else "made"
-    print(f"{fetched.folder}: {state}: {total} recordings, {minutes:.1f} minutes ({parts})")
+    print(f"{fetched.folder}: {state}: {counted(total, 'recording')}, {minutes:.1f} minutes ({parts})")
     reviewed = total + fetched.rejected
     print(
         f"left out: {fetched.rejected} of {reviewed} sentences (asterisk_es.csv says why), all words and tones"
@@ -154,7 +155,7 @@ def _inspect(options: argparse.Namespace) -> int:
             found, front_end=front_end, min_seconds=options.min_seconds, max_seconds=options.max_seconds,
             advance=lambda: bar.advance(task),
         )  # fmt: skip
-    print_report(inspection, Console(highlight=False))
+    print_report(inspection, Console(highlight=False, soft_wrap=True))
     if not options.no_plots and inspection.measured:
         _draw(inspection, options)
     return 2 if inspection.problems else 0

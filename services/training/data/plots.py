@@ -10,6 +10,7 @@ import numpy as np
 
 from services.training.data.inspection import Inspection, Measured
 from shared.errors import MissingExtraError
+from shared.wording import counted
 
 #: Colour-blind safe (Okabe and Ito); train, validation, test, then any other split.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#999999")
@@ -34,7 +35,7 @@ def draw(inspection: Inspection, path: Path) -> None:
     FigureCanvasAgg(figure)
     measured = inspection.measured
     minutes = sum(one.seconds for one in measured) / 60
-    title = f"{Path(inspection.source).name} – {len(measured)} recordings, {minutes:.1f} minutes"
+    title = f"{Path(inspection.source).name} – {counted(len(measured), 'recording')}, {minutes:.1f} minutes"
     figure.suptitle(title, fontsize=15, color=_INK, x=0.01, ha="left", weight="bold")
     axes = figure.subplots(2, 2)
     splits = _splits(measured)

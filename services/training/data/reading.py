@@ -16,6 +16,7 @@ from services.training.data import hub, tables
 from services.training.data.recordings import Columns, Recording, Row, canonical_split, hold_out
 from shared.audio import Audio, read_audio, read_audio_header
 from shared.errors import DataError, UserError
+from shared.wording import counted
 
 #: More bad rows than this are counted, not listed.
 MAX_LISTED_PROBLEMS = 50
@@ -132,7 +133,9 @@ class Survey:
             if len(self.problems) > len(listed):
                 listed.append(f"… and {len(self.problems) - len(listed)} more")
             total = len(self.problems) + len(self.recordings)
-            raise DataError(f"{self.source}: {len(self.problems)} of {total} rows cannot be used", listed)
+            raise DataError(
+                f"{self.source}: {len(self.problems)} of {counted(total, 'row')} cannot be used", listed
+            )
         if not self.recordings:
             raise DataError(f"{self.source} lists no recordings", ["add rows, or point at another dataset"])
 

@@ -11,17 +11,21 @@ from rich.markup import escape
 from rich.table import Table
 
 from services.training.data.inspection import RARE_RECORDINGS, Inspection, Measured
+from shared.wording import counted
 
 #: More suspects than this are counted, not listed.
 MAX_LISTED = 40
 
 
 def print_report(inspection: Inspection, console: Console) -> None:
-    """Print all of it: splits, spreads, characters, suspects, and the rows that cannot be used."""
+    """Print all of it: splits, spreads, characters, suspects, and the rows that cannot be used.
+
+    The console should wrap softly, since a sentence that is broken by hand cannot be searched for.
+    """
     measured = inspection.measured
     hours = sum(one.seconds for one in measured) / 3600
     console.print(
-        f"[bold]{escape(inspection.source)}[/bold]: {len(measured)} recordings, "
+        f"[bold]{escape(inspection.source)}[/bold]: {counted(len(measured), 'recording')}, "
         f"{hours:.2f} hours ({hours * 60:.1f} minutes), {_rates(measured)}"
     )
     if measured:
@@ -30,7 +34,7 @@ def print_report(inspection: Inspection, console: Console) -> None:
     _print_characters(inspection, console)
     _print_suspects(inspection, console)
     if inspection.problems:
-        console.print(f"\n[bold red]{len(inspection.problems)} rows cannot be used[/bold red]")
+        console.print(f"\n[bold red]{counted(len(inspection.problems), 'row')} cannot be used[/bold red]")
         _print_list(inspection.problems, console)
 
 
@@ -39,7 +43,7 @@ def _rates(measured: Iterable[Measured]) -> str:
     speakers = sorted({one.recording.speaker for one in measured if one.recording.speaker is not None})
     if not speakers:
         return "speakers not read"
-    return f"{len(speakers)} speaker{'s' if len(speakers) > 1 else ''} ({escape(', '.join(speakers[:8]))})"
+    return f"{counted(len(speakers), 'speaker')} ({escape(', '.join(speakers[:8]))})"
 
 
 def _split_table(measured: Sequence[Measured]) -> Table:
@@ -81,10 +85,14 @@ def _print_characters(inspection: Inspection, console: Console) -> None:
         console.print("\n[bold]Characters or phonemes outside the model's vocabulary[/bold]")
         lacking = inspection.unknown.most_common()
         console.print("  none" if not lacking else "", end="\n" if not lacking else "")
-        _print_list([f"{_shown(c)} in {count} recordings: left unspoken" for c, count in lacking], console)
+        _print_list(
+            [f"{_shown(c)} in {counted(count, 'recording')}: left unspoken" for c, count in lacking], console
+        )
         return
     seen = inspection.characters
-    console.print(f"\n[bold]{len(seen)} characters[/bold] (--model DIR says which of them a model lacks)")
+    console.print(
+        f"\n[bold]{counted(len(seen), 'character')}[/bold] (--model DIR says which of them a model lacks)"
+    )
     console.print("  " + escape("".join(sorted(c for c in seen if not c.isspace()))), soft_wrap=True)
     rare = [f"{_shown(c)} in {n}" for c, n in sorted(seen.items()) if n <= RARE_RECORDINGS]
     if rare:
@@ -100,7 +108,7 @@ def _print_suspects(inspection: Inspection, console: Console) -> None:
     if not inspection.suspects:
         console.print("\n[bold green]No suspect rows[/bold green]")
         return
-    console.print(f"\n[bold]{len(inspection.suspects)} suspect rows[/bold]")
+    console.print(f"\n[bold]{counted(len(inspection.suspects), 'suspect row')}[/bold]")
     _print_list([f"{one.row} ({one.id}) {one.reason}" for one in inspection.suspects], console)
 
 

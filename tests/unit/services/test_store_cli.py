@@ -57,6 +57,17 @@ def test_promote_list_show_history(versions: list[Version], capsys: pytest.Captu
     assert history.index(old.id) < history.index(new.id)
 
 
+def test_a_pipe_gets_every_cell_on_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "voice").mkdir()
+    (tmp_path / "voice" / "voice.json").write_text("{}")
+    consent = "the speaker agreed, in writing, on a page that says so at some length, " * 5
+    Provenance(licence="CC0-1.0", consent=consent.strip()).write(tmp_path / "voice")
+    store = ("--store", str(tmp_path / "store"))
+    assert main(["voices", "publish", str(tmp_path / "voice"), "joe", *store]) == 0
+    assert main(["voices", "show", "joe", *store]) == 0
+    assert consent.strip() in capsys.readouterr().out
+
+
 def test_json_output_is_complete(versions: list[Version], capsys: pytest.CaptureFixture[str]) -> None:
     old, new = versions
 

@@ -152,7 +152,20 @@ class TestCommand:
         assert "No suspect rows" in said
         assert picture.is_file()
         assert main(["inspect", str(tmp_path), "--no-plots", "--split", "test"]) == 0
-        assert "1 recordings" in capsys.readouterr().out
+        assert "1 recording, " in capsys.readouterr().out
+
+    def test_no_line_is_broken_by_hand(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """Through a pipe a sentence must stay whole, however deep the folder is."""
+        folder = tmp_path / ("a-long-name-" * 8)
+        folder.mkdir()
+        write_wav(folder / "0.wav", np.full(16000, 0.1, np.float32), 16000)
+        (folder / "metadata.csv").write_text("0|veinte letras aqui va\n")
+        assert main(["inspect", str(folder), "--no-plots"]) == 0
+        assert (
+            capsys.readouterr()
+            .out.splitlines()[0]
+            .startswith(f"{folder}: 1 recording, 0.00 hours (0.0 minutes)")
+        )
 
     def test_reading_data_never_imports_torch(self) -> None:
         code = "import sys, services.training.data.cli, services.training.data; assert 'torch' not in sys.modules"

@@ -1,6 +1,7 @@
 # make            what there is
 # make demo       fine-tune, export, serve and listen to a real Spanish voice
 # make test       the tests
+# make bench      the benchmarks, training for a look only (python -m benchmarks.training measures it)
 
 PYTHON ?= python3.11
 VENV   := .venv
@@ -8,7 +9,7 @@ BIN    := $(VENV)/bin
 # Where to take torch from, for instance PyTorch's own CPU or CUDA index (see https://pytorch.org/get-started).
 # Empty: whatever pip is set up with.
 TORCH_INDEX ?=
-EXTRAS := train,export,serve,phonemes,judges,demo,dev
+EXTRAS := train,export,serve,phonemes,judges,wandb,demo,dev
 TORCH  := $(shell grep '^torch==' constraints.txt)
 # Images: docker or podman, whichever has an engine that answers; BUILD_FLAGS go to its 'build'.
 ENGINE      ?= $(shell for engine in docker podman; do if $$engine info >/dev/null 2>&1; then echo $$engine; break; fi; done)
@@ -20,7 +21,7 @@ BUILD_FLAGS ?=
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
-	@echo "also: install lint type bench images proto lock clean"
+	@echo "also: install lint type images proto lock clean"
 
 install: $(VENV)/.installed
 
@@ -47,6 +48,9 @@ type: install
 
 bench: install
 	$(BIN)/python -m benchmarks.alignment
+	$(BIN)/python -m benchmarks.preprocessing
+	$(BIN)/python -m benchmarks.checkpoints
+	$(BIN)/python -m benchmarks.training --quick
 
 proto: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" shared/protos/generate.sh

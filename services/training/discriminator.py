@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 
-from services.training.layout import weight_norm_along_width
+from services.training.layout import convolve_along_width, weight_norm_along_width
 from shared.errors import ModelError
 from shared.modeling.weight_norm import folded_state_dict
 
@@ -65,20 +65,6 @@ class ScaleDiscriminator(_Network):
         self.final_conv = weight_norm(nn.Conv1d(channels, 1, 3, padding=1))
 
 
-def _along_width(convolution: nn.Module, hidden: Tensor) -> Tensor:
-    """A convolution along the height, of images whose height and width have been swapped: [B, C, P, L]."""
-    assert isinstance(convolution, nn.Conv2d)  # noqa: S101
-    assert not isinstance(convolution.padding, str)  # noqa: S101
-    (down, across), (pad, beside) = convolution.stride, convolution.padding
-    return functional.conv2d(
-        hidden.contiguous(memory_format=torch.channels_last),
-        convolution.weight.transpose(2, 3),
-        convolution.bias,
-        (across, down),
-        (beside, pad),
-    )
-
-
 class PeriodDiscriminator(_Network):
     """Judges the waveform folded into rows of one period."""
 
@@ -105,9 +91,9 @@ class PeriodDiscriminator(_Network):
         hidden = hidden.unflatten(2, (-1, self.period)).transpose(2, 3)
         features = []
         for convolution in self.convs:
-            hidden = functional.leaky_relu(_along_width(convolution, hidden), _SLOPE, inplace=True)
+            hidden = functional.leaky_relu(convolve_along_width(convolution, hidden), _SLOPE, inplace=True)
             features.append(hidden.transpose(2, 3))
-        hidden = _along_width(self.final_conv, hidden).transpose(2, 3)
+        hidden = convolve_along_width(self.final_conv, hidden).transpose(2, 3)
         features.append(hidden)
         return hidden.flatten(1), features
 

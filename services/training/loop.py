@@ -127,6 +127,7 @@ class _Course:
         tracker.begin_stage(name)
         begun, first = time.perf_counter(), session.step
         while session.step < end:
+            self.publisher.check()
             rates = set_learning_rates(session, steps, warming=warming)
             seen = [
                 Seen.of(next(self.batches), session.settings, session.accelerator.device)

@@ -31,7 +31,7 @@ from services.training.dataset import (
 from services.training.discriminator import Discriminator
 from services.training.ema import Ema
 from services.training.features import FeatureSettings
-from services.training.layout import use_channels_last
+from services.training.layout import keep_freed_memory, use_channels_last
 from services.training.sampler import BucketSampler
 from services.training.steps import new_discriminator
 from shared.errors import DataError
@@ -162,6 +162,7 @@ def _prepare_networks(config: TrainingConfig, base: Base, accelerator: Accelerat
     if base.discriminator is not None:
         discriminator.load_folded(base.discriminator)
     if accelerator.device.type == "cpu":
+        keep_freed_memory()
         for network in (model.decoder, model.posterior_encoder, model.flow, discriminator):
             use_channels_last(network, grouped=accelerator.mixed_precision == "bf16")
     if config.gradient_checkpointing:

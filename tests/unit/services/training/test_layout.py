@@ -1,0 +1,99 @@
+"""Faster ways to compute a convolution give what torch's own gives, gradients included."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.parametrizations import weight_norm
+
+from services.training import layout
+from services.training.layout import convolve_along_width, use_channels_last, weight_norm_along_width
+
+
+def gradients(network: nn.Module, inputs: Tensor, result: Tensor) -> list[Tensor]:
+    direction = torch.linspace(-1, 1, result.numel(), dtype=result.dtype).view_as(result)
+    return list(torch.autograd.grad(result, [inputs, *network.parameters()], direction))
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize(("stride", "dilation", "kernel"), [(1, 1, 5), (1, 3, 7), (4, 1, 41)])
+def test_channels_last_convolutions_compute_the_same(
+    groups: int, stride: int, dilation: int, kernel: int
+) -> None:
+    plain = nn.Sequential(
+        nn.Conv1d(8, 8, kernel, stride, dilation * (kernel // 2), dilation, groups),
+        nn.LeakyReLU(0.1),
+        nn.Conv1d(8, 4, 1),
+    ).double()
+    ours = copy.deepcopy(plain)
+    use_channels_last(ours, grouped=True)
+    values = torch.randn(3, 8, 90, dtype=torch.float64)
+    inputs = [values.clone().requires_grad_() for _ in range(2)]
+    results = [network(one) for network, one in zip((plain, ours), inputs, strict=True)]
+    torch.testing.assert_close(results[1], results[0])
+    for expected, found in zip(
+        gradients(plain, inputs[0], results[0]), gradients(ours, inputs[1], results[1]), strict=True
+    ):
+        torch.testing.assert_close(found, expected)
+    assert results[1].stride(1) == 1  # the layout goes on to the next layer
+
+
+def test_grouped_convolutions_can_be_left_alone() -> None:
+    network = nn.Sequential(nn.Conv1d(8, 8, 3, groups=4), nn.Conv1d(8, 8, 3))
+    use_channels_last(network, grouped=False)
+    assert "_conv_forward" not in vars(network[0])
+    assert "_conv_forward" in vars(network[1])
+
+
+def test_a_copy_of_a_converted_network_uses_its_own_weights() -> None:
+    network = nn.Conv1d(4, 4, 3)
+    use_channels_last(network, grouped=True)
+    other = copy.deepcopy(network)
+    nn.init.zeros_(other.weight)
+    assert network(torch.ones(1, 4, 5)).ne(other(torch.ones(1, 4, 5))).any()
+
+
+@pytest.mark.parametrize("wide", [True, False])
+@pytest.mark.parametrize(("stride", "length"), [(3, 31), (3, 32), (3, 33), (1, 31)])
+def test_along_the_width_is_along_the_height(
+    monkeypatch: pytest.MonkeyPatch, stride: int, length: int, wide: bool
+) -> None:
+    """Against torch's weight norm and convolution of the images as they stand, by convolution and by product."""
+    monkeypatch.setattr(layout, "_WIDE", 0 if wide else 10**9)
+    plain = nn.Conv2d(6, 10, (5, 1), (stride, 1), (2, 0)).double()
+    ours = weight_norm_along_width(copy.deepcopy(plain))
+    plain = weight_norm(plain)
+    assert ours.state_dict().keys() == plain.state_dict().keys()
+    assert ours.weight.transpose(2, 3).is_contiguous(memory_format=torch.channels_last)
+    values = torch.randn(2, 6, length, 3, dtype=torch.float64)
+    inputs = [values.clone().requires_grad_() for _ in range(2)]
+    along = convolve_along_width(ours, inputs[1].transpose(2, 3))
+    results = [
+        functional.leaky_relu(plain(inputs[0]), 0.1),
+        functional.leaky_relu(along, 0.1, inplace=True).transpose(2, 3),  # as the discriminator has it
+    ]
+    torch.testing.assert_close(results[1], results[0])
+    for expected, found in zip(
+        gradients(plain, inputs[0], results[0]), gradients(ours, inputs[1], results[1]), strict=True
+    ):
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_wide_layer_obeys_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "_WIDE", 0)
+    convolution = weight_norm_along_width(nn.Conv2d(6, 10, (5, 1), (3, 1), (2, 0)))
+    values = torch.randn(2, 6, 3, 31)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = convolve_along_width(convolution, values)
+    assert result.dtype == torch.bfloat16
+    torch.testing.assert_close(
+        result.float(), convolve_along_width(convolution, values), rtol=0.05, atol=0.05
+    )
+    functional.mse_loss(result.float(), torch.zeros_like(result.float())).backward()
+    direction = convolution.parametrizations.weight.original1
+    assert direction.grad is not None
+    assert direction.grad.dtype == torch.float32

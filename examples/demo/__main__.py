@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from examples.demo.compare import Comparison, compare
-from examples.demo.page import write_page
+from examples.demo.page import Stage, write_page
+from services.training.report import REPORT_FILE
 from shared.audio import read_audio
 from shared.errors import NotFoundError, QualityError, VitsError
 from shared.registry import Registry
@@ -40,21 +41,26 @@ _STOP_SECONDS = 20
 class Stages:
     """Runs stages one after another, each with a line and its time."""
 
-    seconds: dict[str, float] = field(default_factory=dict)
+    done: list[Stage] = field(default_factory=list)
 
     @contextmanager
-    def stage(self, title: str) -> Iterator[None]:
-        """One stage."""
-        print(
-            f"\n\033[1m[{len(self.seconds) + 1}] {title}\033[0m"
-            if sys.stdout.isatty()
-            else f"\n[{len(self.seconds) + 1}] {title}",
-            flush=True,
-        )
-        begun = time.monotonic()
-        yield
-        self.seconds[title] = time.monotonic() - begun
-        print(f"    {title}: {self.seconds[title]:.0f} s", flush=True)
+    def stage(self, title: str, *, makes: Path | None = None) -> Iterator[Stage]:
+        """One stage. If the file that it makes is there and stays as it was, an earlier run's was reused."""
+        line = f"[{len(self.done) + 1}] {title}"
+        print(f"\n\033[1m{line}\033[0m" if sys.stdout.isatty() else f"\n{line}", flush=True)
+        begun, before = time.monotonic(), _stamp(makes)
+        stage = Stage(title)
+        yield stage
+        stage.seconds = time.monotonic() - begun
+        stage.reused |= before is not None and before == _stamp(makes)
+        self.done.append(stage)
+        reused = " (reused)" if stage.reused else ""
+        print(f"    {title}: {stage.seconds:.0f} s{reused}", flush=True)
+
+
+def _stamp(file: Path | None) -> int | None:
+    """When a file was last changed, in nanoseconds; None for one that is not there."""
+    return file.stat().st_mtime_ns if file and file.is_file() else None
 
 
 def vits(*arguments: str | Path) -> None:
@@ -104,8 +110,8 @@ def fetch_base() -> None:
     )  # fmt: skip
 
 
-def export(registry: Registry) -> None:
-    """The newest model as a voice, unless that has been done."""
+def export(registry: Registry) -> bool:
+    """The newest model as a voice, unless that has been done; whether it had been."""
     model = registry.resolve("models", f"{MODEL}@latest")
     try:
         voice = registry.resolve("voices", f"{MODEL}@latest")
@@ -114,8 +120,9 @@ def export(registry: Registry) -> None:
     else:
         if model.id in str(voice.manifest.lineage):
             print(f"    {voice.reference} is there already")
-            return
+            return True
     vits("export", f"{MODEL}@latest", "--language", "es")
+    return False
 
 
 def free_port() -> int:
@@ -223,23 +230,23 @@ def judge(result: Comparison) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """All stages."""
     stages = Stages()
-    with stages.stage("recordings"):
+    with stages.stage("recordings", makes=DATA / "dataset.json"):
         vits("data", "fetch", "asterisk-es", "--output", DATA)
-    with stages.stage("base voice"):
+    with stages.stage("base voice", makes=BASE / "config.json"):
         fetch_base()
-    with stages.stage("training"):
+    with stages.stage("training", makes=OUTPUT / "model.safetensors"):
         vits("train", "--config", CONFIG, "--output_dir", OUTPUT, "--full_generation_sample_text", SENTENCE)
     registry = Registry(Store.open(default_store_url()))
-    with stages.stage("export"):
-        export(registry)
+    with stages.stage("export") as stage:
+        stage.reused = export(registry)
     with stages.stage("serving"):
         difference = serve_and_ask(arguments.wav)
         print(f"    HTTP and gRPC differ by {difference:.1e}")
     with stages.stage("judging"):
         result = compare(DATA, BASE, OUTPUT, SENTENCE)
-        write_page(arguments.page, result, stages.seconds, arguments.wav)
+        write_page(arguments.page, result, stages.done, arguments.wav, OUTPUT / REPORT_FILE)
         judge(result)
-    total = sum(stages.seconds.values())
+    total = sum(stage.seconds for stage in stages.done)
     print(f"\ndone in {int(total // 60)} min {total % 60:.0f} s")
     print(f"  listen:  {arguments.wav}")
     print(f"  compare: {arguments.page}  (before, after, curves, alignment, spectrograms)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,12 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from services.training.checkpoints import TRAINER_FILE
+from services.training.checkpoints import TrainerState
 from services.training.data import read_recordings
 from services.training.features import FeatureSettings, log_mel_of
 from services.training.plots import plot_alignment, plot_spectrograms
 from shared.audio import Audio
+from shared.errors import ModelError
 from shared.modeling import VitsForTraining, load_model, synthesize
 from shared.text import FrontEnd
 
@@ -48,6 +48,9 @@ class Comparison:
     mos_before: float
     mos_after: float
     sentences: int
+    steps: int
+    warm_up_steps: int
+    """Of them, those of the first stage."""
     heard: list[Heard]
     history: list[dict[str, float]]
     """The training's log, as in ``trainer_state.json``."""
@@ -89,8 +92,14 @@ def compare(data: Path, base: Path, trained: Path, sentence: str) -> Comparison:
         base: The model before training.
         trained: The run's output folder.
         sentence: One more sentence, which nobody recorded.
+
+    Raises:
+        ModelError: Nothing was trained there.
     """
-    history = json.loads((trained / TRAINER_FILE).read_text(encoding="utf-8"))["log_history"]
+    state = TrainerState.read(trained)
+    if state is None:
+        raise ModelError(f"{trained} holds no finished training: it has no trainer_state.json. Train again.")
+    history = state.log_history
     mels = [row["eval_mel"] for row in history if "eval_mel" in row]
     recordings = read_recordings(data, split="test")
     before, after = Speaker(base), Speaker(trained)
@@ -107,12 +116,14 @@ def compare(data: Path, base: Path, trained: Path, sentence: str) -> Comparison:
     extra = Heard(sentence, None, before.say(sentence, 0)[0], spoken)
     return Comparison(
         mel_before=mels[0],
-        mel_between=mel_between(history),
+        mel_between=mel_between(history, state.warm_up_steps),
         mel_after=mels[-1],
         mos_recordings=mean_opinion([clip.recording for clip in heard if clip.recording]),
         mos_before=mean_opinion([clip.before for clip in heard]),
         mos_after=mean_opinion([clip.after for clip in heard]),
         sentences=len(heard),
+        steps=state.global_step,
+        warm_up_steps=state.warm_up_steps,
         heard=[extra, *heard[:_SHOWN]],
         history=history,
         alignment=plot_alignment(durations),
@@ -120,15 +131,13 @@ def compare(data: Path, base: Path, trained: Path, sentence: str) -> Comparison:
     )
 
 
-def mel_between(history: list[dict[str, float]]) -> float:
-    """The last held-out mel loss before the log's second stage; the very first where there is but one stage."""
-    first_stage = next(row["stage"] for row in history if "stage" in row)
-    border = next((i for i, row in enumerate(history) if row.get("stage", first_stage) != first_stage), 1)
-    return [row["eval_mel"] for row in history[:border] if "eval_mel" in row][-1]
+def mel_between(history: list[dict[str, float]], warm_up_steps: int) -> float:
+    """The last held-out mel loss of the first stage; the very first where there is but one stage."""
+    return [row["eval_mel"] for row in history if "eval_mel" in row and row["step"] <= warm_up_steps][-1]
 
 
 def _spectrograms(clip: Heard, model: VitsForTraining) -> Figure:
-    """The same sentence three times."""
+    """The same sentence three times, each whole: what is shorter is followed by silence."""
     settings = FeatureSettings(
         model.config.sampling_rate, model.hop_length, 2 * (model.config.spectrogram_bins - 1)
     )
@@ -138,4 +147,14 @@ def _spectrograms(clip: Heard, model: VitsForTraining) -> Figure:
         return np.asarray(log_mel_of(samples, settings)[0])
 
     assert clip.recording is not None  # noqa: S101 - a test sentence has one
-    return plot_spectrograms(recording=mel(clip.recording), before=mel(clip.before), after=mel(clip.after))
+    mels = {"recording": mel(clip.recording), "before": mel(clip.before), "after": mel(clip.after)}
+    return plot_spectrograms(**as_long_as_the_longest(mels))
+
+
+def as_long_as_the_longest(mels: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    """Spectrograms [80, F] with the quietest of their own values up to the F of the longest."""
+    frames = max(mel.shape[1] for mel in mels.values())
+    return {
+        name: np.pad(mel, ((0, 0), (0, frames - mel.shape[1])), constant_values=mel.min())
+        for name, mel in mels.items()
+    }

@@ -1,8 +1,10 @@
-"""One HTML page with everything to look at and listen to; it needs no other file."""
+"""One HTML page with everything to look at and listen to; it needs no other file, and links the run's report."""
 
 from __future__ import annotations
 
 import base64
+import os
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
@@ -26,6 +28,15 @@ _CURVES = {
 }
 
 
+@dataclass
+class Stage:
+    """One stage of the demo: how long it took, and whether what an earlier run made was used again."""
+
+    title: str
+    seconds: float = 0.0
+    reused: bool = False
+
+
 def data_url(kind: str, data: bytes) -> str:
     """Bytes as a URL that holds them."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
@@ -43,11 +54,9 @@ def player(audio: Audio) -> str:
     return data_url("audio/wav", encode_wav(audio.samples, audio.sampling_rate))
 
 
-def plot_curves(history: list[dict[str, float]]) -> Figure:
-    """The losses over the steps, and where the second stage begins."""
+def plot_curves(history: list[dict[str, float]], warm_up_steps: int) -> Figure:
+    """The losses over the steps, and where the second stage begins: after ``warm_up_steps``, if there were any."""
     figure = Figure(figsize=(11, 6), layout="constrained")
-    stages = [row for row in history if "stage" in row]
-    border = next((row["step"] for row in stages if row["stage"] != stages[0]["stage"]), None)
     for axis, (title, curves) in zip(figure.subplots(2, 2).flat, _CURVES.items(), strict=True):
         for label, key in curves.items():
             points = [(row["step"], row[key]) for row in history if key in row]
@@ -58,18 +67,27 @@ def plot_curves(history: list[dict[str, float]]) -> Figure:
                     marker="o" if "held" in label else None,
                     markersize=4,
                 )
-        if border is not None and title != "Adversaries":
-            axis.axvline(border, color="grey", linewidth=0.8, linestyle=":")
+        if warm_up_steps and title != "Adversaries":
+            axis.axvline(warm_up_steps, color="grey", linewidth=0.8, linestyle=":")
         if title == "KL divergence":
             axis.set_yscale("log")
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
-        axis.legend()
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend()
     return figure
 
 
-def write_page(path: Path, result: Comparison, seconds: dict[str, float], served: Path) -> None:
-    """Write the page."""
+def write_page(path: Path, result: Comparison, stages: list[Stage], served: Path, report: Path) -> None:
+    """Write the page.
+
+    Args:
+        path: Where.
+        result: What changed.
+        stages: What was done so far.
+        served: The WAV that the server answered with.
+        report: The training's own report, linked if it is there.
+    """
     environment = Environment(
         loader=PackageLoader("examples.demo", "."), autoescape=select_autoescape(["html"])
     )
@@ -78,9 +96,10 @@ def write_page(path: Path, result: Comparison, seconds: dict[str, float], served
     path.write_text(
         environment.get_template("page.html").render(
             result=result,
-            seconds=seconds,
+            stages=stages,
+            report=os.path.relpath(report, path.parent) if report.is_file() else None,
             served=data_url("audio/wav", served.read_bytes()),
-            curves=Markup(picture(plot_curves(result.history))),  # noqa: S704 - our own base64
+            curves=Markup(picture(plot_curves(result.history, result.warm_up_steps))),  # noqa: S704 - our own base64
             alignment=Markup(picture(result.alignment)),  # noqa: S704
             spectrograms=Markup(picture(result.spectrograms)),  # noqa: S704
         ),

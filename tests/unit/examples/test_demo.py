@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 from matplotlib.figure import Figure
 
 from examples.demo import __main__ as demo
-from examples.demo.compare import Comparison, mel_between
-from examples.demo.page import plot_curves
-from shared.errors import QualityError
+from examples.demo.__main__ import Stages
+from examples.demo.compare import Comparison, as_long_as_the_longest, compare, mel_between
+from examples.demo.page import Stage, plot_curves, write_page
+from shared.errors import ModelError, QualityError
 
 
 def comparison(*, mel_after: float = 0.8, mos_after: float = 3.0) -> Comparison:
@@ -23,6 +25,8 @@ def comparison(*, mel_after: float = 0.8, mos_after: float = 3.0) -> Comparison:
         mos_before=3.2,
         mos_after=mos_after,
         sentences=14,
+        steps=80,
+        warm_up_steps=40,
         heard=[],
         history=[],
         alignment=Figure(),
@@ -65,18 +69,76 @@ def test_the_curves_are_drawn_from_the_log() -> None:
     ]
     drawn = {
         line.get_label(): np.asarray(line.get_xydata()).tolist()
-        for axis in plot_curves(history).axes
+        for axis in plot_curves(history, warm_up_steps=0).axes
         for line in axis.lines
     }
     assert drawn["held out"] == [[0.0, 4.0]]
     assert drawn["discriminator"] == [[2.0, 3.0]]
 
 
+def test_the_second_stage_begins_where_the_first_ends_not_at_the_next_entry_of_the_log() -> None:
+    history: list[dict[str, float]] = [{"step": 40, "mel": 1.9}, {"step": 45, "mel": 1.0}]
+    border, *others = plot_curves(history, warm_up_steps=40).axes[0].lines[::-1]
+    assert np.asarray(border.get_xdata()).tolist() == [40, 40]
+    assert len(others) == 1
+    assert len(plot_curves(history, warm_up_steps=0).axes[0].lines) == 1
+
+
 def test_the_first_stage_is_told_apart() -> None:
     history: list[dict[str, float]] = [
         {"step": 0, "eval_mel": 2.0},
-        {"step": 1, "mel": 1.9, "stage": 1},
+        {"step": 1, "mel": 1.9},
         {"step": 40, "eval_mel": 1.2},
+        {"step": 80, "eval_mel": 1.0},
     ]
-    assert mel_between(history) == 2.0
-    assert mel_between([*history, {"step": 41, "mel": 1.1, "stage": 2}, {"step": 80, "eval_mel": 1.0}]) == 1.2
+    assert mel_between(history, 0) == 2.0
+    assert mel_between(history, 40) == 1.2
+
+
+def test_spectrograms_are_shown_whole() -> None:
+    mels = {"short": np.ones((80, 3), np.float32), "long": np.ones((80, 5), np.float32)}
+    mels["short"][0, 0] = -7.0
+    shown = as_long_as_the_longest(mels)
+    assert {mel.shape for mel in shown.values()} == {(80, 5)}
+    assert (shown["short"][:, :3] == mels["short"]).all()
+    assert (shown["short"][:, 3:] == -7.0).all()
+    assert (shown["long"] == mels["long"]).all()
+
+
+def test_what_an_earlier_run_made_is_told_from_what_this_one_made(tmp_path: Path) -> None:
+    stages, made = Stages(), tmp_path / "model"
+    with stages.stage("first", makes=made):
+        made.write_text("made")
+    with stages.stage("second", makes=made):
+        pass
+    with stages.stage("third", makes=made):
+        os.utime(made, ns=(0, 0))
+    with stages.stage("fourth") as stage:
+        stage.reused = True
+    with stages.stage("fifth"):
+        pass
+    assert [stage.reused for stage in stages.done] == [False, True, False, True, False]
+
+
+def test_the_page_says_what_was_reused_and_links_the_report(tmp_path: Path) -> None:
+    (tmp_path / "demo").mkdir()
+    report, wav = tmp_path / "demo" / "report.html", tmp_path / "demo.wav"
+    wav.write_bytes(b"RIFF")
+    stages = [Stage("recordings", 5.2, reused=True), Stage("training", 275.4)]
+
+    def page() -> str:
+        write_page(tmp_path / "demo.html", comparison(), stages, wav, report)
+        return " ".join((tmp_path / "demo.html").read_text().split())
+
+    assert "report.html" not in page()
+    report.write_text("<html>")
+    text = page()
+    assert "<td>recordings<td>reused</tr>" in text
+    assert "<td>training<td>275 s</tr>" in text
+    assert 'href="demo/report.html"' in text
+    assert "after 80 steps" in text
+
+
+def test_a_folder_without_a_training_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no finished training"):
+        compare(tmp_path, tmp_path, tmp_path, "hola")

@@ -94,6 +94,6 @@ def test_a_wide_layer_obeys_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
         result.float(), convolve_along_width(convolution, values), rtol=0.05, atol=0.05
     )
     functional.mse_loss(result.float(), torch.zeros_like(result.float())).backward()
-    direction = convolution.parametrizations.weight.original1
+    direction = dict(convolution.named_parameters())["parametrizations.weight.original1"]
     assert direction.grad is not None
     assert direction.grad.dtype == torch.float32

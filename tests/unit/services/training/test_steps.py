@@ -478,8 +478,10 @@ def test_gradient_checkpointing_is_switched_on(
     make_config: Callable[..., TrainingConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VITS_CACHE", str(tmp_path / "cache"))
+    enabled: list[object] = []
+    monkeypatch.setattr("services.training.session.enable_gradient_checkpointing", enabled.append)
     session = begin(make_config(gradient_checkpointing=True), Accelerator(cpu=True))
-    assert session.generator.text_encoder.encoder.layers[0].gradient_checkpointing
+    assert enabled == [session.generator]
 
 
 def test_everything_is_in_training_mode_once_it_trains_jointly(

@@ -53,7 +53,7 @@ RECOMMENDED: dict[str, dict[str, Any]] = {
 
 
 def test_there_is_one_for_everybody() -> None:
-    assert {file.stem for file in WHOLE} == {"demo", "spa", "eng", "ljs", "vctk", "kor", "guj"}
+    assert {file.stem for file in WHOLE} == {"demo", "spa", "eng", "ljs", "vctk", "kor", "guj", "piper"}
     layers = {"low-memory", "fast-experiment", "production", "multi-speaker", "from-scratch"}
     assert {file.stem for file in LAYERS} == layers
 

@@ -47,10 +47,9 @@ def _find_in_store(reference: str, store_url: str, here: str) -> ModelSource:
     try:
         version = registry.resolve("models", reference)
     except UserError as error:
-        name = re.split("[@/]", reference)[0]
         raise NotFoundError(
             f"{here}, and the store has no such model: {error}.\n"
-            f"Write ./FOLDER for a folder, {name}@latest for a model in the store (another store: --store)"
+            "Write ./FOLDER for a folder, NAME@latest for a model in the store (another store: --store)"
         ) from error
     if Path(reference).expanduser().is_dir():
         print(f"{here}, so the model of the store is taken")

@@ -65,7 +65,7 @@ def test_what_is_in_neither_place_is_told_of_both(reference: str, folder: str, h
     message = str(caught.value)
     assert message.startswith(folder)
     assert "the store has no such model" in message
-    assert "Write ./FOLDER for a folder" in message
+    assert "Write ./FOLDER for a folder, NAME@latest for a model in the store" in message
     assert not (here / "store").exists()
 
 

@@ -24,9 +24,15 @@ from services.training.session import Session, begin, precision
 from services.training.steps import Seen, Steps
 from services.training.tracking import Tracker
 from shared.errors import ConfigError, DataError
+from shared.wording import counted
 
 #: On several processes, how often they agree whether to stop: it takes a message, for which each waits.
 _AGREE_EVERY = 10
+_PRECISIONS = {
+    "no": "float32",
+    "bf16": "bfloat16 where it does no harm",
+    "fp16": "float16 where it does no harm",
+}
 
 
 def train(config: TrainingConfig) -> Path:
@@ -108,9 +114,11 @@ class _Course:
         """Both stages, from where the run stands."""
         session, plan = self.session, self.session.plan
         if session.step == 0:
+            count = session.accelerator.num_processes
+            processes = "1 process" if count == 1 else f"{count} processes"
             self.tracker.say(
-                f"{session.accelerator.num_processes} process(es), {session.accelerator.mixed_precision} precision; "
-                f"{plan.joint} steps of {plan.per_epoch} an epoch"
+                f"{processes}, {_PRECISIONS[session.accelerator.mixed_precision]}; {counted(plan.joint, 'step')}, "
+                f"{plan.per_epoch} an epoch"
                 + (f", after {plan.warm_up} that train only what the base lacks" if plan.warm_up else "")
             )
             self._evaluate()

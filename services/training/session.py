@@ -40,6 +40,7 @@ from shared.provenance import Provenance
 from shared.registry import default_cache
 from shared.runs import Run
 from shared.store import Store, default_store_url
+from shared.wording import counted
 
 
 @dataclass
@@ -252,9 +253,8 @@ def _report_data(
     write_dropped(path, dropped)
     for role, usable in examples.items():
         listed = f", all listed in {path}" if dropped[role] else ""
-        print(
-            f"{role}: {len(usable)} recordings, {usable.hours * 60:.1f} min; {len(dropped[role])} left out{listed}"
-        )
+        minutes = usable.hours * 60
+        print(f"{role}: {counted(len(usable), 'recording')}, {minutes:.1f} min; {len(dropped[role])} left out{listed}")
         for line in describe_dropped(dropped[role]):
             print(f"  {line}")
 

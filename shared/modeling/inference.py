@@ -142,9 +142,13 @@ def speak(
         )
     model = load_model(folder)
     if speaker is not None and not 0 <= speaker < model.config.num_speakers:
-        raise RequestError(
-            f"speaker {speaker}: the model has speakers 0 to {model.config.num_speakers - 1}", param="speaker"
+        last = model.config.num_speakers - 1
+        has = (
+            f"the model has speakers 0 to {last}"
+            if last > 0
+            else "the model has one speaker: leave speaker out"
         )
+        raise RequestError(f"speaker {speaker}: {has}", param="speaker")
     if speaker is None and model.config.num_speakers > 1:
         speaker = 0
     tokens = FrontEnd.from_folder(folder).tokenize(text)

@@ -104,6 +104,7 @@ class Publisher:
             if wait:
                 self._write(self._snapshot)
                 self._join()
+                self._prune(self._snapshot.state)  # not before: what is removed may still be being sent
                 self._send(self._snapshot.state)
             else:
                 self._written.clear()
@@ -167,6 +168,7 @@ class Publisher:
         state = snapshot.state
         try:
             self._write(snapshot)
+            self._prune(state)
         except Exception as error:
             self._failure = error
             self._tracker.say(f"step {state.global_step} could not be saved: {error}")
@@ -185,8 +187,11 @@ class Publisher:
             _write_model(session, snapshot, folder)
 
         ckpt.write_checkpoint(output_dir, snapshot.step, write, needed=snapshot.nbytes)
-        best = {entry["step"] for entry in snapshot.state.best}
-        ckpt.prune(output_dir, session.config.save_total_limit, spare=best)
+
+    def _prune(self, state: ckpt.TrainerState) -> None:
+        """Remove superfluous checkpoints from the disk; none may be being sent."""
+        config = self._session.config
+        ckpt.prune(config.output_dir, config.save_total_limit, spare={entry["step"] for entry in state.best})
 
     def _send(self, state: ckpt.TrainerState) -> None:
         """The newest checkpoint to the store, as the run's state and as a version of the model."""

@@ -256,9 +256,13 @@ def test_training_does_not_wait_for_the_store(make_trial: MakeTrial) -> None:
     assert trial.stored() == [1, 2]
 
 
-def test_sigterm_saves_on_the_disk_before_it_waits_for_the_store(make_trial: MakeTrial) -> None:
+@pytest.mark.parametrize("limit", [None, 1])
+def test_sigterm_saves_on_the_disk_before_it_waits_for_the_store(
+    make_trial: MakeTrial, limit: int | None
+) -> None:
+    """And removes no checkpoint that is still being sent."""
     store = Gate.open("memory://")
-    trial = make_trial(store)
+    trial = make_trial(store, save_total_limit=limit)
     with trial.publisher() as publisher:
         trial.step()
         publisher.save(trial.steps)
@@ -270,6 +274,7 @@ def test_sigterm_saves_on_the_disk_before_it_waits_for_the_store(make_trial: Mak
         def look() -> None:
             while 2 not in trial.saved():
                 threading.Event().wait(0.01)
+            threading.Event().wait(0.2)  # for whatever is done right after it
             seen.append(trial.stored())
             store.open_.set()
 
@@ -279,6 +284,7 @@ def test_sigterm_saves_on_the_disk_before_it_waits_for_the_store(make_trial: Mak
         watcher.join()
         assert seen == [[]]
         assert trial.stored() == [1, 2]
+    assert trial.saved() == ([2] if limit else [1, 2])
     back = checkpoints.read_state(trial.output / "checkpoint-2")["generator"]
     assert torch.equal(back["text_encoder.embed_tokens.weight"], expected)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from huggingface_hub import ModelCardData
@@ -31,25 +32,27 @@ _PLACES = frozenset({"output_dir", "store", "cache_dir", "run_name", "resume_fro
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def write_model_card(session: Session, folder: Path) -> Path:
+def write_model_card(session: Session, folder: Path, step: int) -> Path:
     """Write ``README.md`` into a model's folder.
 
     Args:
         session: The run that made the model.
         folder: The model's.
+        step: The step of the run that the model is of: its last, or that of its best checkpoint.
 
     Returns:
         The card's path.
     """
-    text = f"---\n{_metadata(session)}\n---\n\n" + "\n\n".join(
+    evaluated, figures = _newest_evaluation(session, step)
+    text = f"---\n{_metadata(session, figures)}\n---\n\n" + "\n\n".join(
         part
         for part in (
             _introduction(session),
             _usage(session),
             _licence(session),
             _data(session),
-            _evaluation(session),
-            _training(session),
+            _evaluation(evaluated, figures),
+            _training(session, step),
         )
         if part
     )
@@ -58,7 +61,16 @@ def write_model_card(session: Session, folder: Path) -> Path:
     return path
 
 
-def _metadata(session: Session) -> str:
+def _newest_evaluation(session: Session, step: int) -> tuple[int, dict[str, float]]:
+    """The last evaluation that was not after a step: where it was, and its figures; none if there was none."""
+    for entry in reversed(session.state.log_history):
+        values = {key.removeprefix("eval_"): value for key, value in entry.items() if key.startswith("eval_")}
+        if values and entry["step"] <= step:
+            return entry["step"], values
+    return 0, {}
+
+
+def _metadata(session: Session, figures: Mapping[str, float]) -> str:
     """The YAML at the card's head, as the hub reads it."""
     config = session.config
     dataset = _on_hub(config.dataset_name)
@@ -71,7 +83,7 @@ def _metadata(session: Session) -> str:
         tags=["text-to-speech", "vits", *(["multi-speaker"] if session.base.speakers else [])],
         base_model=_on_hub(config.model_name_or_path),
         datasets=[dataset] if dataset else None,
-        metrics=list(summary.newest_evaluation(session)) or None,
+        metrics=list(figures) or None,
     )
     return metadata.to_yaml()
 
@@ -195,20 +207,19 @@ def _data(session: Session) -> str:
     return "\n".join(rows + (["", "Left out:", "", *reasons] if reasons else []))
 
 
-def _evaluation(session: Session) -> str:
-    values = summary.newest_evaluation(session)
+def _evaluation(step: int, values: Mapping[str, float]) -> str:
     if not values:
         return ""
     rows = [
         f"| `{name}` | {values[name]:.4g} | {text} |" for name, text in _MEANINGS.items() if name in values
     ]
-    head = "On recordings that were held out, in the last evaluation; of each, less is better."
+    head = f"On recordings that were held out, in the evaluation at step {step}; of each, less is better."
     return "\n".join(
         ["## Evaluation", "", head, "", "| measure | value | what it is |", "|---|--:|---|", *rows]
     )
 
 
-def _training(session: Session) -> str:
+def _training(session: Session, step: int) -> str:
     changed, _ = summary.configuration(session.config)
     versions = ", ".join(f"{name} {version}" for name, version in summary.versions().items())
     shown = {
@@ -216,9 +227,14 @@ def _training(session: Session) -> str:
         for key, value in changed.items()
         if key not in _PLACES
     }
+    taken = (
+        ""
+        if step == session.step
+        else f" The model is that of step {step}, the best by `{session.config.metric_for_best_model}`."
+    )
     return (
         "## Training\n\n"
-        f"{session.step} steps, {session.state.epoch:.1f} epochs, by the VITS Suite ({versions}). What was set to "
-        "something else than its default; all of it is in `training_config.json`:\n\n"
+        f"{session.step} steps, {session.state.epoch:.1f} epochs, by the VITS Suite ({versions}).{taken} What was "
+        "set to something else than its default; all of it is in `training_config.json`:\n\n"
         f"```json\n{json.dumps(shown, indent=2, ensure_ascii=False)}\n```"
     )

@@ -156,7 +156,7 @@ class Publisher:
         if self._unsent and self._snapshot:
             self._send(self._snapshot.state)
             self.check()
-        _write_final(session, self._best_folder())
+        _write_final(session, *self._best_folder())
         say(f"the model is complete in {config.output_dir}")
         deliver(config, session.store, session.state, say)
         if self._unsent:
@@ -258,12 +258,17 @@ class Publisher:
             entries.sort(key=lambda entry: entry["value"])  # of all that is measured, less is better
             state.best = entries[:keep]
 
-    def _best_folder(self) -> Path:
-        """The checkpoint that becomes the final model."""
+    def _best_folder(self) -> tuple[Path, int]:
+        """The checkpoint that becomes the final model, and its step.
+
+        Where it is one of the best, its entry in the state is marked ``final``: it may have to be sent later.
+        """
         config, state, say = self._session.config, self._session.state, self._tracker.say
         last = config.output_dir / f"checkpoint-{state.global_step}"
+        for entry in state.best:
+            entry.pop("final", None)  # of a shorter run that this one goes on from
         if not config.load_best_model_at_end:
-            return last
+            return last, state.global_step
         metric = config.metric_for_best_model
         for entry in state.best[:1]:
             folder = config.output_dir / f"checkpoint-{entry['step']}"
@@ -275,13 +280,14 @@ class Publisher:
                 say(
                     f"the final model is the best checkpoint's, of step {entry['step']}: {metric} {entry['value']:.4g}"
                 )
-                return folder
+                entry["final"] = True
+                return folder, entry["step"]
             say(
                 f"the best checkpoint, of step {entry['step']}, is no longer there: the final model is the last step's"
             )
-            return last
+            return last, state.global_step
         say(f"no saved step was evaluated by {metric}: the final model is the last step's")
-        return last
+        return last, state.global_step
 
 
 # -- Models ----------------------------------------------------------------------------------------
@@ -314,8 +320,8 @@ def _write_config(config: TrainingConfig, folder: Path) -> None:
     )
 
 
-def _write_final(session: Session, source: Path) -> None:
-    """Make the output folder a finished model, from a checkpoint's."""
+def _write_final(session: Session, source: Path, step: int) -> None:
+    """Make the output folder a finished model, from that of a step's checkpoint."""
     output_dir, state = session.config.output_dir, session.state
     final = output_dir / "final.partial"
     shutil.rmtree(final, ignore_errors=True)
@@ -328,7 +334,7 @@ def _write_final(session: Session, source: Path) -> None:
         for name in names:
             shutil.copyfile(source / name, final / name)
         _write_config(session.config, final)
-        write_model_card(session, final)
+        write_model_card(session, final, step)
     files = sorted(final.iterdir())
     state.final_files = {file.name: digest_file(file).sha256 for file in files}
     state.final_version = state.pushed_to = None
@@ -380,7 +386,7 @@ def _deliver_to_store(
             config.output_dir,
             state.final_files,
             Provenance.read(config.output_dir),
-            state.global_step,
+            _final_step(state),
         )
         state.write(config.output_dir)
     elif _was_moved_to(registry, name, config.alias, state.final_version):
@@ -391,6 +397,11 @@ def _deliver_to_store(
         registry.move_alias("models", name, config.alias, state.final_version)
     say(f"{config.output_dir} is in {store.url} as {name}@{config.alias} ({state.final_version})")
     return True
+
+
+def _final_step(state: ckpt.TrainerState) -> int:
+    """The step that a finished run's model is of: the best one's, where that was taken, and else the last."""
+    return next((entry["step"] for entry in state.best if entry.get("final")), state.global_step)
 
 
 def _check_final(output_dir: Path, state: ckpt.TrainerState) -> None:

@@ -135,10 +135,10 @@ class Trial:
         return [cast("int", version.manifest.lineage["step"]) for version in versions]
 
 
-def write_card(session: Session, folder: Path) -> Path:
+def write_card(session: Session, folder: Path, step: int) -> Path:
     """Stands in for the model card, which tells of the data."""
     card = folder / "README.md"
-    card.write_text(f"step {session.step}", encoding="utf-8")
+    card.write_text(f"step {step}", encoding="utf-8")
     return card
 
 
@@ -491,6 +491,22 @@ def test_the_final_model_is_the_best_one_where_that_is_wanted(make_trial: MakeTr
     assert any("step 4" in line and "mel 1.5" in line for line in trial.lines)
     assert not (trial.output / "manifest.json").exists()
     assert trial.saved()[-1] == 6  # and a longer training goes on from the last
+    assert (trial.output / "README.md").read_text(encoding="utf-8") == "step 4"
+    assert trial.published() == [1, 2, 3, 4, 5, 4]
+    elsewhere = Store.open("memory://")
+    assert delivered(trial, elsewhere)  # by a second start, which has but the files
+    assert Registry(elsewhere).resolve("models", "voz").manifest.lineage["step"] == 4
+
+
+def test_the_final_model_of_a_longer_run_is_not_the_shorter_ones_best(make_trial: MakeTrial) -> None:
+    trial = make_trial(total=2)
+    trial.session.state.best = [{"step": 1, "value": 0.5, "final": True}]
+    with trial.publisher() as publisher:
+        for _ in range(2):
+            trial.step()
+            publisher.save(trial.steps)
+        publisher.finish()
+    assert trial.published() == [1, 2]
 
 
 def test_without_an_evaluation_the_final_model_is_the_last(make_trial: MakeTrial) -> None:

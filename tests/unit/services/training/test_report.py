@@ -199,10 +199,10 @@ def test_sound_is_kept_as_it_was_but_for_its_last_bits(tmp_path: Path) -> None:
 # -- Model card ------------------------------------------------------------------------------------
 
 
-def card(session: Session, folder: Path) -> tuple[dict[str, Any], str]:
+def card(session: Session, folder: Path, step: int = 50) -> tuple[dict[str, Any], str]:
     """What the hub reads at a card's head, and its text."""
     folder.mkdir(exist_ok=True)
-    found = ModelCard(model_card.write_model_card(session, folder).read_text(encoding="utf-8"))
+    found = ModelCard(model_card.write_model_card(session, folder, step).read_text(encoding="utf-8"))
     return yaml.safe_load(found.data.to_yaml()), found.text
 
 
@@ -221,6 +221,20 @@ def test_the_card_is_one_that_the_hub_reads(session: Session, tmp_path: Path) ->
     }
     for told in ("someone's recordings", "in writing", "| training | 8 |", "`mel_distance` | 1.5", "3e-05"):
         assert told in text
+
+
+def test_the_card_of_the_best_checkpoint_tells_its_own_figures(session: Session, tmp_path: Path) -> None:
+    _, last = card(session, tmp_path / "last")
+    assert "evaluation at step 50;" in last
+    assert "`mel` | 1.4 |" in last
+    assert "the best by" not in last
+    _, best = card(session, tmp_path / "best", step=25)
+    assert "evaluation at step 20;" in best
+    assert "`mel` | 3.5 |" in best
+    assert "The model is that of step 25, the best by `mel`" in best
+    data, none = card(session, tmp_path / "none", step=5)
+    assert "## Evaluation" not in none
+    assert "metrics" not in data
 
 
 @pytest.mark.parametrize(

@@ -66,9 +66,17 @@ def mel_filters(settings: FeatureSettings, bins: int = MEL_BINS) -> Tensor:
     return torch.from_numpy(filters).float()
 
 
-@lru_cache(maxsize=8)
-def _window(n_fft: int) -> Tensor:
-    return torch.hann_window(n_fft)
+# Moving a tensor from the host's pageable memory waits for a GPU: what every step needs is moved once.
+
+
+@lru_cache(maxsize=16)
+def _mel_filters_on(settings: FeatureSettings, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return mel_filters(settings).to(device, dtype)
+
+
+@lru_cache(maxsize=16)
+def _window_on(n_fft: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.hann_window(n_fft).to(device, dtype)
 
 
 def linear_spectrogram(padded: Tensor, settings: FeatureSettings) -> Tensor:
@@ -82,11 +90,12 @@ def linear_spectrogram(padded: Tensor, settings: FeatureSettings) -> Tensor:
         [B, n_fft / 2 + 1, ⌊S / hop⌋], float32 at least.
     """
     with torch.autocast(padded.device.type, enabled=False):
+        padded = at_least_float32(padded)
         spectrum = torch.stft(
-            at_least_float32(padded),
+            padded,
             settings.n_fft,
             settings.hop_length,
-            window=_window(settings.n_fft).to(at_least_float32(padded)),
+            window=_window_on(settings.n_fft, padded.device, padded.dtype),
             center=False,
             return_complex=True,
         )
@@ -102,8 +111,22 @@ def log_mel(spectrogram: Tensor, settings: FeatureSettings) -> Tensor:
     """``log(max(mel, 1e-5))``: [B, n_fft / 2 + 1, F] → [B, 80, F]."""
     with torch.autocast(spectrogram.device.type, enabled=False):
         spectrogram = at_least_float32(spectrogram)
-        mel = mel_filters(settings).to(spectrogram) @ spectrogram
+        mel = _mel_filters_on(settings, spectrogram.device, spectrogram.dtype) @ spectrogram
         return torch.log(mel.clamp_min(_LOG_FLOOR))
+
+
+@lru_cache(maxsize=16)
+def silence(settings: FeatureSettings, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The :func:`log_mel` of one frame of silence: [1, 80, 1].
+
+    Computed once and kept on the device, so it must not be written to.
+
+    Args:
+        settings: The model's view of audio.
+        device: Where it is wanted.
+        dtype: float32 or float64.
+    """
+    return log_mel(silent_spectrogram(settings).to(device, dtype), settings)
 
 
 def log_mel_of(waveform: Tensor, settings: FeatureSettings) -> Tensor:

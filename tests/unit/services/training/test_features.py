@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import librosa
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from services.training.features import (
     FeatureSettings,
@@ -15,6 +17,7 @@ from services.training.features import (
     log_mel,
     log_mel_of,
     mel_filters,
+    silence,
     silent_spectrogram,
 )
 
@@ -85,3 +88,55 @@ def test_autocast_changes_nothing() -> None:
     expected = log_mel_of(waveform, SETTINGS)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(log_mel_of(waveform, SETTINGS), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_silence_is_the_log_mel_of_a_silent_spectrogram(dtype: torch.dtype) -> None:
+    found = silence(SETTINGS, torch.device("cpu"), dtype)
+    assert found.shape == (1, 80, 1)
+    assert found.dtype == dtype
+    assert torch.equal(found, log_mel(silent_spectrogram(SETTINGS).to(dtype), SETTINGS))
+    assert silence(SETTINGS, torch.device("cpu"), dtype) is found
+    assert not torch.equal(found, silence(OTHER, torch.device("cpu"), dtype))
+
+
+class _Operations(TorchDispatchMode):
+    """Takes down every operation; ``_to_copy`` is the one that moves a tensor elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **kwargs or {})
+
+
+def test_window_and_filters_are_moved_once() -> None:
+    """float64 stands in for another device: what is float32 on the host has to be copied for it."""
+    settings = FeatureSettings(16000, 128, 512)  # nobody else's, so that nothing is there yet
+    waveform = noise(5000).double()
+    with _Operations() as first:
+        expected = log_mel_of(waveform, settings)
+    with _Operations() as second:
+        found = log_mel_of(waveform, settings)
+    assert "_to_copy" in first.names
+    assert "_to_copy" not in second.names
+    assert torch.equal(found, expected)
+    assert log_mel_of(noise(5000), settings).dtype == torch.float32
+
+
+def test_kept_tensors_are_those_of_each_precision_and_rate() -> None:
+    for settings in (SETTINGS, OTHER, FeatureSettings(22050, 256, 1024)):
+        single, double = (
+            log_mel_of(noise(5000).to(dtype), settings) for dtype in (torch.float32, torch.float64)
+        )
+        assert (single.dtype, double.dtype) == (torch.float32, torch.float64)
+        spectrogram = linear_spectrogram(
+            torch.nn.functional.pad(noise(5000).double(), (settings.padding,) * 2, mode="reflect"), settings
+        )
+        expected = (mel_filters(settings).double() @ spectrogram).clamp_min(1e-5).log()
+        assert torch.equal(double, expected)
+        torch.testing.assert_close(single, expected.float(), rtol=1e-4, atol=1e-4)

@@ -12,6 +12,7 @@ import csv
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -261,8 +262,13 @@ def _warn_of_mixed_speakers(table: Path, lines: Sequence[tuple[int, list[str]]],
             column = header.index(name)
             speakers = {cells[column] for _, cells in lines[1:] if len(cells) > column}
             if len(speakers) > 1:
-                _log.warning(
-                    "%s has %d speakers in its column %r, not read: they become one voice",
-                    table, len(speakers), name,
-                )  # fmt: skip
+                _warn_once(table, len(speakers), name)
             return
+
+
+@cache
+def _warn_once(table: Path, speakers: int, column: str) -> None:
+    """A table is read once for each split, but says this once a process."""
+    _log.warning(
+        "%s has %d speakers in its column %r, not read: they become one voice", table, speakers, column
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,20 @@ class TestForms:
         with caplog.at_level(logging.WARNING):
             read_recordings(root, split="all")
         assert "2 speakers" in caplog.text
+
+    def test_unread_speakers_are_warned_of_once_a_table(
+        self, folder: Folder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        root = Path(
+            folder("file_name,text,speaker_id,split\na,Uno.,1,train\nb,Dos.,2,test\n", ["a.wav", "b.wav"])
+        )
+        with caplog.at_level(logging.WARNING):
+            for split in ("train", "test", "train"):
+                read_recordings(root, split=split)
+            assert caplog.text.count("2 speakers") == 1
+            copied = shutil.copytree(root, tmp_path / "other")
+            read_recordings(copied, split="train")
+        assert caplog.text.count("2 speakers") == 2
 
     def test_sound_is_decoded_and_resampled(self, folder: Folder) -> None:
         (one,) = read_recordings(folder("a|Hola.\n", ["a.wav"]), split="train")

@@ -14,7 +14,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from services.training.hf_arguments import KNOWN, screen
 from shared.errors import ConfigError, nearest
@@ -52,6 +60,13 @@ def _whole_steps(value: object) -> object:
     """Refuse the shares of a run that ``transformers`` takes for a number of steps."""
     if isinstance(value, float) and 0 < value < 1:
         raise ValueError("a share of the run is not offered: give a number of steps")
+    return value
+
+
+def _not_none_at_all(value: int) -> int:
+    """Refuse ``max_steps`` 0, of which ``transformers`` makes "not set"."""
+    if value == 0:
+        raise ValueError("give -1 to train for num_train_epochs, or do_train false to train not at all")
     return value
 
 
@@ -167,7 +182,9 @@ class TrainingConfig(BaseModel):
     max_duration_in_seconds: float = Field(20.0, gt=0, description="leave out longer recordings")
     min_duration_in_seconds: float = Field(0.0, ge=0, description="leave out shorter recordings")
     do_lower_case: bool = Field(False, description="lower-case every text, the sample texts included")
-    do_normalize: bool = Field(False, description="scale every recording to the same RMS level")
+    do_normalize: bool = Field(
+        False, description="scale every recording to the same RMS level; loudness goes before it"
+    )
     loudness: float | None = Field(
         None, ge=-70, lt=0, description="bring every recording to this loudness in LUFS, such as -23"
     )
@@ -176,7 +193,7 @@ class TrainingConfig(BaseModel):
     eval_sample_texts: Annotated[list[Text], BeforeValidator(_texts)] = Field(
         [], description="more texts to speak at every evaluation"
     )
-    preprocessing_num_workers: Positive | None = Field(None, description="processes that decode audio")
+    preprocessing_num_workers: Positive | None = Field(None, description="threads that decode audio")
     preprocessing_only: bool = Field(False, description="fill the cache and stop")
     group_by_length: bool = Field(False, description="batch recordings of similar length together")
     max_frames_per_batch: Positive | None = Field(
@@ -196,7 +213,9 @@ class TrainingConfig(BaseModel):
     do_train: bool = Field(True, description="train")
     do_eval: bool = Field(False, description="evaluate on eval_split_name")
     num_train_epochs: float = Field(3.0, gt=0, description="passes over the recordings, in joint training")
-    max_steps: int = Field(-1, ge=-1, description="steps of joint training; overrides num_train_epochs")
+    max_steps: Annotated[int, AfterValidator(_not_none_at_all)] = Field(
+        -1, ge=-1, description="steps of joint training; overrides num_train_epochs unless -1"
+    )
     per_device_train_batch_size: Positive = Field(8, description="recordings of a batch on one device")
     per_device_eval_batch_size: Positive = Field(8, description="the same in evaluation")
     gradient_accumulation_steps: Positive = Field(
@@ -248,7 +267,10 @@ class TrainingConfig(BaseModel):
     use_cpu: bool = Field(False, description="leave GPUs alone")
 
     # -- Losses --------------------------------------------------------------------------------------
-    weight_disc: Weight = Field(3.0, description="weight of the discriminator's loss")
+    weight_disc: Weight = Field(
+        3.0,
+        description="weight of the discriminator's loss; AdamW undoes it, so set discriminator_learning_rate instead",
+    )
     weight_gen: Weight = Field(1.0, description="weight of the adversarial loss")
     weight_fmaps: Weight = Field(1.0, description="weight of the feature-matching loss")
     weight_kl: Weight = Field(1.5, description="weight of the divergence of posterior and prior")

@@ -61,6 +61,16 @@ def _remarks(given: Mapping[str, Any], config: TrainingConfig) -> list[str]:
         found.append(
             f"lr_scheduler_type {config.lr_scheduler_type} has no effect unless do_step_schedule_per_epoch is false"
         )
+    # At 0 the discriminator does not learn, and 1 is the loss as it is: both do what they say.
+    if config.optim == "adamw_torch" and config.weight_disc not in {0, 1, 3}:
+        found.append(
+            f"weight_disc {config.weight_disc:g} has next to no effect: AdamW divides by the size of the gradients and "
+            "undoes it. Set discriminator_learning_rate instead."
+        )
+    if config.do_normalize and config.loudness is not None:
+        found.append(
+            f"do_normalize has no effect with loudness {config.loudness:g}, which every recording is brought to"
+        )
     if config.keep_best and config.save_total_limit and config.save_total_limit <= config.keep_best:
         found.append(
             f"save_total_limit {config.save_total_limit} is for the newest checkpoints: keep_best adds up to "

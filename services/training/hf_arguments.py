@@ -57,7 +57,7 @@ def _refused(default: Any, instead: str, *harmless: Any) -> Argument:
 _NO_WRAPPER = "gradients are averaged explicitly, without a wrapper to be told so"
 _ONE_DEVICE = "the networks fit on one device; start one process for each with torchrun"
 _WHOLE_STEPS = "in whole steps, never as a share of the run"
-_SAME_PRECISION = "evaluation runs in the precision of training"
+_FLOAT32 = "evaluation runs in float32, whatever the precision of training"
 
 #: ``transformers.TrainingArguments`` of release 4.35, in its order.
 TRAINING_ARGUMENTS: dict[str, Argument] = {
@@ -82,7 +82,7 @@ TRAINING_ARGUMENTS: dict[str, Argument] = {
     "adam_epsilon": _implemented(1e-8),
     "max_grad_norm": _implemented(1.0, "for each network by itself"),
     "num_train_epochs": _implemented(3.0),
-    "max_steps": _implemented(-1),
+    "max_steps": _implemented(-1, "0 is an error: -1 says that it is not set"),
     "lr_scheduler_type": _implemented(
         "linear", "linear, cosine, constant and constant_with_warmup; read if do_step_schedule_per_epoch is false"
     ),
@@ -112,15 +112,18 @@ TRAINING_ARGUMENTS: dict[str, Argument] = {
     "fp16": _implemented(False, "without a GPU: bf16 where the processor has it, else fp32"),
     "fp16_opt_level": _ignored("O1", "mixed precision is PyTorch's, not Apex's"),
     "half_precision_backend": _refused("auto", "mixed precision is PyTorch's: leave it out", "cuda_amp", "cpu_amp"),
-    "bf16_full_eval": _ignored(False, _SAME_PRECISION),
-    "fp16_full_eval": _ignored(False, _SAME_PRECISION),
+    "bf16_full_eval": _ignored(False, _FLOAT32),
+    "fp16_full_eval": _ignored(False, _FLOAT32),
     "tf32": _refused(None, "bf16 is faster still on the GPUs that have tf32", False),
     "local_rank": _ignored(-1, "the launcher's environment says it"),
     "ddp_backend": _refused(None, "nccl is used on GPUs and gloo on processors", "nccl", "gloo"),
     "tpu_num_cores": _refused(None, "train on GPUs or processors; TPUs are not supported"),
     "tpu_metrics_debug": _refused(False, "train on GPUs or processors; TPUs are not supported"),
     "debug": _refused("", "a loss that is not a number stops the run and is named", [], ()),
-    "dataloader_drop_last": _ignored(False, "no batch is short: what does not fill one up is wrapped around"),
+    "dataloader_drop_last": _ignored(
+        False,
+        "no recording is dropped: some are repeated to fill up a batch, and too few for a full one make smaller ones",
+    ),
     "eval_steps": _implemented(None, f"{_WHOLE_STEPS}; once an epoch when left out"),
     "dataloader_num_workers": _implemented(0),
     "past_index": _refused(-1, "the networks have no memory of earlier outputs"),

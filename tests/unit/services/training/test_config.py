@@ -281,7 +281,7 @@ def test_the_spanish_guide_runs_on_recordings_of_its_form(
     assert vits.main(["train", str(guide), str(layer), *overrides, "--preprocessing_only"]) == 0
     told = capsys.readouterr()
     assert "training: 4 recordings" in told.out
-    assert "evaluation: 1 recordings" in told.out
+    assert "evaluation: 1 recording," in told.out
     assert "is no name that the hub accepts" in told.err
 
 
@@ -409,6 +409,9 @@ def test_a_secret_is_never_shown(key: str) -> None:
         ({"model_presets": "small-encoder"}, "set train_from_scratch, or allow_missing_weights"),
         ({"sampling_rate": 22050}, "sampling_rate needs train_from_scratch"),
         ({"max_steps": 100, "warmup_steps": 200}, "warmup_steps 200 is beyond max_steps 100"),
+        ({"max_steps": 0}, "max_steps: 0 will not do: give -1 to train for num_train_epochs"),
+        ({"max_steps": "0"}, "max_steps: '0' will not do: give -1 to train for num_train_epochs"),
+        ({"max_steps": -2}, "max_steps: -2 will not do"),
         ({"discriminator_periods": "2,3,2"}, "names a period twice"),
         ({"discriminator_periods": "none"}, "discriminator_periods: 'none' will not do"),
         ({"filter_on_speaker_id": 3}, "filter_on_speaker_id 3 needs speaker_id_column_name"),
@@ -436,6 +439,8 @@ def test_a_contradiction_is_explained(values: dict[str, Any], told: str) -> None
         {"model_presets": ["small-encoder", "light-decoder"], "allow_missing_weights": True},
         {"model_presets": ["light-decoder"], "train_from_scratch": True, "sampling_rate": 22050},
         {"max_steps": 100, "warmup_steps": 100},
+        {"max_steps": -1},
+        {"max_steps": 1},
         {"warmup_steps": 100},
         {"discriminator_periods": [2, 3, 5]},
         {"filter_on_speaker_id": "ana", "speaker_id_column_name": "who"},

@@ -208,6 +208,9 @@ def test_a_key_that_is_not_needed_gets_one_line_wherever_it_stands(tmp_path: Pat
         ({"optim": "adamw_hf"}, "optim adamw_hf is read as adamw_torch"),
         ({"lr_scheduler_type": "cosine"}, "has no effect unless do_step_schedule_per_epoch is false"),
         ({"wandb_project": "voices"}, "wandb_project has no effect unless report_to has wandb"),
+        ({"weight_disc": 2}, "weight_disc 2 has next to no effect"),
+        ({"weight_disc": 2}, "Set discriminator_learning_rate instead"),
+        ({"do_normalize": True, "loudness": -23}, "do_normalize has no effect with loudness -23"),
         ({"keep_best": 3, "do_eval": True, "save_total_limit": 2}, "keep_best adds up to 3 more"),
         (
             {"push_to_hub": True, "hub_model_id": "vits-spanish-{speaker-name}"},
@@ -219,6 +222,17 @@ def test_what_does_nothing_or_not_what_one_might_think_is_told(values: dict[str,
     found = remarks(**values)
     assert len(found) == 1
     assert told in found[0]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"weight_disc": 3}, {"weight_disc": 1}, {"weight_disc": 0}, {"weight_disc": 2, "optim": "sgd"},
+        {"do_normalize": True}, {"loudness": -23}, {"loudness": -23, "do_normalize": False},
+    ],
+)  # fmt: skip
+def test_what_does_what_it_says_is_not_remarked_upon(values: dict[str, Any]) -> None:
+    assert not remarks(**values)
 
 
 def test_a_placeholder_is_nobodys_business_unless_it_is_pushed() -> None:

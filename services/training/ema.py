@@ -27,7 +27,7 @@ class Ema:
 
         Args:
             network: After the step.
-            step: Steps of this stage so far, from 0: early averages are short, min(decay, (1 + n) / (10 + n)).
+            step: Steps of the run so far, from 0: early averages are short, min(decay, (1 + n) / (10 + n)).
         """
         keep = min(self.decay, (1 + step) / (10 + step))
         weights = _weights(network)

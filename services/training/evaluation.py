@@ -47,6 +47,9 @@ _SPREAD = (math.sqrt(5) - 1) / 2
 class Schedule:
     """When to evaluate, so that evaluations stay within ``max_eval_share`` of the run's time.
 
+    That time, and what evaluations took of it, is the process's own: a resumed run counts from zero, whatever was
+    spent before it was stopped.
+
     Args:
         config: The run's.
         per_epoch: Steps of an epoch.

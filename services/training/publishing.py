@@ -102,10 +102,10 @@ class Publisher:
             self._saved = self._session.step
             self._snapshot = ckpt.take_snapshot(self._session, steps, self._snapshot)
             if wait:
-                self._write(self._snapshot)
+                seconds = self._write(self._snapshot)
                 self._join()
                 self._prune(self._snapshot.state)  # not before: what is removed may still be being sent
-                self._send(self._snapshot.state)
+                self._send(self._snapshot.state, seconds)
             else:
                 self._written.clear()
                 self._thread = threading.Thread(
@@ -167,7 +167,7 @@ class Publisher:
     def _write_and_send(self, snapshot: ckpt.Snapshot) -> None:
         state = snapshot.state
         try:
-            self._write(snapshot)
+            seconds = self._write(snapshot)
             self._prune(state)
         except Exception as error:
             self._failure = error
@@ -175,26 +175,38 @@ class Publisher:
             return
         finally:
             self._written.set()
-        self._send(state)
+        self._send(state, seconds)
 
     @torch.no_grad()
-    def _write(self, snapshot: ckpt.Snapshot) -> None:
-        """``checkpoint-N`` on the disk."""
+    def _write(self, snapshot: ckpt.Snapshot) -> float:
+        """``checkpoint-N`` on the disk; the seconds that it took."""
+        begun = time.perf_counter()
         session, output_dir = self._session, self._session.config.output_dir
 
         def write(folder: Path) -> None:
             ckpt.write_state(snapshot, folder)
             _write_model(session, snapshot, folder)
 
-        ckpt.write_checkpoint(output_dir, snapshot.step, write, needed=snapshot.nbytes)
+        try:
+            ckpt.write_checkpoint(output_dir, snapshot.step, write, needed=snapshot.nbytes)
+        except Exception:
+            self._tracker.checkpoint_failed()
+            raise
+        return time.perf_counter() - begun
 
     def _prune(self, state: ckpt.TrainerState) -> None:
         """Remove superfluous checkpoints from the disk; none may be being sent."""
         config = self._session.config
         ckpt.prune(config.output_dir, config.save_total_limit, spare={entry["step"] for entry in state.best})
 
-    def _send(self, state: ckpt.TrainerState) -> None:
-        """The newest checkpoint to the store, as the run's state and as a version of the model."""
+    def _send(self, state: ckpt.TrainerState, seconds: float = 0.0) -> None:
+        """The newest checkpoint to the store, as the run's state and as a version of the model.
+
+        Args:
+            state: The checkpoint's.
+            seconds: What writing it has taken, where it was not sent before.
+        """
+        begun = time.perf_counter()
         session, run, step = self._session, self._session.run, state.global_step
         assert run is not None  # noqa: S101 - the main process has the lease
         folder = session.config.output_dir / f"checkpoint-{step}"
@@ -212,17 +224,21 @@ class Publisher:
                         entry["version"] = version
         except LeaseLostError as error:
             self._failure = error
+            self._tracker.checkpoint_failed()
         except StoreError as error:
             self._unsent = error
+            self._tracker.checkpoint_failed()
             self._tracker.say(
                 f"step {step}: saved {folder}, but the store failed: {error}. Training goes on; the next "
                 "checkpoint, or the end of the run, tries again"
             )
         except Exception as error:
             self._failure = error
+            self._tracker.checkpoint_failed()
             self._tracker.say(f"step {step}: saved {folder}, but it cannot be sent: {error}")
         else:
             self._unsent = None
+            self._tracker.checkpoint_saved(step, seconds + time.perf_counter() - begun)
             self._tracker.say(f"step {step}: saved {folder}{published}")
 
     def _join(self) -> None:

@@ -57,6 +57,33 @@ def new_networks(model: Path) -> Networks:
     return generator, new_discriminator(0)
 
 
+class QuietTracker(Tracker):
+    """Counts, and keeps what it says."""
+
+    def __init__(self, folder: Path, lines: list[str], total: int) -> None:
+        super().__init__(folder, enabled=False, tensorboard=False, total_steps=total, first_step=0)
+        self.lines = lines
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def counted(self) -> dict[str, float]:
+        """What Prometheus is told of checkpoints."""
+        wanted = (
+            "checkpoints_total",
+            "checkpoint_failures_total",
+            "checkpoint_step",
+            "checkpoint_seconds_total",
+        )
+        return {
+            name: sample.value
+            for metric in self.metrics.registry.collect()
+            for sample in metric.samples
+            for name in wanted
+            if sample.name.endswith(f"_{name}")
+        }
+
+
 class Trial:
     """A run without data: a session and optimisers, whose steps only change the weights."""
 
@@ -83,7 +110,7 @@ class Trial:
         self.config: TrainingConfig = resolve(values, origin="the test")
         self.store = store or Store.open(str(folder / "store"))
         self.lines: list[str] = []
-        self.tracker = cast("Tracker", SimpleNamespace(say=self.lines.append))
+        self.tracker = QuietTracker(folder, self.lines, total)
         generator, judge = networks or new_networks(model)
         accelerator = SimpleNamespace(is_main_process=True, scaler=None, wait_for_everyone=lambda: None)
         base = SimpleNamespace(
@@ -173,6 +200,7 @@ def test_a_save_ends_on_the_disk_and_in_the_store(make_trial: MakeTrial) -> None
             publisher.save(trial.steps)  # nothing is new
     assert trial.saved() == [3, 4]
     assert trial.stored() == [3, 4]
+    assert trial.tracker.counted()["checkpoints_total"] == 4
     assert trial.published() == [1, 2, 3, 4]
     folder = trial.output / "checkpoint-4"
     _, report = cast("Any", VitsModel).from_pretrained(folder, output_loading_info=True)
@@ -325,6 +353,9 @@ def test_store_that_fails_mid_upload_does_not_stop_training(make_trial: MakeTria
         publisher.save(trial.steps)
     assert trial.stored() == [2]
     assert trial.published() == [2]
+    counted = trial.tracker.counted()
+    assert counted.pop("checkpoint_seconds_total") > 0
+    assert counted == {"checkpoints_total": 1, "checkpoint_failures_total": 1, "checkpoint_step": 2}
 
 
 def test_store_that_stays_broken_fails_the_run_at_its_end_with_the_model_safe(make_trial: MakeTrial) -> None:
@@ -368,6 +399,7 @@ def test_a_run_that_was_taken_over_stops(make_trial: MakeTrial) -> None:
         publisher.check()
     assert trial.stored() == [1]
     assert trial.published() == [1]
+    assert trial.tracker.counted()["checkpoint_failures_total"] == 1
 
 
 def test_full_disk_stops_the_run_with_its_last_good_state(
@@ -390,6 +422,8 @@ def test_full_disk_stops_the_run_with_its_last_good_state(
     assert trial.stored() == [1]
     with pytest.raises(UserError, match="is full"):
         publisher.save(trial.steps)
+    assert trial.tracker.counted()["checkpoint_failures_total"] == 1
+    assert trial.tracker.counted()["checkpoints_total"] == 1
 
 
 def test_full_disk_at_the_very_end_keeps_the_last_checkpoint(

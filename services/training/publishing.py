@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 
 from services.training import checkpoints as ckpt
 from services.training.config import SECRETS, TrainingConfig
-from services.training.model_card import write_model_card
+from services.training.model_card import CARD_FILE, write_model_card
 from services.training.session import Session
 from services.training.steps import Steps
 from services.training.tracking import Tracker
@@ -321,6 +321,7 @@ def _write_model(session: Session, snapshot: ckpt.Snapshot, folder: Path) -> Non
         generator.load_state_dict({**generator.state_dict(), **average})
     generator.config.untrained_modules = list(snapshot.untrained)
     save_model(generator, folder, companions=session.base.folder)
+    (folder / CARD_FILE).unlink(missing_ok=True)  # the base's, which tells of another model and its licence
     session.base.front_end.save(folder)
     save_file(snapshot.discriminator.folded_state_dict(), folder / DISCRIMINATOR_FILE)
     session.provenance.write(folder)

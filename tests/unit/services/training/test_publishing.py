@@ -210,6 +210,24 @@ def test_a_save_ends_on_the_disk_and_in_the_store(make_trial: MakeTrial) -> None
     assert not list(trial.output.glob("*.partial"))
 
 
+def test_the_card_of_the_base_is_not_taken_for_the_models(make_trial: MakeTrial, tmp_path: Path) -> None:
+    """The base may be under another licence. The final model has a card of its own."""
+    trial = make_trial(total=2)
+    base = shutil.copytree(trial.session.base.folder, tmp_path / "base")
+    (base / "README.md").write_text("license: cc-by-nc-4.0", encoding="utf-8")
+    trial.session.base.folder = base
+    with trial.publisher() as publisher:
+        for _ in range(2):
+            trial.step()
+            publisher.save(trial.steps)
+        publisher.finish()
+    assert not list(trial.output.glob("checkpoint-*/README.md"))
+    registry = Registry(trial.store)
+    first, final = (registry.resolve("models", f"voz/{one}") for one in registry.versions("models", "voz"))
+    assert "README.md" not in {entry.path for entry in first.manifest.files}
+    assert (registry.fetch(final) / "README.md").read_text(encoding="utf-8") == "step 2"
+
+
 def test_a_resumed_run_does_not_save_where_it_begins(make_trial: MakeTrial) -> None:
     trial = make_trial()
     with trial.publisher() as publisher:

@@ -145,7 +145,8 @@ class _Course:
             if session.ema:
                 session.ema.update(session.generator, session.step)
             session.state.global_step += 1
-            session.state.epoch = session.step / session.plan.per_epoch
+            batches = session.step * config.gradient_accumulation_steps
+            session.state.epoch = batches / session.sampler.batches_per_epoch
             tracker.step_done(session.step, end)
 
             step, last = session.step, session.step == end
@@ -229,7 +230,12 @@ def build_steps(session: Session, *, warming: bool) -> Steps:
         optimizers.append(_optimizer(config, session.discriminator))
     if session.base.resumed_optimizers is not None:
         for optimizer, state in zip(optimizers, session.base.resumed_optimizers, strict=True):
+            settings = [dict(group) for group in optimizer.param_groups]
             optimizer.load_state_dict(state)
+            for group, wanted in zip(
+                optimizer.param_groups, settings, strict=True
+            ):  # the configuration's, not its
+                group.update({key: value for key, value in wanted.items() if key != "params"})
         session.base.resumed_optimizers = None
     networks = () if warming else (session.discriminator, optimizers[1])
     return Steps(session.accelerator, config, session.settings, generator, optimizers[0], *networks)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,13 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 from services.training import checkpoints as ckpt
-from services.training.config import TrainingConfig
+from services.training.config import SECRETS, TrainingConfig
 from services.training.publishing import deliver
 from services.training.session import Session
 from shared.errors import ConfigError, NotFoundError, UserError
 from shared.runs import Run
 from shared.store import Store, default_store_url, digest_file
+from shared.text import FrontEnd
 
 #: What a process that SIGTERM has stopped answers its shell with; 0 means finished.
 TERMINATED = 128 + signal.SIGTERM
@@ -41,10 +43,25 @@ _IDENTITY = (
     "dataset_name",
     "dataset_config_name",
     "train_split_name",
+    "speaker_id_column_name",
     "filter_on_speaker_id",
+    "override_speaker_embeddings",
+    "allow_missing_weights",
+    "tokenizer_name",
     "espeak_voice",
+    "freeze",
+    "optim",
     "seed",
 )
+#: Keys that say where things are and how the run is told, not what it does; and secrets, which are not stored.
+_NEVER_MIND = frozenset(SECRETS) | {
+    "output_dir",
+    "store",
+    "cache_dir",
+    "resume_from_checkpoint",
+    "overwrite_output_dir",
+    "report_to",
+}
 _ASIDE = ".aside"
 
 Result = TypeVar("Result")
@@ -118,9 +135,12 @@ def _already_finished(config: TrainingConfig) -> bool:
         return False
     did = deliver(config, Store.open(config.store or default_store_url()), state, print)
     if not did:
+        changed = _changed(config, config.output_dir, config.model_dump().keys() - _NEVER_MIND)
+        but = f" What is set otherwise now changes nothing: {', '.join(changed)}." if changed else ""
         print(
-            f"{config.output_dir} holds the finished model of {state.global_step} steps: nothing left to do. "
-            "Start over with --overwrite_output_dir, or name another --output_dir."
+            f"{config.output_dir} holds the finished model of {state.global_step} steps: nothing left to do.{but} "
+            "Raise max_steps or num_train_epochs to go on, start over with --overwrite_output_dir, or name another "
+            "--output_dir."
         )
     return True
 
@@ -130,8 +150,8 @@ def _asks_for_more(config: TrainingConfig, state: ckpt.TrainerState) -> bool:
     done = state.max_steps - state.warm_up_steps
     if config.max_steps >= 0:
         return config.max_steps > done
-    per_epoch = round(state.global_step / state.epoch) if state.epoch else 0
-    return config.num_train_epochs * per_epoch > done
+    per_epoch = state.global_step / state.epoch if state.epoch else 0.0
+    return math.ceil(config.num_train_epochs * per_epoch - 1e-6) > done
 
 
 # -- Going on --------------------------------------------------------------------------------------
@@ -156,6 +176,7 @@ def resume(session: Session) -> None:
     folder = config.output_dir / chosen.name
     if accelerator.num_processes > 1:
         _provide_everywhere(session, folder, chosen.fingerprint)
+    _check_same_people_and_symbols(session, folder)
     saved = ckpt.read_state(folder)
     session.generator.load_state_dict(saved["generator"])
     session.discriminator.load_state_dict(saved["discriminator"])
@@ -170,6 +191,31 @@ def resume(session: Session) -> None:
     session.base.resumed_optimizers = optimizers and [laid_out(session, state) for state in optimizers]
     if accelerator.is_main_process:
         print(f"going on from step {session.step} of {session.plan.total}, as saved in {folder}")
+
+
+def _check_same_people_and_symbols(session: Session, folder: Path) -> None:
+    """Refuse to give a speaker's or a symbol's embedding to another, because the data or the base changed.
+
+    Raises:
+        ConfigError: The checkpoint's speakers or symbols are not those that the run would have now.
+    """
+    changed = []
+    path = folder / "speakers.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if before != session.base.speakers:
+        changed.append(f"speakers: were {_listed(before)}; are {_listed(session.base.speakers)}")
+    if FrontEnd.from_folder(folder).symbols != session.base.front_end.symbols:
+        changed.append("symbols: the base's vocabulary has changed")
+    if changed:
+        raise ConfigError(
+            f"{folder} cannot be gone on from. Bring the recordings and the base back as they were, or name another "
+            f"--output_dir with --model_name_or_path {folder} to start from its model.",
+            changed,
+        )
+
+
+def _listed(speakers: dict[str, int]) -> str:
+    return ", ".join(f"{name} ({number})" for name, number in speakers.items()) or "none"
 
 
 def _resume_average(session: Session, saved: dict[str, torch.Tensor]) -> None:
@@ -313,23 +359,29 @@ def _discard_checkpoints(output_dir: Path, run: Run) -> None:
     run.clear()
 
 
+def _changed(config: TrainingConfig, folder: Path, keys: Collection[str]) -> list[str]:
+    """What is set otherwise than when a folder was written, of these keys: a line each."""
+    path = folder / ckpt.CONFIG_FILE
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    now = config.model_dump(mode="json")
+    return [
+        f"{key}: was {before[key]!r}, is {now[key]!r}"
+        for key in now
+        if key in keys and key in before and before[key] != now[key]
+    ]
+
+
 def check_same_run(config: TrainingConfig, folder: Path) -> None:
     """Refuse to go on with another run's checkpoint.
 
     Raises:
         ConfigError: Base, architecture, data or seed have changed since it was written.
     """
-    path = folder / ckpt.CONFIG_FILE
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    now = config.model_dump(mode="json")
-    changed = [
-        f"{key}: was {before[key]!r}, is {now[key]!r}"
-        for key in _IDENTITY
-        if key in before and before[key] != now[key]
-    ]
+    changed = _changed(config, folder, _IDENTITY)
     if changed:
         raise ConfigError(
-            f"{folder} belongs to a run of another configuration. Name another --output_dir, or start over with "
+            f"{folder} belongs to a run of another configuration. Name another --output_dir (with "
+            "--model_name_or_path, a new run can start from this one's model), or start over with "
             "--overwrite_output_dir.",
             changed,
         )

@@ -34,7 +34,7 @@ from services.training.features import FeatureSettings
 from services.training.layout import keep_freed_memory, use_channels_last
 from services.training.sampler import BucketSampler
 from services.training.steps import new_discriminator
-from shared.errors import DataError
+from shared.errors import ConfigError, DataError
 from shared.modeling import VitsForTraining
 from shared.provenance import Provenance
 from shared.registry import default_cache
@@ -125,6 +125,11 @@ def begin(config: TrainingConfig, accelerator: Accelerator) -> Session:
         for note in base.notes:
             print(note)
         _report_data(config, examples, dropped)
+    if base.untrained and {name.partition(".")[0] for name in base.untrained} <= set(config.freeze):
+        raise ConfigError(
+            "The configuration leaves the first stage nothing to teach:",
+            [f"freeze names {', '.join(base.untrained)}, which the base lacks: leave it out of freeze"],
+        )
     training = examples["training"]
     if not len(training):
         raise DataError("No recording is left to train on; the list above says why each was left out.", [])
@@ -254,15 +259,18 @@ def _report_data(
     for role, usable in examples.items():
         listed = f", all listed in {path}" if dropped[role] else ""
         minutes = usable.hours * 60
-        print(f"{role}: {counted(len(usable), 'recording')}, {minutes:.1f} min; {len(dropped[role])} left out{listed}")
+        print(
+            f"{role}: {counted(len(usable), 'recording')}, {minutes:.1f} min; {len(dropped[role])} left out{listed}"
+        )
         for line in describe_dropped(dropped[role]):
             print(f"  {line}")
 
 
 def _plan(config: TrainingConfig, batches: int, *, has_new_modules: bool) -> Plan:
     """How many steps: an epoch of so many batches a process means the same on one process and on several."""
-    per_epoch = math.ceil(batches / config.gradient_accumulation_steps)
-    joint = config.max_steps if config.max_steps >= 0 else math.ceil(config.num_train_epochs * per_epoch)
+    steps = batches / config.gradient_accumulation_steps
+    per_epoch = math.ceil(steps)
+    joint = config.max_steps if config.max_steps >= 0 else math.ceil(config.num_train_epochs * steps - 1e-6)
     warm_up = config.warm_up_new_modules_steps
     if warm_up is None:
         warm_up = math.ceil(joint / 4)

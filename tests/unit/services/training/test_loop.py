@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -250,3 +252,72 @@ def test_losses_are_in_float32_under_any_precision(
     assert kinds == {torch.float32}
     assert {loss.dtype for loss in losses.values()} == {torch.float32}
     assert all(bool(torch.isfinite(loss)) for loss in losses.values())
+
+
+# -- Going on with other data ----------------------------------------------------------------------
+
+
+def with_speakers(folder: Path, names: list[str], root: Path) -> Path:
+    """The recordings, spoken by these in turn."""
+    shutil.copytree(folder, root, dirs_exist_ok=True)
+    header, *rows = (root / "metadata.csv").read_text().splitlines()
+    lines = [",".join([*row.split(",")[:3], names[at % len(names)]]) for at, row in enumerate(rows)]
+    (root / "metadata.csv").write_text("\n".join([header, *lines]) + "\n")
+    return root
+
+
+@pytest.mark.parametrize("later", [["luis", "zoe"], ["ana", "luis", "mar"]], ids=["renamed", "one more"])
+def test_a_run_does_not_go_on_with_other_speakers(
+    make_config: MakeConfig, recordings_folder: Path, tmp_path: Path, later: list[str]
+) -> None:
+    """Nobody is given another's embedding without a word, and nothing crashes on its shape."""
+    data = with_speakers(recordings_folder, ["ana", "luis"], tmp_path / "data")
+    settings: dict[str, Any] = {"dataset_name": str(data), "speaker_id_column_name": "speaker"}
+    loop.train(make_config(**settings, max_steps=1))
+    with_speakers(recordings_folder, later, data)
+    with pytest.raises(ConfigError, match=r"speakers: were ana \(0\), luis \(1\); are "):
+        loop.train(make_config(**settings, max_steps=2))
+
+
+def test_a_resumed_run_obeys_the_optimisers_settings_of_now(make_config: MakeConfig) -> None:
+    loop.train(make_config(max_steps=1))
+    folder = loop.train(make_config(max_steps=2, weight_decay=0.5, adam_beta1=0.5))
+    (generator, _) = json.loads((folder / "checkpoint-2" / "optimizers.json").read_text())
+    assert generator["param_groups"][0]["weight_decay"] == 0.5
+    assert generator["param_groups"][0]["betas"] == [0.5, 0.99]
+
+
+@pytest.mark.parametrize(("key", "value"), [("freeze", ["text_encoder"]), ("optim", "sgd")])
+def test_a_run_does_not_go_on_with_another_optimiser(make_config: MakeConfig, key: str, value: Any) -> None:
+    loop.train(make_config(max_steps=1))
+    with pytest.raises(ConfigError, match=f"{key}: was"):
+        loop.train(make_config(max_steps=2, **{key: value}))
+
+
+def test_a_finished_run_says_which_changes_change_nothing(
+    make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loop.train(make_config(max_steps=1))
+    loop.train(make_config(max_steps=1, learning_rate=0.5))
+    assert "changes nothing: learning_rate: was 2e-05, is 0.5" in capsys.readouterr().out
+
+
+def test_a_first_stage_with_nothing_to_teach_is_refused(
+    make_config: MakeConfig, spanish_model: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(spanish_model, base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"untrained_modules": ["posterior_encoder"]}))
+    with pytest.raises(ConfigError, match="leave it out of freeze"):
+        loop.train(make_config(model_name_or_path=str(base), freeze=["posterior_encoder"]))
+
+
+@pytest.mark.parametrize(("accumulation", "steps"), [(1, 12), (3, 4), (8, 2)])
+def test_epochs_are_passes_over_the_recordings_however_many_batches_a_step_takes(
+    make_config: MakeConfig, accumulation: int, steps: int
+) -> None:
+    config = make_config(
+        num_train_epochs=3, per_device_train_batch_size=2, gradient_accumulation_steps=accumulation
+    )
+    assert begun(config).plan.joint == steps  # eight recordings: four batches an epoch

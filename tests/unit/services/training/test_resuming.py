@@ -26,9 +26,11 @@ from services.training.session import Plan, Session
 from shared.errors import ConfigError, LeaseLostError, UserError
 from shared.runs import Run
 from shared.store import Store
+from shared.text import FrontEnd
 
 REPOSITORY = Path(__file__).parents[4]
 RUN = "voz-output"
+FRONT_END = FrontEnd.from_spec({"kind": "characters", "vocab": {"_": 0, "a": 1}})
 
 
 class Disk:
@@ -59,7 +61,7 @@ class Disk:
             "accelerator": accelerator or one,
             "generator": nn.Linear(1, 1, bias=False),
             "discriminator": nn.Linear(1, 1, bias=False),
-            "base": SimpleNamespace(resumed_optimizers=None),
+            "base": SimpleNamespace(resumed_optimizers=None, speakers={}, front_end=FRONT_END),
             "plan": Plan(warm_up=0, joint=config.max_steps, per_epoch=10),
             "store": self.store,
             "state": TrainerState(),
@@ -92,6 +94,7 @@ class Disk:
             '[{"param_groups": [], "state": {}, "parameters": {}}]', encoding="utf-8"
         )
         TrainerState(global_step=step, max_steps=100, **state).write(folder)
+        FRONT_END.save(folder)
         self.configure(folder)
 
     def configure(self, folder: Path, **changes: Any) -> None:
@@ -195,6 +198,7 @@ def test_optimizers_go_on_whatever_the_layout_of_the_weights(disk: Disk, after: 
     step(optimizer, convolution)
     snapshot = take_snapshot(session, cast("Any", SimpleNamespace(optimizers=[optimizer])))
     folder = checkpoints.write_checkpoint(disk.output, 1, lambda inside: write_state(snapshot, inside))
+    FRONT_END.save(folder)
     disk.configure(folder)
     step(optimizer, convolution)
 

@@ -22,7 +22,7 @@ from typing import Self
 
 import torch
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors.torch import save_file
 
 from services.training import checkpoints as ckpt
@@ -31,7 +31,14 @@ from services.training.model_card import CARD_FILE, write_model_card
 from services.training.session import Session
 from services.training.steps import Steps
 from services.training.tracking import Tracker
-from shared.errors import HubUnreachableError, LeaseLostError, ModelError, NotFoundError, StoreError
+from shared.errors import (
+    ConfigError,
+    HubUnreachableError,
+    LeaseLostError,
+    ModelError,
+    NotFoundError,
+    StoreError,
+)
 from shared.manifests import RESERVED
 from shared.modeling import save_model
 from shared.modeling.loading import DISCRIMINATOR_FILE
@@ -146,7 +153,7 @@ class Publisher:
 
         Raises:
             StoreError: The store failed.
-            HubUnreachableError: The model could not be pushed.
+            ConfigError, HubUnreachableError: The model could not be pushed.
         """
         if not self._active:
             return
@@ -379,6 +386,7 @@ def deliver(
     Raises:
         ModelError: The model has to be sent, and the output folder no longer holds it.
         StoreError: The store failed; the model is safe in the output folder.
+        ConfigError: The hub can have no such name; the model is safe in the output folder.
         HubUnreachableError: The hub failed; the model is safe in the output folder.
     """
     sent = _deliver_to_store(config, store, state, say)
@@ -479,6 +487,7 @@ def _push_to_hub(config: TrainingConfig, state: ckpt.TrainerState, say: Callable
     """Upload the final model to the Hugging Face hub.
 
     Raises:
+        ConfigError: Nothing there could have this name; the model is safe where it is.
         HubUnreachableError: It could not be reached; the model is safe where it is.
     """
     api = HfApi(token=config.hub_token or config.token)
@@ -489,6 +498,15 @@ def _push_to_hub(config: TrainingConfig, state: ckpt.TrainerState, say: Callable
             folder_path=config.output_dir,
             allow_patterns=list(state.final_files),
         )
+    except HFValidationError as error:
+        raise ConfigError(
+            f"The model is complete in {config.output_dir} and in the store, but was not pushed to the hub: "
+            f"{config.hub_model_id!r} cannot be a name there.",
+            [
+                "start the run again with --hub_model_id my-name/my-voice",
+                f"and with --model_name {config.published_name}, for so it is called in the store",
+            ],
+        ) from error
     except (OSError, HfHubHTTPError) as error:
         raise HubUnreachableError(
             f"The model is complete in {config.output_dir} and in the store, but could not be pushed to the hub as "

@@ -29,6 +29,7 @@ from services.training.session import Session
 from services.training.steps import Steps, new_discriminator
 from services.training.tracking import Tracker
 from shared.errors import (
+    ConfigError,
     HubUnreachableError,
     LeaseLostError,
     ModelError,
@@ -695,6 +696,25 @@ def test_a_failed_push_is_made_up_for_when_the_run_is_started_again(
     assert len(hub.uploads) == 1
     assert trial.published() == [1]
     assert not any(WORD.encode() in file.read_bytes() for file in trial.output.rglob("*") if file.is_file())
+
+
+def test_a_name_that_the_hub_cannot_have_is_told_with_the_way_out(
+    make_trial: MakeTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a configuration whose placeholder was left in. The hub's own client refuses it before it connects."""
+    trial = make_trial(
+        push_to_hub=True, hub_model_id="vits-spanish-{speaker-name}", model_name="voz", total=1
+    )
+    with pytest.raises(ConfigError, match=r"cannot be a name there") as caught:
+        run_once(trial)
+    assert "vits-spanish-{speaker-name}" in str(caught.value)
+    assert "--hub_model_id my-name/my-voice" in str(caught.value)
+    hub = FakeHub()
+    hub.down = False
+    monkeypatch.setattr(publishing, "HfApi", hub)
+    assert delivered(trial, hub_model_id="me/voz")
+    assert [upload["repo_id"] for upload in hub.uploads] == ["me/voz"]
+    assert trial.published() == [1]
 
 
 # -- Killed at every moment ------------------------------------------------------------------------

@@ -33,7 +33,7 @@ from services.training.features import (
     linear_spectrogram,
     log_mel,
     log_mel_of,
-    silent_spectrogram,
+    silence,
 )
 from services.training.losses import adversarial_loss, discriminator_loss, feature_loss, kl_loss, mel_loss
 from shared.modeling import TrainingOutput, VitsForTraining
@@ -91,8 +91,8 @@ class Seen:
         waveform = slice_frames(waveform, starts * hop, width * hop)
         mel = slice_frames(self.mel, starts, width)
         inside = sequence_mask(self.batch.frame_lengths - starts, width)[:, None]
-        silence = log_mel(silent_spectrogram(settings).to(mel), settings)
-        return waveform * inside.repeat_interleave(hop, dim=2), torch.where(inside, mel, silence)
+        silent = silence(settings, mel.device, mel.dtype)
+        return waveform * inside.repeat_interleave(hop, dim=2), torch.where(inside, mel, silent)
 
 
 @dataclass(frozen=True)
@@ -273,7 +273,7 @@ class Steps:
             torch.distributed.all_reduce(on_device)
             shares = (sizes.to(on_device) / on_device).float()
         else:
-            shares = (sizes / totals).to(self.accelerator.device, self.generator.dtype)
+            shares = (sizes / totals).to(self.accelerator.device, self.generator.dtype, non_blocking=True)
         return [Shares(*row) for row in shares]
 
     def _forward(self, part: Seen, step: int, index: int) -> TrainingOutput:

@@ -174,7 +174,8 @@ def _prepare_networks(config: TrainingConfig, base: Base, accelerator: Accelerat
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     if config.torch_compile:
-        for part in (model.decoder, model.posterior_encoder.wavenet, *discriminator.discriminators):
+        # Not the discriminator: its networks share code and run in three modes, more variants than are kept compiled.
+        for part in (model.decoder, model.posterior_encoder.wavenet):
             part.compile()
     model.to(accelerator.device)
     return discriminator.to(accelerator.device)

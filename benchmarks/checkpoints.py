@@ -80,7 +80,9 @@ def measure(folder: Path) -> None:
     )
     steps = cast("Steps", SimpleNamespace(optimizers=optimizers))
     config.output_dir.mkdir()
-    tracker = SimpleNamespace(say=lambda line: None)
+    tracker = SimpleNamespace(
+        say=lambda line: None, checkpoint_saved=lambda step, seconds: None, checkpoint_failed=lambda: None
+    )
     with Publisher(cast("Session", session), cast("Tracker", tracker)) as publisher:
         for step in range(1, SAVES + 1):
             session.step = session.state.global_step = step

@@ -263,7 +263,9 @@ class TrainingConfig(BaseModel):
     )
     fp16: bool = Field(False, description="mixed precision; without a GPU bf16 or fp32 takes its place")
     bf16: bool = Field(False, description="mixed precision, on GPUs and processors that have it")
-    torch_compile: bool = Field(False, description="compile decoder and posterior encoder; takes minutes at first")
+    torch_compile: bool = Field(
+        False, description="compile decoder and posterior encoder; takes minutes at first"
+    )
     use_cpu: bool = Field(False, description="leave GPUs alone")
 
     # -- Losses --------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,6 +98,13 @@ def babble(text: str, *, seconds: float, rate: int, seed: int = 0) -> NDArray[np
     voiced = sum(np.cos(k * phase) * np.exp(-(((k / 12 - colour) / 0.25) ** 2)) for k in range(1, 13))
     sound = 0.1 * np.asarray(voiced) + 0.003 * noise.standard_normal(samples)
     return sound.astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> None:
+    """Accelerate keeps a process's first precision for good, and tests want different ones."""
+    if "accelerate.state" in sys.modules:
+        sys.modules["accelerate.state"].AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from services.training import checkpoints, loop
@@ -230,14 +229,10 @@ def test_half_precision_is_what_the_processor_has(
 
 
 @pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
-def test_losses_are_in_float32_under_any_precision(
-    make_config: MakeConfig, mixed_precision: str, request: pytest.FixtureRequest
-) -> None:
+def test_losses_are_in_float32_under_any_precision(make_config: MakeConfig, mixed_precision: str) -> None:
     """finetune-hf-vits, defect 4: it computes the alignment's likelihood inside autocast."""
     config = make_config()
     config.output_dir.mkdir()
-    AcceleratorState._reset_state(reset_partial_state=True)  # there is one precision for a process
-    request.addfinalizer(lambda: AcceleratorState._reset_state(reset_partial_state=True))
     session = begin(config, Accelerator(cpu=True, mixed_precision=mixed_precision))
     steps = build_steps(session, warming=False)
     kinds: set[torch.dtype] = set()

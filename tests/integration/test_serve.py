@@ -289,7 +289,7 @@ def test_a_signal_finishes_what_runs_and_leaves_nothing(world: World, number: in
             running = pool.submit(pcm_over_http, client, "un texto largo que tarda lo suyo " * 30, 1)
             while 'in_progress{endpoint="/v1/audio/speech"' not in server.get("/metrics"):
                 assert not running.done(), "the text is too short to be caught at"
-                time.sleep(0.01)
+                time.sleep(0.2)
             assert server.stop(number) == 0, server.log.read_text()
             assert running.result()
         assert "Traceback" not in server.log.read_text()

@@ -287,9 +287,8 @@ def test_a_signal_finishes_what_runs_and_leaves_nothing(world: World, number: in
             ThreadPoolExecutor(1) as pool,
         ):
             running = pool.submit(pcm_over_http, client, "un texto largo que tarda lo suyo " * 30, 1)
-            while 'in_progress{endpoint="/v1/audio/speech"' not in server.get("/metrics"):
-                assert not running.done(), "the text is too short to be caught at"
-                time.sleep(0.2)
+            time.sleep(1)  # asking /metrics instead hangs now and then: see docs/log.md
+            assert not running.done(), "the text is too short to be caught at"
             assert server.stop(number) == 0, server.log.read_text()
             assert running.result()
         assert "Traceback" not in server.log.read_text()

@@ -287,7 +287,7 @@ def test_a_signal_finishes_what_runs_and_leaves_nothing(world: World, number: in
             ThreadPoolExecutor(1) as pool,
         ):
             running = pool.submit(pcm_over_http, client, "un texto largo que tarda lo suyo " * 30, 1)
-            time.sleep(1)  # asking /metrics instead hangs now and then: see docs/log.md
+            time.sleep(0.2)  # asking /metrics instead hangs now and then: see docs/log.md
             assert not running.done(), "the text is too short to be caught at"
             assert server.stop(number) == 0, server.log.read_text()
             assert running.result()

@@ -1,7 +1,7 @@
 """Every metric that the suite exposes, declared in one place.
 
 Names begin with ``vits_`` and carry their base unit. ``prometheus_client`` decides when it is first imported
-whether it counts for one process or for several, from an environment variable that the server sets; so it is
+whether it counts for one process or for several, from an environment variable that the server clears; so it is
 imported when a `Metrics` is made, and never with this module.
 """
 
@@ -61,12 +61,9 @@ class Metrics:
         self.requests_in_flight = Gauge(
             "vits_requests_in_flight",
             "Requests that were admitted and are not yet answered.",
-            multiprocess_mode="livesum",
             registry=where,
         )
-        self.voices_loaded = Gauge(
-            "vits_voices_loaded", "Voices in memory.", multiprocess_mode="livesum", registry=where
-        )
+        self.voices_loaded = Gauge("vits_voices_loaded", "Voices in memory.", registry=where)
         self.voice_load_seconds = Histogram(
             "vits_voice_load_seconds", "Time to fetch and open a voice.", buckets=SECONDS, registry=where
         )

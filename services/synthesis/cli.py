@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -121,21 +119,14 @@ def configure_logging() -> None:
         logger.setLevel(level)
 
 
-@contextmanager
-def environment(settings: Settings) -> Iterator[None]:
+def set_environment(settings: Settings) -> None:
     """Set what BentoML and the service read from the environment, before they are imported."""
-    counters = tempfile.mkdtemp(prefix="vits-metrics-")
     os.environ |= settings.to_environment()
     # Neither library may report home from a server.
     os.environ["BENTOML_DO_NOT_TRACK"] = "True"
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = counters
     # BentoML makes folders where it lives; a home directory is no place for them.
     os.environ.setdefault("BENTOML_HOME", str(default_cache() / "bentoml"))
-    try:
-        yield
-    finally:
-        shutil.rmtree(counters, ignore_errors=True)
 
 
 def serve(settings: Settings, taken: socket.socket, *, started: float) -> None:
@@ -201,7 +192,7 @@ def main(argv: Sequence[str]) -> int:
             grpc_port=arguments.grpc_port,
             threads=arguments.threads,
         )
-        with environment(settings):
-            serve(settings, taken, started=started)
+        set_environment(settings)
+        serve(settings, taken, started=started)
     print("vits serve: stopped", file=sys.stderr)
     return 0

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import time
 from functools import partial
+from typing import Any, cast
 
 import bentoml
+from bentoml._internal.configuration.containers import BentoMLContainer
+from bentoml._internal.server.metrics.prometheus import PrometheusClient
+from starlette.middleware.errors import ServerErrorMiddleware
 
 from services.synthesis.grpc import GrpcServer
 from services.synthesis.http import make_app
@@ -31,6 +36,11 @@ logger = logging.getLogger("vits.serve")
 http_app = make_app()
 http_app.state.started = time.monotonic()
 http_app.state.failure = None
+
+# One process serves, and counts in memory. BentoML's way, files that several processes share, cannot be read in
+# the moment in which one of them is made.
+os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
+BentoMLContainer.metrics_client.set(PrometheusClient(multiproc=False))
 
 #: A long text on a slow machine; BentoML's own limit of 60 s is short for it.
 REQUEST_TIMEOUT_SECONDS = 600
@@ -98,3 +108,7 @@ class SynthesisService:
             await asyncio.wait([self.warming])
         await self.grpc.stop(self.settings.grace_seconds)
         await asyncio.to_thread(self.speaker.close)
+
+
+# BentoML's time limit waits for the first byte of an answer; an endpoint that raises before it would never end.
+cast("Any", SynthesisService).add_asgi_middleware(ServerErrorMiddleware)

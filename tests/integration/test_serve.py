@@ -58,6 +58,13 @@ from services.cli import main
 sys.exit(main(["export", sys.argv[1], "--name", "tiny"]))
 """
 
+RAISING_ENDPOINT = """
+from starlette.testclient import TestClient
+from services.synthesis.service import BentoMLContainer, SynthesisService
+BentoMLContainer.metrics_client.get().generate_latest = lambda: 1 / 0
+print(TestClient(SynthesisService.to_asgi(), raise_server_exceptions=False).get("/metrics").status_code)
+"""
+
 
 @dataclass
 class World:
@@ -287,14 +294,25 @@ def test_a_signal_finishes_what_runs_and_leaves_nothing(world: World, number: in
             ThreadPoolExecutor(1) as pool,
         ):
             running = pool.submit(pcm_over_http, client, "un texto largo que tarda lo suyo " * 30, 1)
-            time.sleep(0.2)  # asking /metrics instead hangs now and then: see docs/log.md
-            assert not running.done(), "the text is too short to be caught at"
+            while 'in_progress{endpoint="/v1/audio/speech"' not in server.get("/metrics"):
+                assert not running.done(), "the text is too short to be caught at"
             assert server.stop(number) == 0, server.log.read_text()
             assert running.result()
         assert "Traceback" not in server.log.read_text()
         assert "stopped" in server.log.read_text()
     assert list((fresh.root / "home").iterdir()) == []
     assert list((fresh.root / "tmp").iterdir()) == []
+
+
+def test_metrics_are_counted_in_memory_and_tell_of_the_process(server: Server) -> None:
+    """In files for several processes, they cannot be read in the moment in which one of those is made."""
+    assert "process_resident_memory_bytes" in server.get("/metrics")
+
+
+def test_an_endpoint_that_raises_is_answered(world: World) -> None:
+    """BentoML's time limit alone waits until it has passed."""
+    asked = world.run(sys.executable, "-c", RAISING_ENDPOINT)
+    assert asked.stdout.split() == ["500"], asked.stderr
 
 
 def test_two_servers_do_not_share_a_port(world: World, server: Server) -> None:

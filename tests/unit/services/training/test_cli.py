@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -178,3 +179,20 @@ def test_gpus_are_hidden_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
     assert cli.main([*arguments, "--no_cuda"]) == 0
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_sigterm_ends_a_run_that_has_nothing_to_save_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As process 1 of a container, Python would otherwise not hear it."""
+
+    def told_to_stop(_config: TrainingConfig) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(loop, "train", told_to_stop)
+    path = tmp_path / "voice.json"
+    path.write_text(json.dumps(MINIMAL | {"output_dir": str(tmp_path / "output")}), encoding="utf-8")
+    with pytest.raises(SystemExit, match="143"):
+        cli.main(["--config", str(path)])
+    assert signal.getsignal(signal.SIGTERM) is before

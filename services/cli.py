@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from shared.errors import (
+    DeadlineError,
     EngineError,
     MissingExtraError,
     OverloadedError,
@@ -59,6 +60,7 @@ EXIT_CODES: dict[type[VitsError], int] = {
     StoreError: 4,
     EngineError: 5,
     OverloadedError: 6,
+    DeadlineError: 7,
     VitsError: 1,
 }
 

@@ -19,7 +19,8 @@
     │   └── LeaseLostError         another process has taken over the run
     ├── QualityError               a measured result is below its bar, so nothing was published
     ├── EngineError                an inference engine failed
-    └── OverloadedError            admission refused: come back later
+    ├── OverloadedError            admission refused: come back later
+    └── DeadlineError              the caller's own deadline passed before it could be answered
 
 Each transport (command line, HTTP, gRPC) translates the tree once, in one table of its own; a class
 without a row in one of them fails the tests.
@@ -126,6 +127,10 @@ class OverloadedError(VitsError):
     def __init__(self, message: str, *, retry_after_seconds: float) -> None:
         self.retry_after_seconds = retry_after_seconds
         super().__init__(message)
+
+
+class DeadlineError(VitsError):
+    """The deadline that a caller set passed before it could be answered."""
 
 
 def nearest(word: str, known: Sequence[str]) -> str:

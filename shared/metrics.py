@@ -24,10 +24,12 @@ class Metrics:
 
     Attributes:
         registry: Where they are registered.
-        requests: Requests answered, by ``transport`` (``http``, ``grpc``) and ``code`` (its own status).
+        requests: Texts that were to be spoken, by ``door`` (``http``, ``websocket``, ``grpc``), ``voice`` and
+            ``outcome`` (``spoken``, ``cancelled``, ``refused``, ``overloaded``, ``late``, ``failed``).
+        responses: Answers of any kind, by ``door`` and ``code`` (its own status).
         audio_seconds: Seconds of audio made, by ``voice``.
         synthesis_seconds: Time that the engine took for a text, by ``voice``.
-        time_to_first_audio_seconds: Time from a request's arrival to its first audio, by ``transport``.
+        first_audio_seconds: Time from a request's arrival to its first audio, by ``door``.
         requests_in_flight: Requests that were admitted and are not yet answered.
         voices_loaded: Voices in memory.
         voice_load_seconds: Time to fetch and open a voice.
@@ -39,7 +41,13 @@ class Metrics:
 
         self.registry = where = prometheus_client.REGISTRY if registry is None else registry
         self.requests = Counter(
-            "vits_requests_total", "Requests answered.", ("transport", "code"), registry=where
+            "vits_requests_total",
+            "Texts that were to be spoken.",
+            ("door", "voice", "outcome"),
+            registry=where,
+        )
+        self.responses = Counter(
+            "vits_responses_total", "Answers of any kind.", ("door", "code"), registry=where
         )
         self.audio_seconds = Counter(
             "vits_audio_seconds_total", "Seconds of audio made.", ("voice",), registry=where
@@ -51,10 +59,10 @@ class Metrics:
             buckets=SECONDS,
             registry=where,
         )
-        self.time_to_first_audio_seconds = Histogram(
-            "vits_time_to_first_audio_seconds",
+        self.first_audio_seconds = Histogram(
+            "vits_first_audio_seconds",
             "Time from a request's arrival to its first audio.",
-            ("transport",),
+            ("door",),
             buckets=SECONDS,
             registry=where,
         )

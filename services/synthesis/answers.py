@@ -8,6 +8,7 @@ from shared.errors import (
     ConfigError,
     CorruptObjectError,
     DataError,
+    DeadlineError,
     HubUnreachableError,
     MissingExtraError,
     ModelError,
@@ -18,6 +19,7 @@ from shared.errors import (
 
 _BROKEN_VOICE = "This voice cannot be used at present; the server's log says why."
 _STORE = "The server cannot read its store of voices at present; its log says why. Try again later."
+_LATE = "The deadline of the request passed before it was answered."
 _INTERNAL = "The server failed; its log says why."
 
 #: Errors that a client cannot mend, and whose own messages may tell of paths. The first match counts.
@@ -28,6 +30,7 @@ _SERVERS_OWN: tuple[tuple[type[Exception], str], ...] = (
     (CorruptObjectError, _BROKEN_VOICE),
     (StoreError, _STORE),
     (DataError, _INTERNAL),
+    (DeadlineError, _LATE),
     (HubUnreachableError, _INTERNAL),
 )
 

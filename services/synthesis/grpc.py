@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from typing import Any
 
 import grpc
@@ -28,6 +27,7 @@ from shared.errors import (
     ConfigError,
     CorruptObjectError,
     DataError,
+    DeadlineError,
     EngineError,
     HubUnreachableError,
     LeaseLostError,
@@ -70,10 +70,16 @@ ERRORS: dict[type[VitsError], StatusCode] = {
     QualityError: StatusCode.INTERNAL,
     EngineError: StatusCode.INTERNAL,
     OverloadedError: StatusCode.RESOURCE_EXHAUSTED,
+    DeadlineError: StatusCode.DEADLINE_EXCEEDED,
 }
 
 #: A client's own mistakes, and load: not worth a traceback in the log.
-QUIET = {StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND, StatusCode.RESOURCE_EXHAUSTED}
+QUIET = {
+    StatusCode.INVALID_ARGUMENT,
+    StatusCode.NOT_FOUND,
+    StatusCode.RESOURCE_EXHAUSTED,
+    StatusCode.DEADLINE_EXCEEDED,
+}
 
 PACKERS = {pb.AUDIO_FORMAT_WAV: pack_wav, pb.AUDIO_FORMAT_PCM: pack_pcm}
 
@@ -116,6 +122,7 @@ def parse(request: pb.SynthesizeRequest) -> Order:
         raise RequestError("\n".join(problems), param=problems[0].partition(":")[0])
     return Order(
         text=request.text,
+        door="grpc",
         voice=request.voice,
         speaker=request.speaker if request.HasField("speaker") else None,
         seed=request.seed if request.HasField("seed") else None,
@@ -152,13 +159,10 @@ class SynthesisServicer(pb_grpc.SynthesisServiceServicer):
         self, request: pb.SynthesizeRequest, context: Any
     ) -> pb.SynthesizeResponse:
         """Speak a text, whole; when the client leaves or its deadline passes, what waits is not computed."""
-        start = time.perf_counter()
-        metrics = self._speaker.metrics
         status = StatusCode.CANCELLED
         try:
             response = answer(await self._speaker.speak(parse(request)), request.audio_format)
             status = StatusCode.OK
-            metrics.time_to_first_audio_seconds.labels("grpc").observe(time.perf_counter() - start)
             return response
         except Exception as error:
             status = status_of(error)
@@ -167,7 +171,7 @@ class SynthesisServicer(pb_grpc.SynthesisServiceServicer):
             await context.abort(status, public_message(error))
             raise AssertionError("abort always raises") from error
         finally:
-            metrics.requests.labels("grpc", status.name).inc()
+            self._speaker.metrics.responses.labels("grpc", status.name).inc()
 
 
 class GrpcServer:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -37,6 +36,7 @@ from shared.errors import (
     ConfigError,
     CorruptObjectError,
     DataError,
+    DeadlineError,
     EngineError,
     HubUnreachableError,
     LeaseLostError,
@@ -121,6 +121,7 @@ ERRORS: dict[type[VitsError], Row] = {
     QualityError: _INTERNAL,
     EngineError: Row(HTTPStatus.INTERNAL_SERVER_ERROR, "server_error", "engine_failed"),
     OverloadedError: Row(HTTPStatus.TOO_MANY_REQUESTS, "rate_limit_error", "overloaded"),
+    DeadlineError: Row(HTTPStatus.GATEWAY_TIMEOUT, "server_error", "deadline_exceeded"),
 }
 
 #: Our names for what OpenAI calls otherwise, in messages.
@@ -152,6 +153,7 @@ class SpeechRequest(BaseModel):
             voice = self.model
         return Order(
             text=self.input,
+            door="http",
             voice=voice,
             speaker=self.speaker,
             seed=self.seed,
@@ -267,7 +269,7 @@ def endpoint(answer: Endpoint) -> Callable[[Request], Awaitable[Response]]:
             response = await answer(request, speaker)
         except Exception as error:
             response = error_response(error)
-        speaker.metrics.requests.labels("http", str(response.status_code)).inc()
+        speaker.metrics.responses.labels("http", str(response.status_code)).inc()
         return response
 
     return handle
@@ -275,7 +277,6 @@ def endpoint(answer: Endpoint) -> Callable[[Request], Awaitable[Response]]:
 
 async def speech(request: Request, speaker: Speaker) -> Response:
     """``POST /v1/audio/speech``."""
-    start = time.perf_counter()
     wanted = parse(await read_body(request))
     spoken = await speaker.speak(wanted.order())
     media_type, pack = FORMATS[wanted.response_format]
@@ -286,7 +287,6 @@ async def speech(request: Request, speaker: Speaker) -> Response:
     }
     if spoken.unknown:
         headers["X-Vits-Unknown"] = quote("".join(spoken.unknown), safe="", errors="backslashreplace")
-    speaker.metrics.time_to_first_audio_seconds.labels("http").observe(time.perf_counter() - start)
     return Response(pack(spoken), headers=headers, media_type=media_type)
 
 

@@ -9,16 +9,18 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from services.synthesis.voices import LoadedVoice, VoiceShelf
-from shared.errors import OverloadedError, UserError
+from shared.errors import DeadlineError, OverloadedError, UserError
 from shared.metrics import Metrics
 from shared.registry import Version
 
@@ -40,7 +42,24 @@ WARM_UP_TEXT = "uno"
 
 @dataclass(frozen=True)
 class Order:
-    """What to speak, and how. The transports have checked its form; the voice checks the rest."""
+    """What to speak, and how. The doors have checked its form; the voice checks the rest.
+
+    Attributes:
+        text: What to say.
+        voice: ``name``, ``name@alias`` or ``name/version``; the default voice where empty.
+        speaker: Name or number of one of the voice's speakers.
+        seed: Drawn where not given.
+        speaking_rate: 2 is twice as fast.
+        noise_scale: How much the sound varies; the voice's own where not given.
+        noise_scale_duration: How much the rhythm varies; the voice's own where not given.
+        ssml: Whether the text is SSML.
+        language: BCP 47 tag by which numbers and the like are read; the voice's own where not given.
+        priority: ``bulk`` waits behind ``interactive``, but never starves.
+        deadline_seconds: How long the caller waits for the last sample, from now on.
+        caller: Whose quota it is, for the log.
+        door: Where it came in: ``http``, ``websocket``, ``grpc``.
+        request_id: Names the request in the log.
+    """
 
     text: str
     voice: str = ""
@@ -49,6 +68,13 @@ class Order:
     speaking_rate: float = 1.0
     noise_scale: float | None = None
     noise_scale_duration: float | None = None
+    ssml: bool = False
+    language: str | None = None
+    priority: Literal["interactive", "bulk"] = "interactive"
+    deadline_seconds: float | None = None
+    caller: str = ""
+    door: str = ""
+    request_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,6 +101,83 @@ class Spoken:
     def duration_seconds(self) -> float:
         """Length of the audio."""
         return len(self.samples) / self.sampling_rate
+
+
+class Speaking:
+    """An order that is being spoken: iterate over it for the samples, in order, as they are made.
+
+    What could be wrong with the order was said before there was one of these; what fails later is raised
+    by the iteration. Leaving it as a context, or cancelling it, ends the work for it.
+
+    Attributes:
+        voice: Name of the voice that speaks.
+        voice_version: Its version.
+        sampling_rate: Hz.
+        seed: The seed that is used.
+        unknown: Characters or phonemes that are left out.
+        script: What the text was made into.
+    """
+
+    def __init__(self, spoken: Spoken, finish: Callable[[str], None]) -> None:
+        self.voice = spoken.voice
+        self.voice_version = spoken.voice_version
+        self.sampling_rate = spoken.sampling_rate
+        self.seed = spoken.seed
+        self.unknown = spoken.unknown
+        self.script: Any = None
+        size = self.sampling_rate // 4
+        self._pieces = [spoken.samples[start : start + size] for start in range(0, len(spoken.samples), size)]
+        self._finish: Callable[[str], None] | None = finish
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> NDArray[np.float32]:
+        """float32 ``[S]``, within [-1, 1].
+
+        Raises:
+            DeadlineError: The order's deadline has passed.
+            EngineError: The computation failed.
+        """
+        if not self._pieces:
+            self._end("spoken")
+            raise StopAsyncIteration
+        return self._pieces.pop(0)
+
+    def timestamps(self) -> list[Any]:
+        """When each word of what was spoken so far is heard."""
+        return []
+
+    async def cancel(self) -> None:
+        """Stop the work for it. What was spoken already stays spoken; no more comes."""
+        self._pieces.clear()
+        self._end("cancelled")
+
+    def _end(self, outcome: str) -> None:
+        finish, self._finish = self._finish, None
+        if finish:
+            finish(outcome)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.cancel()
+
+
+def outcome_of(error: BaseException) -> str:
+    """The label that counts how a request ended."""
+    for kind, outcome in (
+        (asyncio.CancelledError, "cancelled"),
+        (OverloadedError, "overloaded"),
+        (DeadlineError, "late"),
+        (UserError, "refused"),
+    ):
+        if isinstance(error, kind):
+            return outcome
+    return "failed"
 
 
 class Speaker:
@@ -120,15 +223,45 @@ class Speaker:
             )
         return loaded
 
-    async def speak(self, order: Order) -> Spoken:
-        """Speak an order. If the caller goes away before its turn has come, nothing is computed.
+    async def start(self, order: Order) -> Speaking:
+        """Begin to speak an order. If the caller goes away before its turn has come, nothing is computed.
 
         Raises:
-            OverloadedError: Too many orders are waiting.
+            OverloadedError: Too much is waiting.
+            DeadlineError: The order's deadline has passed.
             VitsError: The order cannot be spoken; see `VoiceShelf.get` and `shared.voice.Voice.synthesize`.
         """
-        with self._admitted():
-            return await asyncio.get_running_loop().run_in_executor(self._pool, self._speak, order)
+        begun = time.perf_counter()
+        try:
+            with self._admitted():
+                work = asyncio.get_running_loop().run_in_executor(self._pool, self._speak, order)
+                try:
+                    spoken = await asyncio.wait_for(work, order.deadline_seconds)
+                except TimeoutError as error:
+                    raise DeadlineError(
+                        f"The text was not spoken within {order.deadline_seconds:g} s"
+                    ) from error
+        except BaseException as error:
+            self._count(order, order.voice, outcome_of(error))
+            raise
+        self.metrics.first_audio_seconds.labels(order.door).observe(time.perf_counter() - begun)
+        return Speaking(spoken, lambda outcome: self._count(order, spoken.voice, outcome))
+
+    def _count(self, order: Order, voice: str, outcome: str) -> None:
+        self.metrics.requests.labels(order.door, voice, outcome).inc()
+
+    async def speak(self, order: Order) -> Spoken:
+        """Speak an order, whole. Errors are those of `start` and of the iteration over a `Speaking`."""
+        async with await self.start(order) as speaking:
+            pieces = [samples async for samples in speaking]
+        return Spoken(
+            samples=np.concatenate(pieces),
+            sampling_rate=speaking.sampling_rate,
+            seed=speaking.seed,
+            voice=speaking.voice,
+            voice_version=speaking.voice_version,
+            unknown=speaking.unknown,
+        )
 
     @contextmanager
     def _admitted(self) -> Iterator[None]:

@@ -252,11 +252,11 @@ def test_metrics(server: Server, client: openai.OpenAI, channel: grpc.Channel) -
     def grown(name: str) -> float:
         return after[name] - before.get(name, 0)
 
-    assert grown('vits_requests_total{code="200",transport="http"}') == 1
-    assert grown('vits_requests_total{code="OK",transport="grpc"}') == 1
+    assert grown('vits_responses_total{code="200",door="http"}') == 1
+    assert grown('vits_responses_total{code="OK",door="grpc"}') == 1
     assert grown('vits_audio_seconds_total{voice="tiny"}') == pytest.approx(seconds)
     assert grown('vits_synthesis_seconds_count{voice="tiny"}') == 2
-    assert grown('vits_time_to_first_audio_seconds_count{transport="grpc"}') == 1
+    assert grown('vits_first_audio_seconds_count{door="grpc"}') == 1
     assert after["vits_voices_loaded"] == 1
     assert after["vits_requests_in_flight"] == 0
     assert any('bentoml_service_request_total{endpoint="/v1/audio/speech"' in name for name in after)

@@ -110,8 +110,8 @@ def test_bad_calls(speaker: Speaker, fields: dict[str, Any], status: StatusCode)
     message = caught.value.details()
     assert message
     assert "/secret/path" not in message
-    labels = {"transport": "grpc", "code": status.name}
-    assert speaker.metrics.registry.get_sample_value("vits_requests_total", labels) == 1
+    labels = {"door": "grpc", "code": status.name}
+    assert speaker.metrics.registry.get_sample_value("vits_responses_total", labels) == 1
 
 
 def test_everything_wrong_is_said_at_once() -> None:
@@ -159,8 +159,8 @@ def test_a_deadline_that_passes_in_the_queue_costs_nothing(make_speaker: MakeSpe
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.Synthesize(pb.SynthesizeRequest(text="late"), timeout=0.05)
         assert caught.value.code() == StatusCode.DEADLINE_EXCEEDED
-        labels = {"transport": "grpc", "code": "CANCELLED"}
-        while not speaker.metrics.registry.get_sample_value("vits_requests_total", labels):
+        labels = {"door": "grpc", "code": "CANCELLED"}
+        while not speaker.metrics.registry.get_sample_value("vits_responses_total", labels):
             await asyncio.sleep(0.001)
         voice.gate.set()
         await first

@@ -225,9 +225,10 @@ def test_answers_are_counted(client: TestClient, speaker: Speaker) -> None:
     client.post(SPEECH, json={"input": "uno"})
     client.post(SPEECH, json={})
     count = speaker.metrics.registry.get_sample_value
-    assert count("vits_requests_total", {"transport": "http", "code": "200"}) == 1
-    assert count("vits_requests_total", {"transport": "http", "code": "400"}) == 1
-    assert count("vits_time_to_first_audio_seconds_count", {"transport": "http"}) == 1
+    assert count("vits_requests_total", {"door": "http", "voice": "ana", "outcome": "spoken"}) == 1
+    assert count("vits_responses_total", {"door": "http", "code": "200"}) == 1
+    assert count("vits_responses_total", {"door": "http", "code": "400"}) == 1
+    assert count("vits_first_audio_seconds_count", {"door": "http"}) == 1
 
 
 JSON = st.recursive(

@@ -1,0 +1,143 @@
+"""From a user's text to what a voice speaks: segments of tokens, pauses, and where each word came from.
+
+::
+
+    text ─▶ SSML or plain ─▶ clean ─▶ lexicon, numbers, abbreviations ─▶ sentences ─▶ tokens
+            (ssml.py)      (cleaning.py)    (normalization/)          (segmentation.py)  (alignment.py)
+
+The same text always gives the same script. Training does not come through here: it tokenizes transcripts as
+they are, with `FrontEnd.tokenize`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from shared.errors import TextError
+from shared.text.front_end import FrontEnd
+from shared.text.lexicon import Lexicon
+from shared.text.segmentation import arrange
+from shared.text.tokens import Tokens, is_speakable, once_each, require_speakable
+from shared.text.units import Unit, read_plain
+
+#: A segment has at most so many ids: nobody waits behind a longer one.
+MAX_TOKENS = 200
+
+#: A longer text is refused here whatever a door allows: it would take hours to speak.
+MAX_CHARACTERS = 500_000
+
+
+@dataclass(frozen=True)
+class Word:
+    """One word of the user's text, and the tokens that speak it.
+
+    A number is one word however many are spoken for it. A word that no segment could hold whole, such as a
+    very long number, appears once in each segment that it was cut into.
+
+    Attributes:
+        text: As the user wrote it.
+        start: Its first character in the source text.
+        end: The character after its last.
+        first_token: Its first id in the segment.
+        last_token: The id after its last.
+    """
+
+    text: str
+    start: int
+    end: int
+    first_token: int
+    last_token: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What the model is given at once: a sentence, or a part of a long one.
+
+    Attributes:
+        text: As it is spoken, numbers and abbreviations written out.
+        tokens: For the model; no ids for a pause alone.
+        pause_seconds: Silence after it.
+        speaking_rate: Multiplies the request's.
+        words: In order.
+    """
+
+    text: str
+    tokens: Tokens
+    pause_seconds: float
+    speaking_rate: float = 1.0
+    words: tuple[Word, ...] = ()
+
+    def pause_samples(self, sampling_rate: int) -> int:
+        """The silence after it in samples; timestamps count with the same."""
+        return round(self.pause_seconds * sampling_rate)
+
+
+@dataclass(frozen=True)
+class Script:
+    """A whole text, ready to be spoken.
+
+    Attributes:
+        segments: In the order in which they are spoken.
+        unknown: What the voice cannot speak, each once: characters or phonemes outside its vocabulary that
+            have no safe stand-in. Punctuation is not among them: it is heard as a pause.
+    """
+
+    segments: tuple[Segment, ...]
+    unknown: tuple[str, ...]
+
+    @cached_property
+    def token_count(self) -> int:
+        """Ids of all segments."""
+        return sum(len(segment.tokens.ids) for segment in self.segments)
+
+
+def plan_script(
+    text: str,
+    front_end: FrontEnd,
+    *,
+    language: str,
+    ssml: bool = False,
+    lexicon: Lexicon | None = None,
+    max_tokens: int = MAX_TOKENS,
+) -> Script:
+    """Plan how a text is spoken.
+
+    Args:
+        text: What the user sent.
+        front_end: The voice's.
+        language: The voice's, or what the request asks for: ``es``, ``es-MX``, ``spa``, ``eng``…
+        ssml: Whether the text is SSML; see ``docs/text.md`` for the elements.
+        lexicon: The voice's own words.
+        max_tokens: No segment has more ids.
+
+    Raises:
+        TextError: Nothing of the text can be spoken, or it is too long.
+        RequestError: The SSML is not well-formed or asks for what this voice cannot do; says where.
+        MissingExtraError: The voice needs phonemes, and the extra ``phonemes`` is not installed.
+        ConfigError: espeak-ng lacks the voice's language.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise TextError(
+            f"The text has {len(text):,} characters, and at most {MAX_CHARACTERS:,} are spoken at once. Split it."
+        )
+    units: list[Unit] = read_plain(text)
+    pieces = arrange(units, front_end, max_tokens=max_tokens)
+    segments = tuple(
+        Segment(
+            text=piece.text,
+            tokens=piece.tokens,
+            pause_seconds=piece.pause_seconds,
+            speaking_rate=piece.speaking_rate,
+            words=tuple(
+                Word(text[span.start : span.end], span.start, span.end, span.first_token, span.last_token)
+                for span in piece.spans
+            ),
+        )
+        for piece in pieces
+    )
+    unknown = once_each(
+        symbol for segment in segments for symbol in segment.tokens.unknown if is_speakable(symbol)
+    )
+    require_speakable(text, (s for segment in segments for s in segment.tokens.symbols), unknown)
+    return Script(segments, unknown)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from google.protobuf.descriptor_pool import DescriptorPool
+
 import shared.protos
+from shared.protos.compatibility import CONTRACT, breaks, describe
 from shared.protos.vits.synthesis.v1 import synthesis_pb2 as pb
 
 ROOT = Path(shared.protos.__file__).parent
@@ -44,34 +50,65 @@ def test_names_follow_bufs_standard_rules() -> None:
         assert all(re.fullmatch(r"[a-z][a-z0-9_]*", field.name) for field in message.fields)
 
 
-def test_numbers_never_change() -> None:
-    """Within v1 a number keeps its meaning for ever: extend these lists, change nothing in them."""
+def test_nothing_that_was_published_changes() -> None:
+    published = json.loads(CONTRACT.read_text())
+    now = describe(pb.DESCRIPTOR)
+    assert breaks(published, now) == [], "within v1 fields and methods are only ever added"
+    assert published == now, "something was added: run 'make proto'"
 
-    def numbers(message: str) -> dict[int, str]:
-        return {field.number: field.name for field in pb.DESCRIPTOR.message_types_by_name[message].fields}
 
-    assert numbers("SynthesizeRequest") == {
-        1: "text",
-        2: "voice",
-        3: "speaker",
-        4: "seed",
-        5: "speaking_rate",
-        6: "noise_scale",
-        7: "noise_scale_duration",
-        8: "audio_format",
+def test_the_contract_holds_what_the_first_release_promised() -> None:
+    """The contract itself is a file that somebody could edit: these lines are not made from anything."""
+    request = json.loads(CONTRACT.read_text())["messages"]["SynthesizeRequest"]
+    assert {number: request[number]["name"] for number in "12345678"} == {
+        "1": "text",
+        "2": "voice",
+        "3": "speaker",
+        "4": "seed",
+        "5": "speaking_rate",
+        "6": "noise_scale",
+        "7": "noise_scale_duration",
+        "8": "audio_format",
     }
-    assert numbers("SynthesizeResponse") == {
-        1: "audio",
-        2: "audio_format",
-        3: "sampling_rate",
-        4: "seed",
-        5: "voice",
-        6: "voice_version",
-        7: "duration_seconds",
-        8: "unknown",
+    assert request["4"] == {
+        "name": "seed",
+        "type": "uint64",
+        "repeated": False,
+        "presence": True,
+        "oneof": "_seed",
     }
-    assert dict(pb.AudioFormat.items()) == {
-        "AUDIO_FORMAT_UNSPECIFIED": 0,
-        "AUDIO_FORMAT_WAV": 1,
-        "AUDIO_FORMAT_PCM": 2,
-    }
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "found"),
+    [
+        ("string language = 9;", "string language = 19;", "SynthesizeRequest.9: was removed"),
+        ("string language = 9;", "string tongue = 9;", "9.name: was 'language' and is 'tongue'"),
+        ("string language = 9;", "bytes language = 9;", "9.type: was 'string' and is 'bytes'"),
+        ("string language = 9;", "repeated string language = 9;", "9.repeated: was False and is True"),
+        ("optional uint64 seed = 4;", "uint64 seed = 4;", "4.presence: was True and is False"),
+        ("AUDIO_FORMAT_MP3 = 4;", "AUDIO_FORMAT_OGG = 4;", "4: was 'AUDIO_FORMAT_MP3'"),
+        ("PRIORITY_BULK = 2;", "", "Priority.2: was removed"),
+        ("returns (stream SynthesizeStreamResponse)", "returns (SynthesizeStreamResponse)", "server_streams"),
+        ("string consent = 6;", "string consent = 6; string more = 99;", None),
+    ],
+)
+def test_a_change_that_breaks_clients_is_found(
+    before: str, after: str, found: str | None, tmp_path: Path
+) -> None:
+    """Each is compiled and compared with the contract."""
+    text = (FOLDER / "synthesis.proto").read_text()
+    assert text.count(before) == 1
+    changed = tmp_path / "changed.proto"
+    changed.write_text(text.replace(before, after))
+    made = tmp_path / "set"
+    protoc = [sys.executable, "-m", "grpc_tools.protoc", f"--proto_path={tmp_path}", "--include_imports"]
+    subprocess.run([*protoc, f"--descriptor_set_out={made}", changed], check=True)
+    pool = DescriptorPool()
+    for file in FileDescriptorSet.FromString(made.read_bytes()).file:
+        pool.Add(file)
+    problems = breaks(json.loads(CONTRACT.read_text()), describe(pool.FindFileByName("changed.proto")))
+    if found is None:
+        assert problems == []
+    else:
+        assert any(found in problem for problem in problems), problems

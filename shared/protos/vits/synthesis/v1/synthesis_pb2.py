@@ -22,21 +22,64 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n/shared/protos/vits/synthesis/v1/synthesis.proto\x12\x11vits.synthesis.v1\"\xb8\x02\n\x11SynthesizeRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\r\n\x05voice\x18\x02 \x01(\t\x12\x14\n\x07speaker\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x01\x88\x01\x01\x12\x1a\n\rspeaking_rate\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x18\n\x0bnoise_scale\x18\x06 \x01(\x01H\x03\x88\x01\x01\x12!\n\x14noise_scale_duration\x18\x07 \x01(\x01H\x04\x88\x01\x01\x12\x34\n\x0c\x61udio_format\x18\x08 \x01(\x0e\x32\x1e.vits.synthesis.v1.AudioFormatB\n\n\x08_speakerB\x07\n\x05_seedB\x10\n\x0e_speaking_rateB\x0e\n\x0c_noise_scaleB\x17\n\x15_noise_scale_duration\"\xcf\x01\n\x12SynthesizeResponse\x12\r\n\x05\x61udio\x18\x01 \x01(\x0c\x12\x34\n\x0c\x61udio_format\x18\x02 \x01(\x0e\x32\x1e.vits.synthesis.v1.AudioFormat\x12\x15\n\rsampling_rate\x18\x03 \x01(\r\x12\x0c\n\x04seed\x18\x04 \x01(\x04\x12\r\n\x05voice\x18\x05 \x01(\t\x12\x15\n\rvoice_version\x18\x06 \x01(\t\x12\x18\n\x10\x64uration_seconds\x18\x07 \x01(\x01\x12\x0f\n\x07unknown\x18\x08 \x03(\t*W\n\x0b\x41udioFormat\x12\x1c\n\x18\x41UDIO_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10\x41UDIO_FORMAT_WAV\x10\x01\x12\x14\n\x10\x41UDIO_FORMAT_PCM\x10\x02\x32m\n\x10SynthesisService\x12Y\n\nSynthesize\x12$.vits.synthesis.v1.SynthesizeRequest\x1a%.vits.synthesis.v1.SynthesizeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n/shared/protos/vits/synthesis/v1/synthesis.proto\x12\x11vits.synthesis.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd4\x03\n\x11SynthesizeRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\r\n\x05voice\x18\x02 \x01(\t\x12\x14\n\x07speaker\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x01\x88\x01\x01\x12\x1a\n\rspeaking_rate\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x18\n\x0bnoise_scale\x18\x06 \x01(\x01H\x03\x88\x01\x01\x12!\n\x14noise_scale_duration\x18\x07 \x01(\x01H\x04\x88\x01\x01\x12\x34\n\x0c\x61udio_format\x18\x08 \x01(\x0e\x32\x1e.vits.synthesis.v1.AudioFormat\x12\x10\n\x08language\x18\t \x01(\t\x12\x0c\n\x04ssml\x18\n \x01(\x08\x12-\n\x08priority\x18\x0b \x01(\x0e\x32\x1b.vits.synthesis.v1.Priority\x12\x15\n\rsampling_rate\x18\x0c \x01(\r\x12\x34\n\ntimestamps\x18\r \x01(\x0e\x32 .vits.synthesis.v1.TimestampUnitB\n\n\x08_speakerB\x07\n\x05_seedB\x10\n\x0e_speaking_rateB\x0e\n\x0c_noise_scaleB\x17\n\x15_noise_scale_duration\"E\n\tTimestamp\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x15\n\rstart_seconds\x18\x02 \x01(\x01\x12\x13\n\x0b\x65nd_seconds\x18\x03 \x01(\x01\"\x81\x02\n\x12SynthesizeResponse\x12\r\n\x05\x61udio\x18\x01 \x01(\x0c\x12\x34\n\x0c\x61udio_format\x18\x02 \x01(\x0e\x32\x1e.vits.synthesis.v1.AudioFormat\x12\x15\n\rsampling_rate\x18\x03 \x01(\r\x12\x0c\n\x04seed\x18\x04 \x01(\x04\x12\r\n\x05voice\x18\x05 \x01(\t\x12\x15\n\rvoice_version\x18\x06 \x01(\t\x12\x18\n\x10\x64uration_seconds\x18\x07 \x01(\x01\x12\x0f\n\x07unknown\x18\x08 \x03(\t\x12\x30\n\ntimestamps\x18\t \x03(\x0b\x32\x1c.vits.synthesis.v1.Timestamp\"P\n\x17SynthesizeStreamRequest\x12\x35\n\x07request\x18\x01 \x01(\x0b\x32$.vits.synthesis.v1.SynthesizeRequest\"\xb1\x01\n\x18SynthesizeStreamResponse\x12/\n\x05start\x18\x01 \x01(\x0b\x32\x1e.vits.synthesis.v1.SpeechStartH\x00\x12.\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1d.vits.synthesis.v1.AudioChunkH\x00\x12+\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x1c.vits.synthesis.v1.SpeechEndH\x00\x42\x07\n\x05\x65vent\"\x9f\x01\n\x0bSpeechStart\x12\x34\n\x0c\x61udio_format\x18\x01 \x01(\x0e\x32\x1e.vits.synthesis.v1.AudioFormat\x12\x15\n\rsampling_rate\x18\x02 \x01(\r\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\r\n\x05voice\x18\x04 \x01(\t\x12\x15\n\rvoice_version\x18\x05 \x01(\t\x12\x0f\n\x07unknown\x18\x06 \x03(\t\"M\n\nAudioChunk\x12\r\n\x05\x61udio\x18\x01 \x01(\x0c\x12\x30\n\ntimestamps\x18\x02 \x03(\x0b\x32\x1c.vits.synthesis.v1.Timestamp\"%\n\tSpeechEnd\x12\x18\n\x10\x64uration_seconds\x18\x01 \x01(\x01\"\xc6\x01\n\x1cSynthesizeIncrementalRequest\x12\x35\n\x05start\x18\x01 \x01(\x0b\x32$.vits.synthesis.v1.SynthesizeRequestH\x00\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12)\n\x05\x66lush\x18\x03 \x01(\x0b\x32\x18.vits.synthesis.v1.FlushH\x00\x12+\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32\x19.vits.synthesis.v1.CancelH\x00\x42\x07\n\x05\x65vent\"\x07\n\x05\x46lush\"\x08\n\x06\x43\x61ncel\"\xc9\x02\n\x1dSynthesizeIncrementalResponse\x12/\n\x05start\x18\x01 \x01(\x0b\x32\x1e.vits.synthesis.v1.SpeechStartH\x00\x12/\n\x08sentence\x18\x02 \x01(\x0b\x32\x1b.vits.synthesis.v1.SentenceH\x00\x12.\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x1d.vits.synthesis.v1.AudioChunkH\x00\x12-\n\x07\x66lushed\x18\x04 \x01(\x0b\x32\x1a.vits.synthesis.v1.FlushedH\x00\x12\x31\n\tcancelled\x18\x05 \x01(\x0b\x32\x1c.vits.synthesis.v1.CancelledH\x00\x12+\n\x03\x65nd\x18\x06 \x01(\x0b\x32\x1c.vits.synthesis.v1.SpeechEndH\x00\x42\x07\n\x05\x65vent\"@\n\x08Sentence\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x15\n\rstart_seconds\x18\x02 \x01(\x01\x12\x0f\n\x07unknown\x18\x03 \x03(\t\"\t\n\x07\x46lushed\"\x0b\n\tCancelled\"P\n\x16SynthesizeBatchRequest\x12\x36\n\x08requests\x18\x01 \x03(\x0b\x32$.vits.synthesis.v1.SynthesizeRequest\"\x9b\x01\n\x17SynthesizeBatchResponse\x12\r\n\x05index\x18\x01 \x01(\r\x12\x37\n\x06speech\x18\x02 \x01(\x0b\x32%.vits.synthesis.v1.SynthesizeResponseH\x00\x12-\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x1a.vits.synthesis.v1.FailureH\x00\x42\t\n\x07outcome\"G\n\x07\x46\x61ilure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05\x66ield\x18\x04 \x01(\t\"\x13\n\x11ListVoicesRequest\">\n\x12ListVoicesResponse\x12(\n\x06voices\x18\x01 \x03(\x0b\x32\x18.vits.synthesis.v1.Voice\"\xd9\x01\n\x05Voice\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07licence\x18\x04 \x01(\t\x12\x0f\n\x07sources\x18\x05 \x03(\t\x12\x0f\n\x07\x63onsent\x18\x06 \x01(\t\x12\x10\n\x08language\x18\x07 \x01(\t\x12\x15\n\rsampling_rate\x18\x08 \x01(\r\x12\x10\n\x08speakers\x18\t \x03(\t\x12\x12\n\nis_default\x18\n \x01(\x08*\xb1\x01\n\x0b\x41udioFormat\x12\x1c\n\x18\x41UDIO_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10\x41UDIO_FORMAT_WAV\x10\x01\x12\x14\n\x10\x41UDIO_FORMAT_PCM\x10\x02\x12\x15\n\x11\x41UDIO_FORMAT_FLAC\x10\x03\x12\x14\n\x10\x41UDIO_FORMAT_MP3\x10\x04\x12\x15\n\x11\x41UDIO_FORMAT_OPUS\x10\x05\x12\x14\n\x10\x41UDIO_FORMAT_AAC\x10\x06*Q\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x11\n\rPRIORITY_BULK\x10\x02*H\n\rTimestampUnit\x12\x1e\n\x1aTIMESTAMP_UNIT_UNSPECIFIED\x10\x00\x12\x17\n\x13TIMESTAMP_UNIT_WORD\x10\x01\x32\xa3\x04\n\x10SynthesisService\x12Y\n\nSynthesize\x12$.vits.synthesis.v1.SynthesizeRequest\x1a%.vits.synthesis.v1.SynthesizeResponse\x12m\n\x10SynthesizeStream\x12*.vits.synthesis.v1.SynthesizeStreamRequest\x1a+.vits.synthesis.v1.SynthesizeStreamResponse0\x01\x12~\n\x15SynthesizeIncremental\x12/.vits.synthesis.v1.SynthesizeIncrementalRequest\x1a\x30.vits.synthesis.v1.SynthesizeIncrementalResponse(\x01\x30\x01\x12j\n\x0fSynthesizeBatch\x12).vits.synthesis.v1.SynthesizeBatchRequest\x1a*.vits.synthesis.v1.SynthesizeBatchResponse0\x01\x12Y\n\nListVoices\x12$.vits.synthesis.v1.ListVoicesRequest\x1a%.vits.synthesis.v1.ListVoicesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'shared.protos.vits.synthesis.v1.synthesis_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_AUDIOFORMAT']._serialized_start=595
-  _globals['_AUDIOFORMAT']._serialized_end=682
-  _globals['_SYNTHESIZEREQUEST']._serialized_start=71
-  _globals['_SYNTHESIZEREQUEST']._serialized_end=383
-  _globals['_SYNTHESIZERESPONSE']._serialized_start=386
-  _globals['_SYNTHESIZERESPONSE']._serialized_end=593
-  _globals['_SYNTHESISSERVICE']._serialized_start=684
-  _globals['_SYNTHESISSERVICE']._serialized_end=793
+  _globals['_AUDIOFORMAT']._serialized_start=2708
+  _globals['_AUDIOFORMAT']._serialized_end=2885
+  _globals['_PRIORITY']._serialized_start=2887
+  _globals['_PRIORITY']._serialized_end=2968
+  _globals['_TIMESTAMPUNIT']._serialized_start=2970
+  _globals['_TIMESTAMPUNIT']._serialized_end=3042
+  _globals['_SYNTHESIZEREQUEST']._serialized_start=104
+  _globals['_SYNTHESIZEREQUEST']._serialized_end=572
+  _globals['_TIMESTAMP']._serialized_start=574
+  _globals['_TIMESTAMP']._serialized_end=643
+  _globals['_SYNTHESIZERESPONSE']._serialized_start=646
+  _globals['_SYNTHESIZERESPONSE']._serialized_end=903
+  _globals['_SYNTHESIZESTREAMREQUEST']._serialized_start=905
+  _globals['_SYNTHESIZESTREAMREQUEST']._serialized_end=985
+  _globals['_SYNTHESIZESTREAMRESPONSE']._serialized_start=988
+  _globals['_SYNTHESIZESTREAMRESPONSE']._serialized_end=1165
+  _globals['_SPEECHSTART']._serialized_start=1168
+  _globals['_SPEECHSTART']._serialized_end=1327
+  _globals['_AUDIOCHUNK']._serialized_start=1329
+  _globals['_AUDIOCHUNK']._serialized_end=1406
+  _globals['_SPEECHEND']._serialized_start=1408
+  _globals['_SPEECHEND']._serialized_end=1445
+  _globals['_SYNTHESIZEINCREMENTALREQUEST']._serialized_start=1448
+  _globals['_SYNTHESIZEINCREMENTALREQUEST']._serialized_end=1646
+  _globals['_FLUSH']._serialized_start=1648
+  _globals['_FLUSH']._serialized_end=1655
+  _globals['_CANCEL']._serialized_start=1657
+  _globals['_CANCEL']._serialized_end=1665
+  _globals['_SYNTHESIZEINCREMENTALRESPONSE']._serialized_start=1668
+  _globals['_SYNTHESIZEINCREMENTALRESPONSE']._serialized_end=1997
+  _globals['_SENTENCE']._serialized_start=1999
+  _globals['_SENTENCE']._serialized_end=2063
+  _globals['_FLUSHED']._serialized_start=2065
+  _globals['_FLUSHED']._serialized_end=2074
+  _globals['_CANCELLED']._serialized_start=2076
+  _globals['_CANCELLED']._serialized_end=2087
+  _globals['_SYNTHESIZEBATCHREQUEST']._serialized_start=2089
+  _globals['_SYNTHESIZEBATCHREQUEST']._serialized_end=2169
+  _globals['_SYNTHESIZEBATCHRESPONSE']._serialized_start=2172
+  _globals['_SYNTHESIZEBATCHRESPONSE']._serialized_end=2327
+  _globals['_FAILURE']._serialized_start=2329
+  _globals['_FAILURE']._serialized_end=2400
+  _globals['_LISTVOICESREQUEST']._serialized_start=2402
+  _globals['_LISTVOICESREQUEST']._serialized_end=2421
+  _globals['_LISTVOICESRESPONSE']._serialized_start=2423
+  _globals['_LISTVOICESRESPONSE']._serialized_end=2485
+  _globals['_VOICE']._serialized_start=2488
+  _globals['_VOICE']._serialized_end=2705
+  _globals['_SYNTHESISSERVICE']._serialized_start=3045
+  _globals['_SYNTHESISSERVICE']._serialized_end=3592
 # @@protoc_insertion_point(module_scope)

@@ -40,6 +40,26 @@ class SynthesisServiceStub:
                 request_serializer=shared_dot_protos_dot_vits_dot_synthesis_dot_v1_dot_synthesis__pb2.SynthesizeRequest.SerializeToString,
                 response_deserializer=shared_dot_protos_dot_vits_dot_synthesis_dot_v1_dot_synthesis__pb2.SynthesizeResponse.FromString,
                 _registered_method=True)
+        self.SynthesizeStream = channel.unary_stream(
+                '/vits.synthesis.v1.SynthesisService/SynthesizeStream',
+                request_serializer=shared_dot_protos_dot_vits_dot_synthesis_dot_v1_dot_synthesis__pb2.SynthesizeStreamRequest.SerializeToString,
+                response_deserializer=shared_dot_protos_dot_vits_dot_synthesis_dot_v1_dot_synthesis__pb2.SynthesizeStreamResponse.FromString,
+                _registered_method=True)
+        self.SynthesizeIncremental = channel.stream_stream(
+                '/vits.synthesis.v1.SynthesisService/SynthesizeIncremental',
+                request_serializer=shared_dot_protos_dot_vits_dot_synthesis_dot_v1_dot_synthesis__pb2.SynthesizeIncrementalRequest.SerializeToString,
+                response_deserializer=shared_dot_protos_dot_vits_dot_synthesis_dot_v1_dot_synthesis__pb2.SynthesizeIncrementalResponse.FromString,
+                _registered_method=True)
+        self.SynthesizeBatch = channel.unary_stream(
+                '/vits.synthesis.v1.SynthesisService/SynthesizeBatch',
+                request_serializer=shared_dot_protos_dot_vits_dot_synthesis_dot_v1_dot_synthesis__pb2.SynthesizeBatchRequest.SerializeToString,
+                response_deserializer=shared_dot_protos_dot_vits_dot_synthesis_dot_v1_dot_synthesis__pb2.SynthesizeBatchResponse.FromString,
+                _registered_method=True)
+        self.ListVoices = channel.unary_unary(
+                '/vits.synthesis.v1.SynthesisService/ListVoices',
+                request_serializer=shared_dot_protos_dot_vits_dot_synthesis_dot_v1_dot_synthesis__pb2.ListVoicesRequest.SerializeToString,
+                response_deserializer=shared_dot_protos_dot_vits_dot_synthesis_dot_v1_dot_synthesis__pb2.ListVoicesResponse.FromString,
+                _registered_method=True)
 
 
 class SynthesisServiceServicer:
@@ -53,6 +73,34 @@ class SynthesisServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SynthesizeStream(self, request, context):
+        """Speaks a text and sends it while it is made.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SynthesizeIncremental(self, request_iterator, context):
+        """Speaks a text that arrives in pieces, such as the tokens of a language model, while it arrives.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SynthesizeBatch(self, request, context):
+        """Speaks many texts. Each answer is sent when it is done, in any order; one that fails does not end the others.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListVoices(self, request, context):
+        """Lists the voices that can be asked for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SynthesisServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +108,26 @@ def add_SynthesisServiceServicer_to_server(servicer, server):
                     servicer.Synthesize,
                     request_deserializer=shared_dot_protos_dot_vits_dot_synthesis_dot_v1_dot_synthesis__pb2.SynthesizeRequest.FromString,
                     response_serializer=shared_dot_protos_dot_vits_dot_synthesis_dot_v1_dot_synthesis__pb2.SynthesizeResponse.SerializeToString,
+            ),
+            'SynthesizeStream': grpc.unary_stream_rpc_method_handler(
+                    servicer.SynthesizeStream,
+                    request_deserializer=shared_dot_protos_dot_vits_dot_synthesis_dot_v1_dot_synthesis__pb2.SynthesizeStreamRequest.FromString,
+                    response_serializer=shared_dot_protos_dot_vits_dot_synthesis_dot_v1_dot_synthesis__pb2.SynthesizeStreamResponse.SerializeToString,
+            ),
+            'SynthesizeIncremental': grpc.stream_stream_rpc_method_handler(
+                    servicer.SynthesizeIncremental,
+                    request_deserializer=shared_dot_protos_dot_vits_dot_synthesis_dot_v1_dot_synthesis__pb2.SynthesizeIncrementalRequest.FromString,
+                    response_serializer=shared_dot_protos_dot_vits_dot_synthesis_dot_v1_dot_synthesis__pb2.SynthesizeIncrementalResponse.SerializeToString,
+            ),
+            'SynthesizeBatch': grpc.unary_stream_rpc_method_handler(
+                    servicer.SynthesizeBatch,
+                    request_deserializer=shared_dot_protos_dot_vits_dot_synthesis_dot_v1_dot_synthesis__pb2.SynthesizeBatchRequest.FromString,
+                    response_serializer=shared_dot_protos_dot_vits_dot_synthesis_dot_v1_dot_synthesis__pb2.SynthesizeBatchResponse.SerializeToString,
+            ),
+            'ListVoices': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListVoices,
+                    request_deserializer=shared_dot_protos_dot_vits_dot_synthesis_dot_v1_dot_synthesis__pb2.ListVoicesRequest.FromString,
+                    response_serializer=shared_dot_protos_dot_vits_dot_synthesis_dot_v1_dot_synthesis__pb2.ListVoicesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +158,114 @@ class SynthesisService:
             '/vits.synthesis.v1.SynthesisService/Synthesize',
             shared_dot_protos_dot_vits_dot_synthesis_dot_v1_dot_synthesis__pb2.SynthesizeRequest.SerializeToString,
             shared_dot_protos_dot_vits_dot_synthesis_dot_v1_dot_synthesis__pb2.SynthesizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SynthesizeStream(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/vits.synthesis.v1.SynthesisService/SynthesizeStream',
+            shared_dot_protos_dot_vits_dot_synthesis_dot_v1_dot_synthesis__pb2.SynthesizeStreamRequest.SerializeToString,
+            shared_dot_protos_dot_vits_dot_synthesis_dot_v1_dot_synthesis__pb2.SynthesizeStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SynthesizeIncremental(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/vits.synthesis.v1.SynthesisService/SynthesizeIncremental',
+            shared_dot_protos_dot_vits_dot_synthesis_dot_v1_dot_synthesis__pb2.SynthesizeIncrementalRequest.SerializeToString,
+            shared_dot_protos_dot_vits_dot_synthesis_dot_v1_dot_synthesis__pb2.SynthesizeIncrementalResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SynthesizeBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/vits.synthesis.v1.SynthesisService/SynthesizeBatch',
+            shared_dot_protos_dot_vits_dot_synthesis_dot_v1_dot_synthesis__pb2.SynthesizeBatchRequest.SerializeToString,
+            shared_dot_protos_dot_vits_dot_synthesis_dot_v1_dot_synthesis__pb2.SynthesizeBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListVoices(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vits.synthesis.v1.SynthesisService/ListVoices',
+            shared_dot_protos_dot_vits_dot_synthesis_dot_v1_dot_synthesis__pb2.ListVoicesRequest.SerializeToString,
+            shared_dot_protos_dot_vits_dot_synthesis_dot_v1_dot_synthesis__pb2.ListVoicesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,6 +46,9 @@ _WAV_SLOPPINESS = 256
 #: Sizes from here on are what a program writes that does not know the size beforehand.
 _WAV_UNKNOWN_SIZE = 0x7FFFFFFF
 
+#: What libsndfile says of a FLAC file that was streamed, and so does not tell its length.
+_UNKNOWN_FRAMES = 2**63 - 1
+
 #: Frames in which levels are measured.
 FRAME_SECONDS = 0.02
 
@@ -141,6 +144,8 @@ def _read_plainly(source: Path | bytes) -> tuple[NDArray[Any], int] | None:
         return None
     try:
         with soundfile.SoundFile(source if isinstance(source, Path) else io.BytesIO(source)) as file:
+            if file.frames == _UNKNOWN_FRAMES:
+                return None
             samples_SC = file.read(
                 dtype="int16" if file.subtype in _INTEGER_SUBTYPES else "float32", always_2d=True
             )

@@ -9,6 +9,7 @@
     │   │   └── DataError          a dataset, with every bad row
     │   ├── TextError              a text that cannot be spoken
     │   ├── RequestError           a request that is not of the published form
+    │   ├── AccessError            no token, or one that is not valid
     │   ├── NotFoundError          no such model, voice, version or alias
     │   ├── HubUnreachableError    a model hub could not be reached
     │   ├── MissingExtraError      an optional dependency is not installed
@@ -20,6 +21,7 @@
     ├── QualityError               a measured result is below its bar, so nothing was published
     ├── EngineError                an inference engine failed
     ├── OverloadedError            admission refused: come back later
+    │   └── QuotaError             the caller has used up its own quota
     └── DeadlineError              the caller's own deadline passed before it could be answered
 
 Each transport (command line, HTTP, gRPC) translates the tree once, in one table of its own; a class
@@ -77,6 +79,10 @@ class RequestError(UserError):
         super().__init__(message)
 
 
+class AccessError(UserError):
+    """A caller without a token, or with one that is not valid."""
+
+
 class NotFoundError(UserError):
     """No such model, voice, version or alias."""
 
@@ -127,6 +133,10 @@ class OverloadedError(VitsError):
     def __init__(self, message: str, *, retry_after_seconds: float) -> None:
         self.retry_after_seconds = retry_after_seconds
         super().__init__(message)
+
+
+class QuotaError(OverloadedError):
+    """A caller has used up its own quota; others may have some left."""
 
 
 class DeadlineError(VitsError):

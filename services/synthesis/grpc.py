@@ -23,6 +23,7 @@ from services.synthesis.speaker import (
     Spoken,
 )
 from shared.errors import (
+    AccessError,
     AlreadyExistsError,
     ConfigError,
     CorruptObjectError,
@@ -37,6 +38,7 @@ from shared.errors import (
     OverloadedError,
     ProblemsError,
     QualityError,
+    QuotaError,
     RequestError,
     StoreError,
     TextError,
@@ -59,6 +61,7 @@ ERRORS: dict[type[VitsError], StatusCode] = {
     DataError: StatusCode.INTERNAL,
     TextError: StatusCode.INVALID_ARGUMENT,
     RequestError: StatusCode.INVALID_ARGUMENT,
+    AccessError: StatusCode.UNAUTHENTICATED,
     NotFoundError: StatusCode.NOT_FOUND,
     HubUnreachableError: StatusCode.UNAVAILABLE,
     MissingExtraError: StatusCode.FAILED_PRECONDITION,
@@ -70,6 +73,7 @@ ERRORS: dict[type[VitsError], StatusCode] = {
     QualityError: StatusCode.INTERNAL,
     EngineError: StatusCode.INTERNAL,
     OverloadedError: StatusCode.RESOURCE_EXHAUSTED,
+    QuotaError: StatusCode.RESOURCE_EXHAUSTED,
     DeadlineError: StatusCode.DEADLINE_EXCEEDED,
 }
 
@@ -79,6 +83,7 @@ QUIET = {
     StatusCode.NOT_FOUND,
     StatusCode.RESOURCE_EXHAUSTED,
     StatusCode.DEADLINE_EXCEEDED,
+    StatusCode.UNAUTHENTICATED,
 }
 
 PACKERS = {pb.AUDIO_FORMAT_WAV: pack_wav, pb.AUDIO_FORMAT_PCM: pack_pcm}

@@ -32,6 +32,7 @@ from services.synthesis.speaker import (
     Spoken,
 )
 from shared.errors import (
+    AccessError,
     AlreadyExistsError,
     ConfigError,
     CorruptObjectError,
@@ -46,6 +47,7 @@ from shared.errors import (
     OverloadedError,
     ProblemsError,
     QualityError,
+    QuotaError,
     RequestError,
     StoreError,
     TextError,
@@ -110,6 +112,7 @@ ERRORS: dict[type[VitsError], Row] = {
     DataError: _INTERNAL,
     TextError: Row(HTTPStatus.BAD_REQUEST, "invalid_request_error", "text_not_speakable"),
     RequestError: _BAD_REQUEST,
+    AccessError: Row(HTTPStatus.UNAUTHORIZED, "invalid_request_error", "invalid_api_key"),
     NotFoundError: Row(HTTPStatus.NOT_FOUND, "invalid_request_error", "voice_not_found"),
     HubUnreachableError: Row(HTTPStatus.SERVICE_UNAVAILABLE, "server_error", "hub_unreachable"),
     MissingExtraError: _UNUSABLE,
@@ -121,6 +124,7 @@ ERRORS: dict[type[VitsError], Row] = {
     QualityError: _INTERNAL,
     EngineError: Row(HTTPStatus.INTERNAL_SERVER_ERROR, "server_error", "engine_failed"),
     OverloadedError: Row(HTTPStatus.TOO_MANY_REQUESTS, "rate_limit_error", "overloaded"),
+    QuotaError: Row(HTTPStatus.TOO_MANY_REQUESTS, "rate_limit_error", "quota_exceeded"),
     DeadlineError: Row(HTTPStatus.GATEWAY_TIMEOUT, "server_error", "deadline_exceeded"),
 }
 

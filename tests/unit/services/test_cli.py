@@ -30,8 +30,8 @@ def classes(base: type[VitsError] = VitsError) -> set[type[VitsError]]:
 
 
 def make(kind: type[VitsError]) -> VitsError:
-    if kind is OverloadedError:
-        return OverloadedError("busy", retry_after_seconds=1.0)
+    if issubclass(kind, OverloadedError):
+        return kind("busy", retry_after_seconds=1.0)
     if issubclass(kind, ProblemsError):
         return kind("no", ["why"])
     return kind("no")

@@ -184,7 +184,7 @@ def test_overload_says_when_to_come_back(make_speaker: MakeSpeaker) -> None:
 )
 def test_every_error_has_openais_shape_and_clients_see_no_addresses(kind: type[VitsError]) -> None:
     address = "file:///home/operator/store"
-    error = kind(address, retry_after_seconds=2.0) if kind is OverloadedError else kind(address)
+    error = kind(address, retry_after_seconds=2.0) if issubclass(kind, OverloadedError) else kind(address)
     response = http.error_response(error)
     content = json.loads(bytes(response.body))["error"]
     assert content["message"]

@@ -98,7 +98,7 @@ def say_in_process(arguments: argparse.Namespace) -> Callable[[], Said]:
         speech = voice.synthesize(
             arguments.text, speaker=arguments.speaker, seed=arguments.seed, speaking_rate=arguments.speed
         )
-        unknown = speech.tokens.unknown
+        unknown = speech.script.unknown
         return Said(speech.samples, speech.sampling_rate, speech.seed, version.reference, unknown)
 
     return speak

@@ -298,7 +298,7 @@ class Speaker:
             seed=speech.seed,
             voice=name,
             voice_version=loaded.version.id,
-            unknown=speech.tokens.unknown,
+            unknown=speech.script.unknown,
         )
         self._mean_seconds += 0.1 * (seconds - self._mean_seconds)
         self.metrics.synthesis_seconds.labels(name).observe(seconds)

@@ -20,8 +20,8 @@ from shared.registry import Registry, Version
 logger = logging.getLogger("vits.voices")
 
 
-class TokensLike(Protocol):
-    """What the transports read of a speech's tokens."""
+class ScriptLike(Protocol):
+    """What the transports read of a speech's script."""
 
     @property
     def unknown(self) -> tuple[str, ...]:
@@ -44,7 +44,7 @@ class SpeechLike(Protocol):
         """The seed that was used."""
 
     @property
-    def tokens(self) -> TokensLike:
+    def script(self) -> ScriptLike:
         """What was spoken."""
 
 

@@ -2,6 +2,15 @@
 
 from shared.voice.engine import Engine, OnnxRuntimeEngine
 from shared.voice.spec import VoiceSpec
-from shared.voice.voice import Speech, Utterance, Voice
+from shared.voice.voice import Plan, Speech, SpeechParameters, Utterance, Voice
 
-__all__ = ["Engine", "OnnxRuntimeEngine", "Speech", "Utterance", "Voice", "VoiceSpec"]
+__all__ = [
+    "Engine",
+    "OnnxRuntimeEngine",
+    "Plan",
+    "Speech",
+    "SpeechParameters",
+    "Utterance",
+    "Voice",
+    "VoiceSpec",
+]

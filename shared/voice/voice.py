@@ -1,9 +1,13 @@
 """A voice: text in, samples out.
 
+A text is planned into segments (sentences) with silence between them. Each segment is *rendered* (encoder and
+flow) into an utterance, and each window of an utterance *decoded*. `Voice.speak` does the one after the
+other; `shared.voice.runtime` does the same steps of many texts at once.
+
 The law: the same text, voice and seed give the same samples alone, in any crowd, streamed or whole.
-Therefore every shape depends on the utterance alone: the encoder runs at its token bucket, the flow at its
-frames rounded up, the decoder in windows planned from the number of frames; and the noise is keyed by the
-seed.
+Therefore every shape depends on the segment alone: the encoder runs at its token bucket, the flow at its
+frames rounded up, the decoder in windows planned from the number of frames; and the noise is keyed by seed
+and segment.
 
 Shapes: T tokens, F frames, S samples, D latent channels.
 """
@@ -11,16 +15,18 @@ Shapes: T tokens, F frames, S samples, D latent channels.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Self, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import RequestError
 from shared.text import FrontEnd, Tokens
+from shared.text.lexicon import Lexicon
+from shared.text.script import Script, plan_script
 from shared.voice.durations import expand_prior, frame_counts
 from shared.voice.engine import Engine, OnnxRuntimeEngine
 from shared.voice.noise import SEED_LIMIT, Stream, draw_seed, standard_normal
@@ -29,6 +35,56 @@ from shared.voice.windows import Window, plan_windows
 
 #: A token may last this long on average, at speaking rate 1; a model that asks for more is broken.
 MAX_SECONDS_PER_TOKEN = 5.0
+
+
+class SpeechFields(TypedDict, total=False):
+    """`SpeechParameters` as keyword arguments."""
+
+    speaker: str | int | None
+    seed: int | None
+    speaking_rate: float
+    noise_scale: float | None
+    noise_scale_duration: float | None
+
+
+@dataclass(frozen=True)
+class SpeechParameters:
+    """How a text is spoken.
+
+    Attributes:
+        speaker: Name or number of a speaker; the first where not given.
+        seed: Below 2**53; drawn where not given.
+        speaking_rate: 2 is twice as fast as the voice's own.
+        noise_scale: How much the sound varies; the voice's own where not given.
+        noise_scale_duration: How much the rhythm varies; the voice's own where not given.
+    """
+
+    speaker: str | int | None = None
+    seed: int | None = None
+    speaking_rate: float = 1.0
+    noise_scale: float | None = None
+    noise_scale_duration: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A text and how it is spoken, checked against the voice; what remains cannot be the caller's fault.
+
+    Attributes:
+        script: The text's segments.
+        speaker_id: The speaker.
+        seed: The seed of its noise, given or drawn.
+        speaking_rate: The voice's own times the request's; a segment's own multiplies it once more.
+        noise_scale: Standard deviation of the prior's noise.
+        noise_scale_duration: Standard deviation of the durations' noise.
+    """
+
+    script: Script
+    speaker_id: int
+    seed: int
+    speaking_rate: float
+    noise_scale: float
+    noise_scale_duration: float
 
 
 @dataclass(frozen=True)
@@ -48,15 +104,16 @@ class Prior:
 
 @dataclass(frozen=True)
 class Utterance:
-    """An utterance up to the decoder: what remains is to decode its windows, in any order and company.
+    """A segment up to the decoder: what remains is to decode its windows, in any order and company.
 
     Attributes:
-        tokens: What the text front end made of the text.
+        tokens: What the text front end made of the segment; none for a mere pause.
         durations: Frames of each token, int64 ``[T]``.
         latents: ``[D, F]``.
         windows: The decoder's windows, which yield the F frames in order.
         speaker_id: The speaker.
         seed: The seed of its noise, given or drawn.
+        pause_samples: Zeros after it.
     """
 
     tokens: Tokens
@@ -65,6 +122,12 @@ class Utterance:
     windows: list[Window]
     speaker_id: int
     seed: int
+    pause_samples: int = 0
+
+    @property
+    def pause(self) -> NDArray[np.float32]:
+        """The silence after it."""
+        return np.zeros(self.pause_samples, dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -75,15 +138,15 @@ class Speech:
         samples: float32 ``[S]``, within [-1, 1].
         sampling_rate: Hz.
         seed: What to ask with to hear the same again.
-        tokens: What was spoken, with what could not be.
-        durations: Frames of each token, int64 ``[T]``; a frame is ``hop_length`` samples.
+        script: What was spoken, with what could not be.
+        durations: Frames of each token, int64 ``[T]``, of each segment; a frame is ``hop_length`` samples.
     """
 
     samples: NDArray[np.float32]
     sampling_rate: int
     seed: int
-    tokens: Tokens
-    durations: NDArray[np.int64]
+    script: Script
+    durations: tuple[NDArray[np.int64], ...]
 
 
 class Voice:
@@ -128,93 +191,117 @@ class Voice:
         self,
         text: str,
         *,
-        speaker: str | int | None = None,
-        seed: int | None = None,
-        speaking_rate: float = 1.0,
-        noise_scale: float | None = None,
-        noise_scale_duration: float | None = None,
+        ssml: bool = False,
+        language: str | None = None,
+        lexicon: Lexicon | None = None,
+        **parameters: Unpack[SpeechFields],
     ) -> Speech:
-        """Speak a text, whole. Arguments and errors are those of `prepare`."""
-        utterance = self.prepare(
-            text,
-            speaker=speaker,
-            seed=seed,
-            speaking_rate=speaking_rate,
-            noise_scale=noise_scale,
-            noise_scale_duration=noise_scale_duration,
-        )
-        samples = np.concatenate(list(self.decode(utterance)))
-        return Speech(samples, self.sampling_rate, utterance.seed, utterance.tokens, utterance.durations)
+        """Speak a text, whole. Arguments are those of `plan`, and of `SpeechParameters`.
+
+        Raises:
+            EngineError: The computation failed.
+            VitsError: As `plan`.
+        """
+        plan = self.plan(text, SpeechParameters(**parameters), ssml=ssml, language=language, lexicon=lexicon)
+        utterances = [self.render(plan, number) for number in range(len(plan.script.segments))]
+        pieces = [piece for utterance in utterances for piece in (*self.decode(utterance), utterance.pause)]
+        durations = tuple(utterance.durations for utterance in utterances)
+        return Speech(np.concatenate(pieces), self.sampling_rate, plan.seed, plan.script, durations)
 
     def stream(
         self,
         text: str,
         *,
-        speaker: str | int | None = None,
-        seed: int | None = None,
-        speaking_rate: float = 1.0,
-        noise_scale: float | None = None,
-        noise_scale_duration: float | None = None,
+        ssml: bool = False,
+        language: str | None = None,
+        lexicon: Lexicon | None = None,
+        **parameters: Unpack[SpeechFields],
     ) -> Iterator[NDArray[np.float32]]:
-        """Speak a text window by window; together they are what `synthesize` returns.
+        """Speak a text piece by piece; together they are what `synthesize` returns.
 
-        Everything up to the decoder, errors included, happens in the call itself. Arguments and errors are
-        those of `prepare`, which is also the way to learn a drawn seed.
+        What the caller can have got wrong is raised by the call itself. Arguments and errors are those of
+        `synthesize`; `plan` and `speak` are the way to learn a drawn seed.
         """
-        utterance = self.prepare(
-            text,
-            speaker=speaker,
-            seed=seed,
-            speaking_rate=speaking_rate,
-            noise_scale=noise_scale,
-            noise_scale_duration=noise_scale_duration,
-        )
-        return self.decode(utterance)
+        plan = self.plan(text, SpeechParameters(**parameters), ssml=ssml, language=language, lexicon=lexicon)
+        return self.speak(plan)
 
-    def prepare(
+    def speak(self, plan: Plan) -> Iterator[NDArray[np.float32]]:
+        """Speak what was planned, float32 ``[S]`` each, silence included."""
+        for number in range(len(plan.script.segments)):
+            utterance = self.render(plan, number)
+            yield from self.decode(utterance)
+            if utterance.pause_samples:
+                yield utterance.pause
+
+    def plan(
         self,
         text: str,
+        parameters: SpeechParameters,
         *,
-        speaker: str | int | None = None,
-        seed: int | None = None,
-        speaking_rate: float = 1.0,
-        noise_scale: float | None = None,
-        noise_scale_duration: float | None = None,
-    ) -> Utterance:
-        """Take a text as far as the decoder.
+        ssml: bool = False,
+        language: str | None = None,
+        lexicon: Lexicon | None = None,
+    ) -> Plan:
+        """Check what is asked for, and cut the text into segments. Nothing is computed on the engine.
 
         Args:
             text: What to say.
-            speaker: Name or number of a speaker; the first where not given.
-            seed: Below 2**53; drawn where not given.
-            speaking_rate: 2 is twice as fast as the voice's own.
-            noise_scale: How much the sound varies; the voice's own where not given.
-            noise_scale_duration: How much the rhythm varies; the voice's own where not given.
+            parameters: How to say it.
+            ssml: Whether the text is SSML.
+            language: By which numbers and the like are read; the voice's own where not given.
+            lexicon: The voice's own words.
 
         Raises:
             TextError: Nothing of the text can be spoken.
-            RequestError: An argument is out of range; its ``param`` says which.
-            EngineError: The computation failed.
+            RequestError: A parameter is out of range (its ``param`` says which), or the SSML is wrong.
         """
         defaults = self.spec.defaults
-        speaker_id = self.spec.speaker_id(speaker)
-        seed = draw_seed() if seed is None else _checked_seed(seed)
-        rate = defaults.speaking_rate * _checked("speaking_rate", speaking_rate, above_zero=True)
-        scale = defaults.noise_scale if noise_scale is None else _checked("noise_scale", noise_scale)
-        duration_scale = (
-            defaults.noise_scale_duration
+        noise_scale, noise_scale_duration = parameters.noise_scale, parameters.noise_scale_duration
+        return Plan(
+            speaker_id=self.spec.speaker_id(parameters.speaker),
+            seed=draw_seed() if parameters.seed is None else _checked_seed(parameters.seed),
+            speaking_rate=defaults.speaking_rate
+            * _checked("speaking_rate", parameters.speaking_rate, above_zero=True),
+            noise_scale=defaults.noise_scale if noise_scale is None else _checked("noise_scale", noise_scale),
+            noise_scale_duration=defaults.noise_scale_duration
             if noise_scale_duration is None
-            else _checked("noise_scale_duration", noise_scale_duration)
+            else _checked("noise_scale_duration", noise_scale_duration),
+            script=plan_script(
+                text, self.front_end, language=language or self.spec.language, ssml=ssml, lexicon=lexicon
+            ),
         )
-        tokens = self.front_end.tokenize(text)
-        noise_2T = standard_normal(seed, Stream.DURATION, length=len(tokens.ids), channels=2)
-        prior = self.encode(tokens.ids, speaker_id, noise_2T * np.float32(duration_scale))
-        durations = self.durations(prior, speaking_rate=rate)
+
+    def prepare(self, text: str, *, speaker: str | int | None = None, seed: int | None = None) -> Utterance:
+        """The first segment of a text as far as the decoder; errors are those of `synthesize`."""
+        return self.render(self.plan(text, SpeechParameters(speaker=speaker, seed=seed)), 0)
+
+    def render(self, plan: Plan, number: int) -> Utterance:
+        """Take a segment as far as the decoder.
+
+        Args:
+            plan: What is spoken.
+            number: Which of its segments.
+
+        Raises:
+            EngineError: The computation failed.
+        """
+        segment = plan.script.segments[number]
+        ids, pause = segment.tokens.ids, segment.pause_samples(self.sampling_rate)
         channels = self.spec.latent_channels
-        noise_DF = standard_normal(seed, Stream.PRIOR, length=int(durations.sum()), channels=channels)
-        latents_DF = self.transform(prior, durations, noise_DF * np.float32(scale), speaker_id)
-        windows = plan_windows(latents_DF.shape[1], self.spec.decoder)
-        return Utterance(tokens, durations, latents_DF, windows, speaker_id, seed)
+        if not ids:
+            nothing = np.zeros((channels, 0), dtype=np.float32)
+            durations = np.zeros(0, dtype=np.int64)
+            return Utterance(segment.tokens, durations, nothing, [], plan.speaker_id, plan.seed, pause)
+        noise_2T = standard_normal(plan.seed, Stream.DURATION, length=len(ids), channels=2, segment=number)
+        prior = self.encode(ids, plan.speaker_id, noise_2T * np.float32(plan.noise_scale_duration))
+        durations = self.durations(prior, speaking_rate=plan.speaking_rate * segment.speaking_rate)
+        frames = int(durations.sum())
+        noise_DF = standard_normal(plan.seed, Stream.PRIOR, length=frames, channels=channels, segment=number)
+        latents_DF = self.transform(
+            prior, durations, noise_DF * np.float32(plan.noise_scale), plan.speaker_id
+        )
+        windows = plan_windows(frames, self.spec.decoder)
+        return Utterance(segment.tokens, durations, latents_DF, windows, plan.speaker_id, plan.seed, pause)
 
     def encode(self, ids: tuple[int, ...], speaker_id: int, noise_2T: NDArray[np.float32]) -> Prior:
         """Run the encoder on one utterance, at its token bucket.
@@ -289,8 +376,24 @@ class Voice:
 
     def decode_window(self, utterance: Utterance, window: Window) -> NDArray[np.float32]:
         """The samples of one window."""
-        inputs = {"latents": window.cut(utterance.latents), "speaker_id": np.array([utterance.speaker_id])}
-        return window.trim(self.engine.run("decoder", inputs)["waveform"][0], self.spec.hop_length)
+        return self.decode_windows([(utterance, window)])[0]
+
+    def decode_windows(self, windows: Sequence[tuple[Utterance, Window]]) -> list[NDArray[np.float32]]:
+        """The samples of windows of one width, decoded in one call, whosever they are.
+
+        Raises:
+            EngineError: The computation failed.
+        """
+        inputs = {
+            "latents": np.concatenate([window.cut(utterance.latents) for utterance, window in windows]),
+            "speaker_id": np.array([utterance.speaker_id for utterance, _ in windows]),
+        }
+        waveform_BS = self.engine.run("decoder", inputs)["waveform"]
+        hop_length = self.spec.hop_length
+        return [
+            window.trim(samples_S, hop_length)
+            for samples_S, (_, window) in zip(waveform_BS, windows, strict=True)
+        ]
 
 
 def _checked(name: str, value: float, *, above_zero: bool = False) -> float:

@@ -84,8 +84,11 @@ def test_streamed_whole_alone_and_in_a_crowd(exported: Exported) -> None:
 def test_text_past_the_largest_bucket(exported: Exported) -> None:
     voice = exported.voice()
     speech = voice.synthesize(TEXT * 4, seed=0)
-    assert len(speech.tokens.ids) > voice.spec.token_buckets[-1]
-    assert len(speech.samples) == speech.durations.sum() * voice.spec.hop_length
+    tokens = sum(len(segment.tokens.ids) for segment in speech.script.segments)
+    assert tokens > voice.spec.token_buckets[-1]
+    frames = sum(int(durations.sum()) for durations in speech.durations)
+    pauses = sum(segment.pause_samples(voice.sampling_rate) for segment in speech.script.segments)
+    assert len(speech.samples) == frames * voice.spec.hop_length + pauses
 
 
 def test_what_the_voice_says_of_itself(stochastic: Exported, deterministic: Exported) -> None:

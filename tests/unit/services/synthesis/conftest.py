@@ -20,7 +20,7 @@ from shared.errors import EngineError, TextError
 from shared.metrics import Metrics
 from shared.registry import Registry
 from shared.store import Store
-from shared.text import Tokens
+from shared.text.script import Script
 
 SAMPLING_RATE = 16000
 
@@ -30,7 +30,7 @@ class FakeSpeech:
     samples: NDArray[np.float32]
     sampling_rate: int
     seed: int
-    tokens: Tokens
+    script: Script
 
 
 @dataclass
@@ -69,7 +69,7 @@ class FakeVoice:
         length = max(1, round(len(text) * SAMPLING_RATE / 100 / speaking_rate))
         samples = generator.uniform(-1, 1, length).astype(np.float32)
         unknown = tuple(character for character in text if character in "你#")
-        return FakeSpeech(samples, SAMPLING_RATE, seed, Tokens((1,), ("a",), unknown))
+        return FakeSpeech(samples, SAMPLING_RATE, seed, Script((), unknown))
 
     def close(self) -> None:
         self.closed = True

@@ -1,16 +1,31 @@
-"""Which tokens speak which word."""
+"""Units to tokens, and which tokens speak which word.
+
+Characters: exact, but where a front end rewrites whole texts (uroman reading a script by context), and there
+in proportion to letters. Phonemes: espeak-ng reads a stretch whole, as it was in training, since it joins
+words (``ʌvðə`` for *of the*) and links them (``le-z amˈi``). Its phonemes come back in groups between
+spaces. As many groups as words: one each. Otherwise words and groups are matched by how long each word's
+phonemes are when read alone, and a group that several words share is divided in that proportion. So a
+word's time may be off by a phoneme or two where espeak-ng joins words.
+"""
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
-from shared.errors import TextError
+from shared.text import characters, espeak, piper
 from shared.text.front_end import FrontEnd
-from shared.text.tokens import Tokens, once_each
+from shared.text.specs import CharacterSpec, PiperSpec
+from shared.text.tokens import Tokens, is_speakable, once_each
 from shared.text.units import Unit
 
-NO_TOKENS = Tokens((), (), ())
+#: How many words may share a group of phonemes, and how many groups a word may have.
+MOST_WORDS, MOST_GROUPS = 4, 6
+
+#: What users write in IPA for lack of the right key.
+IPA_TYPED = str.maketrans({"g": "ɡ", "'": "ˈ", ":": "ː", ",": "ˌ"})
 
 
 @dataclass(frozen=True)
@@ -23,25 +38,367 @@ class Span:
     last_token: int
 
 
-def tokenize(front_end: FrontEnd, units: Sequence[Unit]) -> tuple[str, Tokens, tuple[Span, ...]]:
-    """The spoken text of some units, its tokens, and the tokens of each word (in proportion to its letters)."""
-    pieces: list[tuple[int, int]] = []
-    text = ""
-    for unit in units:
-        text += " " if unit.spaced and text else ""
-        pieces.append((len(text), len(text) + len(unit.spoken)))
-        text += unit.spoken
-    try:
-        tokens = front_end.tokenize(text)
-    except TextError:
-        return text, Tokens((), (), once_each(text)), ()
-    share = len(tokens.ids) / max(1, len(text))
-    return (
-        text,
-        tokens,
-        tuple(
-            Span(unit.start, unit.end, int(first * share), int(last * share))
-            for unit, (first, last) in zip(units, pieces, strict=True)
-            if unit.kind == "word"
-        ),
+@dataclass(frozen=True)
+class Spoken:
+    """Units as a model takes them.
+
+    Attributes:
+        text: The units' spoken text.
+        tokens: Its tokens; no ids if nothing of it has a sound.
+        spans: The words that have tokens.
+        starts: For each unit, its first token.
+    """
+
+    text: str
+    tokens: Tokens
+    spans: tuple[Span, ...]
+    starts: tuple[int, ...]
+
+
+def join(units: Sequence[Unit]) -> str:
+    """The spoken text of some units."""
+    first, *rest = units
+    return first.spoken + "".join(f" {unit.spoken}" if unit.spaced else unit.spoken for unit in rest)
+
+
+def speak(front_end: FrontEnd, units: Sequence[Unit]) -> Spoken:
+    """Tokens of some units.
+
+    Unless a unit has phonemes or a language of its own, they are those that ``front_end.tokenize`` gives for
+    the text.
+
+    Raises:
+        MissingExtraError: The voice needs phonemes, and the extra ``phonemes`` is not installed.
+        ConfigError: espeak-ng has no such voice.
+    """
+    match front_end.definition:
+        case CharacterSpec() as spec:
+            tokens, owners = _speak_characters(spec, units)
+        case PiperSpec() as spec:
+            tokens, owners = _speak_piper(spec, units)
+    if not tokens.ids:
+        return Spoken(join(units), tokens, (), (0,) * len(units))
+    return Spoken(join(units), tokens, *_spans(units, owners))
+
+
+def _spans(units: Sequence[Unit], owners: Sequence[int | None]) -> tuple[tuple[Span, ...], tuple[int, ...]]:
+    """The words' tokens and every unit's first, from the unit that owns each token."""
+    ranges: dict[int, list[int]] = {}
+    for token, owner in enumerate(owners):
+        if owner is not None:
+            ranges.setdefault(owner, [token, token])[1] = token + 1
+    spans = []
+    starts = []
+    position = 0
+    for index, unit in enumerate(units):
+        if index in ranges:
+            first, last = ranges[index]
+            first, position = max(first, position), max(last, position)
+            if unit.kind == "word" and first < position:
+                spans.append(Span(unit.start, unit.end, first, position))
+            starts.append(first)
+        else:
+            starts.append(position)
+    return tuple(spans), tuple(starts)
+
+
+# ---------------------------------------------------------------------------------------- characters
+
+
+def _speak_characters(spec: CharacterSpec, units: Sequence[Unit]) -> tuple[Tokens, list[int | None]]:
+    """Tokens, and the unit that owns each: a word owns the blanks around its characters."""
+    placed = characters.place(spec, join(units))
+    if not any(map(is_speakable, placed.spoken)):
+        return Tokens((), (), placed.tokens.unknown), []
+    owners: list[int | None] = [None] * len(placed.tokens.ids)
+    for owner, token in zip(_character_owners(spec, units, placed.prepared), placed.places, strict=True):
+        if token < len(owners):
+            owners[token] = owner
+    if spec.add_blank:
+        is_blank = [True] * len(owners)
+        for token in placed.places:
+            if token < len(owners):
+                is_blank[token] = False
+        for token, blank in enumerate(is_blank):
+            if blank:
+                before = owners[token - 1] if token else None
+                after = owners[token + 1] if token + 1 < len(owners) else None
+                owners[token] = before if before is not None and _is_word(units, before) else after
+    return placed.tokens, owners
+
+
+def _is_word(units: Sequence[Unit], index: int) -> bool:
+    return units[index].kind == "word"
+
+
+def _character_owners(spec: CharacterSpec, units: Sequence[Unit], prepared: str) -> list[int | None]:
+    """The unit that each prepared character belongs to; none for the spaces between units."""
+    if spec.phonemize:
+        return _group_owners(prepared, units)
+    owners: list[int | None] = []
+    parts: list[str] = []
+    for index, unit in enumerate(units):
+        if unit.spaced and index and " " in spec.vocab:
+            owners.append(None)
+            parts.append(" ")
+        part = characters.prepare(spec, unit.spoken, strip=False)[0]
+        owners += [index] * len(part)
+        parts.append(part)
+    text = "".join(parts)
+    left = len(text) - len(text.lstrip()) if spec.normalize else 0
+    owners = owners[left : left + len(prepared)]
+    if len(owners) == len(prepared):
+        return owners
+    return _proportional_owners(units, prepared)
+
+
+def _proportional_owners(units: Sequence[Unit], prepared: str) -> list[int | None]:
+    """Owners by share of letters, for a text that was rewritten as a whole."""
+    letters = [index for index, unit in enumerate(units) for _ in unit.spoken]
+    return [letters[position * len(letters) // len(prepared)] for position in range(len(prepared))]
+
+
+def _group_owners(prepared: str, units: Sequence[Unit]) -> list[int | None]:
+    """Owners of phonemes whose words are separated by spaces and may have marks attached."""
+    groups = prepared.split(" ")
+    atoms = [
+        (index, atom)
+        for index, unit in enumerate(units)
+        if unit.kind == "word"
+        for atom in unit.spoken.split()
+    ]
+    owners: list[int | None] = []
+    groups_seen = False
+    for group, shares in zip(groups, match_groups(groups, [atom for _, atom in atoms]), strict=True):
+        owners += [None] if groups_seen else []
+        groups_seen = True
+        owners += [None if atom is None else atoms[atom][0] for atom in _divide(len(group), shares)]
+    return [owner if is_speakable(symbol) else None for owner, symbol in zip(owners, prepared, strict=True)]
+
+
+# ------------------------------------------------------------------------------------------ phonemes
+
+
+@dataclass(frozen=True)
+class _Point:
+    """One code point of the phonemes, and the unit that it speaks."""
+
+    symbol: str
+    owner: int | None
+
+
+def _speak_piper(spec: PiperSpec, units: Sequence[Unit]) -> tuple[Tokens, list[int | None]]:
+    points: list[_Point] = []
+    unknown: list[str] = []
+    for first, run in _runs(units):
+        if points and run[0].spaced:
+            points.append(_Point(" ", None))
+        if run[0].phonemes is not None:
+            points += [_Point(symbol, first) for symbol in _ipa(spec, run[0].phonemes)]
+        else:
+            read, unreadable = _read(spec, run, first)
+            points += read
+            unknown += unreadable
+    while points and points[-1].symbol == " ":
+        points.pop()
+    unknown += [point.symbol for point in points if point.symbol not in spec.vocab]
+    known = [point for point in points if point.symbol in spec.vocab]
+    if not any(is_speakable(point.symbol) for point in known):
+        return Tokens((), (), once_each(unknown)), []
+    tokens, places = piper.lay_out(spec, [point.symbol for point in known], once_each(unknown))
+    owners: list[int | None] = [None] * len(tokens.ids)
+    ends = [*places[1:], len(owners) - len(spec.vocab[piper.END])]
+    for point, start, end in zip(known, places, ends, strict=True):
+        owners[start:end] = [point.owner] * (end - start)
+    return tokens, owners
+
+
+def _runs(units: Sequence[Unit]) -> list[tuple[int, list[Unit]]]:
+    """Units that espeak-ng reads at once, each run with the index of its first; one with phonemes is alone.
+
+    A mark behind a unit with phonemes is given its own run: espeak-ng drops a mark that begins a text.
+    """
+    runs: list[tuple[int, list[Unit]]] = []
+    for index, unit in enumerate(units):
+        after_phonemes = bool(runs) and runs[-1][1][-1].phonemes is not None
+        if after_phonemes and unit.kind == "mark" and unit.spoken in espeak.MARKS and not unit.spaced:
+            runs.append((index, [_as_phonemes(unit)]))
+        elif (
+            runs
+            and unit.phonemes is None
+            and not after_phonemes
+            and runs[-1][1][-1].language == unit.language
+        ):
+            runs[-1][1].append(unit)
+        else:
+            runs.append((index, [unit]))
+    return runs
+
+
+def _as_phonemes(mark: Unit) -> Unit:
+    return replace(mark, phonemes=espeak.MARKS[mark.spoken])
+
+
+def _ipa(spec: PiperSpec, phonemes: str) -> str:
+    """A user's IPA as the vocabulary writes it."""
+    points = unicodedata.normalize("NFD", " ".join(phonemes.split()))
+    if len(points) == 1:
+        return points
+    return "".join(
+        point if point in spec.vocab and point not in "':," else point.translate(IPA_TYPED)
+        for point in points
     )
+
+
+def _read(spec: PiperSpec, run: Sequence[Unit], first: int) -> tuple[list[_Point], list[str]]:
+    """The phonemes of a run of units, and the characters that espeak-ng cannot be given."""
+    written = join(run)
+    text = "".join(character for character in written if not piper.is_unreadable(character))
+    unreadable = [character for character in written if piper.is_unreadable(character)]
+    if spec.lower_case:
+        text = text.lower()
+    voice = run[0].language or spec.espeak_voice
+    points: list[_Point] = []
+    atoms = _atoms(run, first)
+    begun = 0
+    for clause in espeak.read_clauses(text, voice):
+        if not clause.sounds:
+            continue
+        here = [atom for atom in atoms if begun <= atom.position < clause.end]
+        begun = clause.end
+        if points:
+            points.append(_Point(" ", None))
+        points += _clause_points(clause, here, voice)
+    return points, unreadable
+
+
+@dataclass(frozen=True)
+class _Atom:
+    """A word that is spoken: its unit, its text, and where it is in the run's text."""
+
+    owner: int
+    text: str
+    position: int
+
+
+def _atoms(run: Sequence[Unit], first: int) -> list[_Atom]:
+    atoms = []
+    position = 0
+    for index, unit in enumerate(run):
+        position += 1 if unit.spaced and index else 0
+        if unit.kind == "word":
+            offset = 0
+            for word in unit.spoken.split():
+                offset = unit.spoken.index(word, offset)
+                atoms.append(_Atom(first + index, word, position + offset))
+                offset += len(word)
+        position += len(unit.spoken)
+    return atoms
+
+
+def _clause_points(clause: espeak.Clause, atoms: Sequence[_Atom], voice: str) -> list[_Point]:
+    groups = [unicodedata.normalize("NFD", group) for group in clause.sounds.split(" ")]
+    points: list[_Point] = []
+    if len(groups) == len(atoms):
+        shares = [[(index, 1)] for index in range(len(groups))]
+    else:
+        shares = match_groups(groups, [_alone(atom.text, voice) for atom in atoms])
+    for group, share in zip(groups, shares, strict=True):
+        if points:
+            points.append(_Point(" ", None))
+        owners = _divide(len(group), share)
+        points += [
+            _Point(symbol, atoms[owner].owner if owner is not None else None)
+            for symbol, owner in zip(group, owners, strict=True)
+        ]
+    points += [_Point(symbol, None) for symbol in clause.mark]
+    return points
+
+
+@lru_cache(maxsize=8192)
+def _alone(word: str, voice: str) -> str:
+    """The phonemes of a word that is read alone."""
+    return unicodedata.normalize("NFD", espeak.phonemes(word, voice)).replace(" ", "")
+
+
+# ------------------------------------------------------------------------------------------ matching
+
+
+def match_groups(groups: Sequence[str], words: Sequence[str]) -> list[list[tuple[int, int]]]:
+    """For each group of phonemes, the words in it and their weights, in order.
+
+    The cheapest way to walk through both, where a step takes one word and one group, several words that
+    share a group, several groups of one word, or a word that is not heard. A step costs how much the
+    lengths differ, and more if the first or last phonemes do.
+
+    Args:
+        groups: Phonemes between spaces, N of them.
+        words: Phonemes of each word alone, M of them.
+    """
+    if not words:
+        return [[] for _ in groups]
+    width = 8 + abs(len(groups) - len(words))
+    best: dict[tuple[int, int], tuple[float, tuple[int, int]]] = {(0, 0): (0.0, (0, 0))}
+    for at_word in range(len(words) + 1):
+        middle = at_word * len(groups) // len(words)
+        for at_group in range(max(0, middle - width), min(len(groups), middle + width) + 1):
+            if (at_word, at_group) not in best:
+                continue
+            cost = best[at_word, at_group][0]
+            for taken_words, taken_groups in _STEPS:
+                end = (at_word + taken_words, at_group + taken_groups)
+                if end[0] > len(words) or end[1] > len(groups):
+                    continue
+                step = cost + _difference(words[at_word : end[0]], groups[at_group : end[1]])
+                if end not in best or step < best[end][0]:
+                    best[end] = (step, (at_word, at_group))
+    return _trace(best, groups, words)
+
+
+_STEPS = [
+    (1, 1),
+    *((count, 1) for count in range(2, MOST_WORDS + 1)),
+    *((1, count) for count in range(2, MOST_GROUPS + 1)),
+    (1, 0),
+    (0, 1),
+]
+
+
+def _difference(words: Sequence[str], groups: Sequence[str]) -> float:
+    alone, together = "".join(words), "".join(groups)
+    if not alone or not together:
+        return 1.0 + len(alone) + len(together)
+    differs = (_plain(alone[:2]) != _plain(together[:2])) + (alone[-1] != together[-1])
+    return abs(len(alone) - len(together)) + differs + 0.5 * (len(words) + len(groups) - 2)
+
+
+def _plain(phonemes: str) -> str:
+    return phonemes.lstrip("ˈˌ")[:1]
+
+
+def _trace(
+    best: dict[tuple[int, int], tuple[float, tuple[int, int]]], groups: Sequence[str], words: Sequence[str]
+) -> list[list[tuple[int, int]]]:
+    """Walk back along the cheapest way."""
+    shares: list[list[tuple[int, int]]] = [[] for _ in groups]
+    end = (len(words), len(groups))
+    while end != (0, 0):
+        start = best[end][1]
+        weights = [(word, max(1, len(words[word]))) for word in range(start[0], end[0])]
+        for group in range(start[1], end[1]):
+            shares[group] = weights
+        end = start
+    return shares
+
+
+def _divide(length: int, shares: Sequence[tuple[int, int]]) -> list[int | None]:
+    """Whose each of a group's phonemes is, by weight."""
+    if not shares:
+        return [None] * length
+    total = sum(weight for _, weight in shares)
+    owners: list[int | None] = []
+    passed = 0
+    for word, weight in shares:
+        passed += weight
+        owners += [word] * (round(length * passed / total) - len(owners))
+    return owners

@@ -8,7 +8,8 @@ the vocabulary has that token (``transformers`` gives an id beyond the embedding
 from __future__ import annotations
 
 import re
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import Any
 
 from shared.text import espeak
@@ -24,11 +25,20 @@ def _uroman() -> Any:
     return uroman.Uroman()
 
 
+@lru_cache(maxsize=8192)
+def romanise(text: str) -> str:
+    """A text in Latin letters."""
+    return str(_uroman().romanize_string(text))
+
+
 def _lower_outside_vocabulary(spec: CharacterSpec, text: str) -> str:
     """Lower-case all but the stretches that are vocabulary entries as they stand, earliest entry first."""
-    entries: dict[str, list[str]] = {}
-    for entry in once_each([*spec.vocab, spec.unk_token, spec.pad_token]):
-        entries.setdefault(entry[0], []).append(entry)
+    entries = spec.entries
+    if not any(entry in text for entry in spec.long_entries):
+        return "".join(
+            character if character in entries and character in entries[character] else character.lower()
+            for character in text
+        )
     pieces: list[str] = []
     position = 0
     while position < len(text):
@@ -39,8 +49,14 @@ def _lower_outside_vocabulary(spec: CharacterSpec, text: str) -> str:
     return "".join(pieces)
 
 
-def prepare(spec: CharacterSpec, text: str) -> tuple[str, tuple[str, ...]]:
-    """The text as its characters will be looked up, and the characters that were left out on the way."""
+def prepare(spec: CharacterSpec, text: str, *, strip: bool = True) -> tuple[str, tuple[str, ...]]:
+    """The text as its characters will be looked up, and the characters that were left out on the way.
+
+    Args:
+        spec: The front end.
+        text: A text, or a part of one.
+        strip: Remove the spaces around it; not for a part.
+    """
     if spec.lower_case:
         text = text.lower()
     if " " in spec.vocab:
@@ -50,12 +66,13 @@ def prepare(spec: CharacterSpec, text: str) -> tuple[str, tuple[str, ...]]:
     if spec.language == "ron":
         text = text.replace("ț", "ţ")
     if spec.is_uroman and not text.isascii():
-        text = _uroman().romanize_string(text)
+        text = romanise(text)
     if spec.phonemize:
         return espeak.phonemes_like_transformers(text), ()
     if spec.normalize:
         unknown = once_each(character for character in text if character not in spec.vocab)
-        return "".join(character for character in text if character in spec.vocab).strip(), unknown
+        text = "".join(character for character in text if character in spec.vocab)
+        return text.strip() if strip else text, unknown
     return text, ()
 
 
@@ -72,6 +89,65 @@ def _segments(spec: CharacterSpec, text: str) -> list[str]:
     return [segment for segment in re.split(f"({pattern})", text) if segment]
 
 
+@dataclass(frozen=True)
+class Placed:
+    """A text's tokens, and where each character of the prepared text went.
+
+    Attributes:
+        tokens: The tokens.
+        prepared: What `prepare` made of the text.
+        places: For each character of ``prepared``, the index of its token; of the next one if it has none.
+        spoken: The symbols that the vocabulary has.
+    """
+
+    tokens: Tokens
+    prepared: str
+    places: list[int]
+    spoken: list[str]
+
+
+def place(spec: CharacterSpec, text: str) -> Placed:
+    """Tokens of a text, which may be none, token 0 between all of them when ``add_blank``.
+
+    Raises:
+        MissingExtraError: ``phonemize`` is set and the extra ``phonemes`` is not installed.
+    """
+    prepared, left_out = prepare(spec, text)
+    vocab = spec.vocab
+    blank = next((symbol for symbol, token_id in vocab.items() if token_id == 0), "")
+    special = {spec.pad_token, spec.unk_token}
+    has_unknown_token = spec.unk_token in vocab
+    symbols: list[str] = []
+    spoken: list[str] = []
+    places: list[int] = []
+    unknown: list[str] = list(left_out)
+    for segment in _segments(spec, prepared):
+        blanks = spec.add_blank and segment not in special
+        before = len(symbols)
+        for token in [segment] if segment in special else segment:
+            if token in vocab:
+                spoken.append(token)
+            else:
+                unknown.append(token)
+            if token in vocab or has_unknown_token:
+                if blanks:
+                    symbols.append(blank)
+                places += [len(symbols)] * len(token)
+                symbols.append(token)
+            else:
+                places += [len(symbols)] * len(token)
+        if blanks and len(symbols) > before:
+            symbols.append(blank)
+
+    fallback = vocab.get(spec.unk_token, 0)
+    tokens = Tokens(
+        ids=tuple(vocab.get(symbol, fallback) for symbol in symbols),
+        symbols=tuple(symbols),
+        unknown=once_each(unknown),
+    )
+    return Placed(tokens, prepared, places, spoken)
+
+
 def tokenize(spec: CharacterSpec, text: str) -> Tokens:
     """Tokens of a text, token 0 between all of them when ``add_blank``.
 
@@ -79,28 +155,6 @@ def tokenize(spec: CharacterSpec, text: str) -> Tokens:
         TextError: Nothing of the text can be spoken.
         MissingExtraError: ``phonemize`` is set and the extra ``phonemes`` is not installed.
     """
-    prepared, left_out = prepare(spec, text)
-    blank = next((symbol for symbol, token_id in spec.vocab.items() if token_id == 0), "")
-    special = {spec.pad_token, spec.unk_token}
-    has_unknown_token = spec.unk_token in spec.vocab
-    symbols: list[str] = []
-    spoken: list[str] = []
-    unknown: list[str] = list(left_out)
-    for segment in _segments(spec, prepared):
-        tokens = [segment] if segment in special else list(segment)
-        missing = [token for token in tokens if token not in spec.vocab]
-        unknown += missing
-        if not has_unknown_token:
-            tokens = [token for token in tokens if token in spec.vocab]
-        spoken += [token for token in tokens if token in spec.vocab]
-        if spec.add_blank and segment not in special and tokens:
-            tokens = [symbol for token in tokens for symbol in (blank, token)] + [blank]
-        symbols += tokens
-    require_speakable(text, spoken, unknown)
-
-    fallback = spec.vocab.get(spec.unk_token, 0)
-    return Tokens(
-        ids=tuple(spec.vocab.get(symbol, fallback) for symbol in symbols),
-        symbols=tuple(symbols),
-        unknown=once_each(unknown),
-    )
+    placed = place(spec, text)
+    require_speakable(text, placed.spoken, placed.tokens.unknown)
+    return placed.tokens

@@ -10,6 +10,7 @@ import ctypes
 import re
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -102,6 +103,43 @@ def clause_mark(clause: str, *, last: bool) -> str:
     return MARKS.get(end.group(), "") if end else ""
 
 
+@dataclass(frozen=True)
+class Clause:
+    """One clause of a text.
+
+    Attributes:
+        sounds: Its phonemes in IPA with stress marks, words separated by spaces; may be empty.
+        mark: The punctuation that ended it, or nothing.
+        end: Where the next clause begins in the text.
+    """
+
+    sounds: str
+    mark: str
+    end: int
+
+
+def read_clauses(text: str, voice: str) -> list[Clause]:
+    """A text's clauses with their phonemes, flags of language switches removed.
+
+    Arguments and errors are those of `phonemes`.
+    """
+    with _lock:
+        espeak = _espeak()
+        espeak.select(voice)
+        read = list(espeak.clauses(text))
+    clauses = []
+    position = 0
+    for spoken, clause, last in read:
+        position += len(clause)
+        sounds = LANGUAGE_FLAG.sub("", spoken).strip()
+        clauses.append(
+            Clause(
+                sounds, clause_mark(clause, last=last) if sounds else "", position if last else position - 1
+            )
+        )
+    return clauses
+
+
 def phonemes(text: str, voice: str) -> str:
     """A text's phonemes in IPA with stress marks, its punctuation kept where it was.
 
@@ -118,16 +156,7 @@ def phonemes(text: str, voice: str) -> str:
         ConfigError: espeak-ng has no such voice.
         MissingExtraError: The extra ``phonemes`` is not installed.
     """
-    with _lock:
-        espeak = _espeak()
-        espeak.select(voice)
-        read = list(espeak.clauses(text))
-    pieces: list[str] = []
-    for spoken, clause, last in read:
-        sounds = LANGUAGE_FLAG.sub("", spoken).strip()
-        if sounds:
-            pieces.append(sounds + clause_mark(clause, last=last))
-    return " ".join(pieces)
+    return " ".join(clause.sounds + clause.mark for clause in read_clauses(text, voice) if clause.sounds)
 
 
 def phonemes_like_transformers(text: str) -> str:

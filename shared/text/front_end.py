@@ -74,6 +74,21 @@ class FrontEnd:
         return self._spec.model_dump(mode="json")
 
     @property
+    def definition(self) -> Spec:
+        """The same, checked and typed."""
+        return self._spec
+
+    @property
+    def speaks_phonemes(self) -> bool:
+        """Whether its tokens are phonemes that can be given in place of a text."""
+        return isinstance(self._spec, PiperSpec)
+
+    @property
+    def hears_commas(self) -> bool:
+        """Whether a comma leads to a token, so that the voice itself pauses at it."""
+        return "," in self._spec.vocab
+
+    @property
     def vocab_size(self) -> int:
         """How many rows the model's embedding table must have at least."""
         match self._spec:

@@ -11,18 +11,22 @@ they are, with `FrontEnd.tokenize`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from shared.errors import TextError
+from shared.text.cleaning import clean, fit_vocabulary, report
 from shared.text.front_end import FrontEnd
 from shared.text.lexicon import Lexicon
 from shared.text.segmentation import arrange
-from shared.text.tokens import Tokens, is_speakable, once_each, require_speakable
-from shared.text.units import Unit, read_plain
+from shared.text.tokens import Tokens, once_each, require_speakable
+from shared.text.units import MARKS, read_units
 
 #: A segment has at most so many ids: nobody waits behind a longer one.
 MAX_TOKENS = 200
+
+#: Not reported when a vocabulary lacks them: they are heard as pauses, or not at all.
+SILENT = frozenset([*MARKS, " ", "\n", "\t", "\u200c", "\u200d"])
 
 #: A longer text is refused here whatever a door allows: it would take hours to speak.
 MAX_CHARACTERS = 500_000
@@ -121,8 +125,17 @@ def plan_script(
         raise TextError(
             f"The text has {len(text):,} characters, and at most {MAX_CHARACTERS:,} are spoken at once. Split it."
         )
-    units: list[Unit] = read_plain(text)
-    pieces = arrange(units, front_end, max_tokens=max_tokens)
+    cleaned = clean(text)
+    units = [
+        replace(
+            unit,
+            spoken=fit_vocabulary(front_end, unit.spoken),
+            start=cleaned.source(unit.start),
+            end=cleaned.source(unit.end),
+        )
+        for unit in read_units(cleaned.text)
+    ]
+    pieces, unspoken = arrange(units, front_end, max_tokens=max_tokens)
     segments = tuple(
         Segment(
             text=piece.text,
@@ -136,8 +149,6 @@ def plan_script(
         )
         for piece in pieces
     )
-    unknown = once_each(
-        symbol for segment in segments for symbol in segment.tokens.unknown if is_speakable(symbol)
-    )
+    unknown = once_each(map(report, [*cleaned.dropped, *(s for s in unspoken if s not in SILENT)]))
     require_speakable(text, (s for segment in segments for s in segment.tokens.symbols), unknown)
     return Script(segments, unknown)

@@ -5,15 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from shared.text.alignment import Span, tokenize
+from shared.text.alignment import Span, Spoken, speak
 from shared.text.front_end import FrontEnd
-from shared.text.tokens import Tokens
-from shared.text.units import CLAUSE_MARKS, FULL_STOPS, STOPS, Unit
+from shared.text.tokens import Tokens, once_each
+from shared.text.units import CLAUSE_MARKS, FULL_STOPS, STOPS, Unit, read_units
 
 #: Seconds of silence after a segment, by what ended it. The last segment of a text has none.
 SENTENCE_PAUSE = 0.3
 PARAGRAPH_PAUSE = 0.7
 CLAUSE_PAUSE = 0.15
+LONG_CLAUSE_PAUSE = 0.2
+
+#: A clause is a segment of its own only in a voice that knows no comma, and if so many characters are on
+#: either side of the mark: a voice speaks very short texts badly.
+LEAST_CLAUSE = 24
+
+#: How much worse it is to cut a long sentence between two words than at a mark, in shares of a segment.
+CUT_BETWEEN_WORDS = 0.3
+
+#: A part of a long sentence may fill so much of a segment: read apart, it may have a few tokens more.
+FILL = 0.95
 
 
 @dataclass(frozen=True)
@@ -37,67 +48,239 @@ class Piece:
 
 @dataclass(frozen=True)
 class Stretch:
-    """Units that are spoken without a stop, and the silence after them."""
+    """Units that are spoken without a stop, and the silence after them.
+
+    Attributes:
+        units: Words and marks.
+        pause_seconds: Silence after them.
+        asked: Whether the user asked for that silence, so that the end of the text does not cut it short.
+    """
 
     units: tuple[Unit, ...]
     pause_seconds: float
+    asked: bool = False
 
 
-def arrange(units: Sequence[Unit], front_end: FrontEnd, *, max_tokens: int) -> list[Piece]:
-    """Group units into segments of at most ``max_tokens`` ids."""
-    pieces = [
-        piece
+def arrange(
+    units: Sequence[Unit], front_end: FrontEnd, *, max_tokens: int
+) -> tuple[list[Piece], tuple[str, ...]]:
+    """Group units into segments.
+
+    Args:
+        units: What to speak, in order.
+        front_end: The voice's.
+        max_tokens: No segment has more ids.
+
+    Returns:
+        The segments, and what of the units could not be spoken.
+
+    Raises:
+        MissingExtraError: The voice needs phonemes, and the extra ``phonemes`` is not installed.
+        ConfigError: espeak-ng has no such voice.
+    """
+    stretches = [
+        part
         for stretch in sentences(units)
-        for piece in _fit(stretch, front_end, max_tokens)
-        if piece.tokens.ids or piece.pause_seconds
+        for part in ([stretch] if front_end.hears_commas else _clauses(stretch))
     ]
-    return [*pieces[:-1], replace(pieces[-1], pause_seconds=0.0)] if pieces else []
+    if stretches and not stretches[-1].asked:
+        stretches[-1] = replace(stretches[-1], pause_seconds=0.0)
+    pieces: list[Piece] = []
+    unknown: list[str] = []
+    for stretch in stretches:
+        for piece in _fit(stretch, front_end, max_tokens):
+            unknown += piece.tokens.unknown
+            if piece.tokens.ids:
+                pieces.append(piece)
+            elif piece.pause_seconds and pieces and not stretch.asked:
+                last = pieces[-1]
+                pieces[-1] = replace(last, pause_seconds=max(last.pause_seconds, piece.pause_seconds))
+            elif piece.pause_seconds and stretch.asked:
+                pieces.append(piece)
+    return pieces, once_each(unknown)
+
+
+# ----------------------------------------------------------------------------------------- sentences
 
 
 def sentences(units: Sequence[Unit]) -> Iterator[Stretch]:
-    """Cut at the ends of sentences and at empty lines."""
+    """Cut at the ends of sentences, at empty lines, at breaks, and where the speaking rate changes."""
     current: list[Unit] = []
-    for index, unit in enumerate(units):
-        following = units[index + 1] if index + 1 < len(units) else None
+    for unit in units:
+        if unit.kind == "break":
+            yield Stretch(tuple(current), unit.seconds, asked=True)
+            current = []
+        elif unit.kind == "paragraph":
+            if current:
+                yield Stretch(tuple(current), PARAGRAPH_PAUSE)
+            current = []
+        else:
+            pause = _pause_before(current, unit)
+            if pause is not None:
+                yield Stretch(tuple(current), pause)
+                current = []
+            current.append(unit)
+    if current:
+        yield Stretch(tuple(current), 0.0)
+
+
+def _pause_before(current: Sequence[Unit], unit: Unit) -> float | None:
+    """The silence between the units so far and the next one; nothing if they belong together."""
+    if not current:
+        return None
+    stop = _stop(current)
+    starts = unit.spaced or stop in FULL_STOPS or unit.spoken in ("¿", "¡")
+    if stop and starts and any(u.kind == "word" for u in current):
+        goes_on = stop != "." and stop not in FULL_STOPS and unit.spoken[:1].islower()
+        if not goes_on:
+            return SENTENCE_PAUSE
+    return None if unit.speaking_rate == current[-1].speaking_rate else 0.0
+
+
+def _stop(units: Sequence[Unit]) -> str:
+    """The mark that ended a sentence, if only closing marks follow it; an ellipsis for several points."""
+    points = 0
+    for unit in reversed(units):
+        if unit.kind != "mark":
+            break
+        if unit.spoken == ".":
+            points += 1
+        elif points:
+            break
+        elif unit.spoken in STOPS:
+            return unit.spoken
+        elif unit.spoken in CLAUSE_MARKS:
+            break
+    return "…" if points > 1 else "." if points else ""
+
+
+def _clauses(stretch: Stretch) -> Iterator[Stretch]:
+    """Cut a sentence at its clauses, for a voice that would run over their marks."""
+    lengths = [len(unit.spoken) for unit in stretch.units]
+    remaining = sum(lengths)
+    begun, length = 0, 0
+    for index, unit in enumerate(stretch.units):
+        length += lengths[index]
+        remaining -= lengths[index]
+        following = stretch.units[index + 1] if index + 1 < len(stretch.units) else None
+        at_mark = (
+            unit.kind == "mark" and unit.spoken in CLAUSE_MARKS and following is not None and following.spaced
+        )
+        if at_mark and length >= LEAST_CLAUSE and remaining >= LEAST_CLAUSE:
+            pause = CLAUSE_PAUSE if unit.spoken in ",،、，" else LONG_CLAUSE_PAUSE
+            yield Stretch(stretch.units[begun : index + 1], pause)
+            begun, length = index + 1, 0
+    yield Stretch(stretch.units[begun:], stretch.pause_seconds, stretch.asked)
+
+
+def split_ready(text: str) -> tuple[str, str]:
+    """Divide a text that is still arriving: the sentences that are surely over, and the rest.
+
+    A sentence is over when the beginning of the next one has come. Together the two parts are the text.
+    """
+    units = read_units(text)
+    cut = 0
+    current: list[Unit] = []
+    for unit in units:
         if unit.kind == "paragraph":
-            yield Stretch(tuple(current), PARAGRAPH_PAUSE)
-            current = []
+            cut, current = unit.end, []
             continue
+        if _pause_before(current, unit) is not None:
+            cut, current = unit.start, []
         current.append(unit)
-        ended = any(u.kind == "mark" and u.spoken in STOPS for u in current[-3:])
-        if ended and (
-            following is None
-            or (following.spaced and following.kind == "word")
-            or (following.spaced and following.spoken in '¿¡"“«(')
-            or unit.spoken in FULL_STOPS
-        ):
-            yield Stretch(tuple(current), SENTENCE_PAUSE)
-            current = []
-    yield Stretch(tuple(current), 0.0)
+    return text[:cut], text[cut:]
 
 
-def _fit(stretch: Stretch, front_end: FrontEnd, max_tokens: int) -> list[Piece]:
-    """A stretch as one piece, or as several when it is too long for one."""
+# ------------------------------------------------------------------------------------------- cutting
+
+
+def _fit(stretch: Stretch, front_end: FrontEnd, max_tokens: int) -> Iterator[Piece]:
+    """A stretch as one piece, or as several of about equal length when it is too long for one."""
     units = stretch.units
     if not units:
-        return []
-    text, tokens, spans = tokenize(front_end, units)
-    if len(tokens.ids) <= max_tokens:
-        return [Piece(text, tokens, spans, stretch.pause_seconds, units[0].speaking_rate)]
-    middle = len(units) // 2
-    if not middle:
-        halves = _halves(units[0])
-        return [piece for half in halves for piece in _fit(Stretch((half,), 0.0), front_end, max_tokens)]
-    at_clauses = [i for i in range(1, len(units)) if units[i - 1].spoken in CLAUSE_MARKS]
-    near = [i for i in at_clauses if len(units) // 4 < i < 3 * len(units) // 4]
-    cut = min(near, key=lambda i: abs(i - middle), default=middle)
-    pause = CLAUSE_PAUSE if near else 0.0
-    return [
-        *_fit(Stretch(units[:cut], pause), front_end, max_tokens),
-        *_fit(Stretch(units[cut:], stretch.pause_seconds), front_end, max_tokens),
+        yield Piece("", Tokens((), (), ()), (), stretch.pause_seconds, 1.0)
+        return
+    spoken = speak(front_end, units)
+    if len(spoken.tokens.ids) <= max_tokens:
+        yield Piece(spoken.text, spoken.tokens, spoken.spans, stretch.pause_seconds, units[0].speaking_rate)
+        return
+    parts = -(-len(spoken.tokens.ids) // max_tokens)
+    if len(units) == 1:
+        shorter = _cut_unit(units[0], parts)
+        if not shorter:
+            yield Piece("", Tokens((), (), (units[0].spoken,)), (), stretch.pause_seconds, 1.0)
+            return
+        *firsts, last = ([part] for part in shorter)
+        pauses = [0.0] * len(firsts)
+    else:
+        cuts = _cuts(units, spoken, max_tokens)
+        *firsts, last = (list(units[a:b]) for a, b in zip([0, *cuts], [*cuts, len(units)], strict=True))
+        pauses = [CLAUSE_PAUSE if units[cut - 1].spoken in CLAUSE_MARKS else 0.0 for cut in cuts]
+    for part, pause in zip(firsts, pauses, strict=True):
+        yield from _fit(Stretch(tuple(part), pause), front_end, max_tokens)
+    yield from _fit(Stretch(tuple(last), stretch.pause_seconds, stretch.asked), front_end, max_tokens)
+
+
+def _cuts(units: Sequence[Unit], spoken: Spoken, max_tokens: int) -> list[int]:
+    """Where to cut units into about so many parts: near equal lengths, at marks rather than between words."""
+    total = len(spoken.tokens.ids)
+    candidates = [index for index in range(1, len(units)) if _may_cut(units, index)] or [
+        *range(1, len(units))
     ]
+    most = max_tokens * FILL
+    cuts: list[int] = []
+    begun, at = 0, 0
+    while total - begun > most and at < len(candidates):
+        ideal = (total - begun) / -(-(total - begun) // most)
+        best, least = at, float("inf")
+        for position in range(at, len(candidates)):
+            length = spoken.starts[candidates[position]] - begun
+            if length > most and least < float("inf"):
+                break
+            after_mark = units[candidates[position] - 1].kind == "mark"
+            cost = abs(length - ideal) / ideal + (0.0 if after_mark else CUT_BETWEEN_WORDS)
+            if length > 0 and cost < least:
+                best, least = position, cost
+        cuts.append(candidates[best])
+        begun, at = spoken.starts[candidates[best]], best + 1
+    return cuts or [candidates[len(candidates) // 2]]
 
 
-def _halves(unit: Unit) -> tuple[Unit, Unit]:
-    middle = len(unit.spoken) // 2
-    return replace(unit, spoken=unit.spoken[:middle]), replace(unit, spoken=unit.spoken[middle:])
+def _may_cut(units: Sequence[Unit], index: int) -> bool:
+    """Not inside what is written together, and not before a mark that closes."""
+    return units[index].spaced or (units[index - 1].spoken in CLAUSE_MARKS and units[index].kind == "word")
+
+
+def _cut_unit(unit: Unit, parts: int) -> list[Unit]:
+    """A unit too long for a segment, in pieces; none if it cannot be cut."""
+    if unit.phonemes is not None:
+        halves = _cut_text(unit.phonemes, parts)
+        spoken = _cut_text(unit.spoken, parts) or [unit.spoken]
+        return [
+            replace(unit, phonemes=half, spoken=spoken[min(index, len(spoken) - 1)])
+            for index, half in enumerate(halves)
+        ]
+    as_written = unit.end - unit.start == len(unit.spoken)
+    cut = []
+    position = unit.start
+    for text in _cut_text(unit.spoken, parts):
+        if as_written:
+            cut.append(replace(unit, spoken=text.strip(), start=position, end=position + len(text)))
+        else:
+            cut.append(replace(unit, spoken=text.strip()))
+        position += len(text)
+    return cut
+
+
+def _cut_text(text: str, parts: int) -> list[str]:
+    """A text in at least two pieces, at spaces if they come often enough; none if it is one character."""
+    if len(text) < 2:
+        return []
+    size = max(1, -(-len(text) // max(2, parts)))
+    pieces = []
+    while len(text) > size:
+        space = text.rfind(" ", size // 2, size)
+        cut = space + 1 if space > 0 else size
+        pieces.append(text[:cut])
+        text = text[cut:]
+    return [*pieces, text]

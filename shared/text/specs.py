@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -32,6 +33,20 @@ class CharacterSpec(_Spec):
     language: str | None = None
     pad_token: str = "<pad>"  # noqa: S105 (a vocabulary entry)
     unk_token: str = "<unk>"  # noqa: S105 (a vocabulary entry)
+
+    @cached_property
+    def entries(self) -> dict[str, list[str]]:
+        """What is looked up as it stands, special tokens included, by first character, earliest first."""
+        entries: dict[str, list[str]] = {}
+        for entry in dict.fromkeys([*self.vocab, self.unk_token, self.pad_token]):
+            if entry:
+                entries.setdefault(entry[0], []).append(entry)
+        return entries
+
+    @cached_property
+    def long_entries(self) -> tuple[str, ...]:
+        """Those of `entries` that are longer than a character."""
+        return tuple(entry for group in self.entries.values() for entry in group if len(entry) > 1)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,17 +18,17 @@ MARKS = "".join(
     dict.fromkeys(
         STOPS
         + CLAUSE_MARKS
-        + '¡¿"«»‹›“”„‟‘‚()[]{}<>/\\|*_~`^=+#•·―‒'
+        + "¡¿\"«»‹›“”„‟‘’‚'-‐‑−()[]{}<>/\\|*_~`´^=+#•·―‒‖†‡"
         + "「」『』【】〈〉《》〔〕（）［］｛｝・〜"
     )
 )
 
-_MARK = re.escape(MARKS)
-#: A word may hold apostrophes and hyphens, and may not begin or end with a hyphen.
-_SCAN = re.compile(rf"[^\s{_MARK}'’\-]+(?:['’\-‐‑]+[^\s{_MARK}'’\-]+)*['’]?|[{_MARK}'’\-]|\n[^\S\n]*\n\s*")
+_CLASS = re.escape(MARKS)
+#: A word may hold apostrophes and hyphens inside; an empty line ends a paragraph.
+_SCAN = re.compile(rf"[^\s{_CLASS}]+(?:['’\-‐‑·][^\s{_CLASS}]+)*|[{_CLASS}]|\n[^\S\n]*\n\s*")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Unit:
     """A word, a mark, or a pause.
 
@@ -39,7 +40,7 @@ class Unit:
         spaced: Whether white space comes before it.
         phonemes: IPA in place of what the front end would make of ``spoken``.
         speaking_rate: Multiplies the request's.
-        language: Of a stretch in another language than the rest.
+        language: espeak-ng's code, for a stretch in another language than the voice's.
         seconds: How long a break is.
     """
 
@@ -54,18 +55,55 @@ class Unit:
     seconds: float = 0.0
 
 
-def read_plain(text: str) -> list[Unit]:
-    """Words and marks of a text as they stand."""
-    units = []
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A stretch of a text that is spoken otherwise than it is written.
+
+    Attributes:
+        start: Its first character.
+        end: The character after its last.
+        spoken: What is spoken for it.
+        phonemes: IPA in place of that.
+    """
+
+    start: int
+    end: int
+    spoken: str
+    phonemes: str | None = None
+
+
+def read_units(text: str, readings: Sequence[Reading] = ()) -> list[Unit]:
+    """Words and marks of a text.
+
+    Args:
+        text: A cleaned text.
+        readings: Stretches with a reading of their own, in order and apart: each is one word.
+    """
+    units: list[Unit] = []
     position = 0
-    for match in _SCAN.finditer(text):
-        found = match.group()
-        if found[0] == "\n":
-            units.append(Unit("paragraph", "", *match.span()))
-        else:
-            is_mark = len(found) == 1 and (found in MARKS or found in "'’-")
-            units.append(
-                Unit("mark" if is_mark else "word", found, *match.span(), spaced=match.start() > position)
-            )
-        position = match.end()
+    for reading in readings:
+        _scan(text, position, reading.start, units)
+        if reading.spoken or reading.phonemes:
+            spaced = _is_spaced(text, reading.start, units)
+            units.append(Unit("word", reading.spoken, reading.start, reading.end, spaced, reading.phonemes))
+        position = reading.end
+    _scan(text, position, len(text), units)
     return units
+
+
+def _is_spaced(text: str, start: int, units: list[Unit]) -> bool:
+    """Whether a word must be set apart: after a space, and always after another word."""
+    return bool(start and text[start - 1].isspace()) or bool(units and units[-1].kind == "word")
+
+
+def _scan(text: str, start: int, end: int, units: list[Unit]) -> None:
+    """Append the units of ``text[start:end]``, which has no readings."""
+    for match in _SCAN.finditer(text, start, end):
+        found = match.group()
+        first, last = match.span()
+        if found[0] == "\n":
+            units.append(Unit("paragraph", "", first, last))
+        elif found in MARKS:
+            units.append(Unit("mark", found, first, last, bool(first and text[first - 1].isspace())))
+        else:
+            units.append(Unit("word", found, first, last, _is_spaced(text, first, units)))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -94,34 +94,50 @@ def weight_norm_along_width(convolution: nn.Conv2d) -> nn.Conv2d:
 class _TimeConvolution(torch.autograd.Function):
     """A convolution along time as one matrix product, which for wide layers is what a processor is best at.
 
+    Its weight norm is in it, ``W = m · v / ‖v‖``: what is scaled is the result, which is ten times smaller than the
+    kernel. With ``G`` the gradient at ``s · v``'s place, ``s = m / ‖v‖``, from ``∂L/∂m = v·G / ‖v‖`` and
+    ``∂L/∂v = s (G - v (v·G) / ‖v‖²)`` (Salimans and Kingma 2016, https://arxiv.org/abs/1602.07868, equation 3).
+
     Shapes: B batch, P rows, L samples of a row, N samples of a row of the result, K kernel, I and O channels.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
-        """[B, P, L, I], [O, K, I] and [O] → [B·P·N, O]."""
-        ctx.save_for_backward(hidden, weight)
+    def forward(
+        ctx: Any, hidden: Tensor, magnitude: Tensor, direction: Tensor, bias: Tensor, stride: int
+    ) -> Tensor:
+        """[B, P, L, I], [O], [O, K, I] and [O] → [B·P·N, O], in the precision of ``hidden``."""
+        norm = torch.linalg.vector_norm(direction, dim=(1, 2))
+        kernel = direction.to(hidden.dtype)
+        ctx.save_for_backward(hidden, magnitude, direction, kernel, norm)
         ctx.stride = stride
-        return torch.addmm(bias, _patches(hidden, weight.shape[1], stride), weight.flatten(1).t())
+        rows = _patches(hidden, kernel.shape[1], stride) @ kernel.flatten(1).t()
+        return rows.mul_(magnitude / norm).add_(bias)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        """Of the three tensors, where they are wanted; the patches are cut again rather than kept."""
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        """Of the four tensors, where they are wanted; the patches are cut again rather than kept."""
         (rows,) = gradients
-        hidden, weight = ctx.saved_tensors
-        kernel, stride, length = weight.shape[1], ctx.stride, hidden.shape[2]
-        to_hidden = to_weight = None
+        hidden, magnitude, direction, kernel, norm = ctx.saved_tensors
+        size, stride, length = kernel.shape[1], ctx.stride, hidden.shape[2]
+        scale = magnitude / norm
+        to_hidden = to_magnitude = to_direction = None
         if ctx.needs_input_grad[0]:
-            shares = (rows @ weight.flatten(1)).view(*hidden.shape[:2], -1, kernel, hidden.shape[3])
-            padded = hidden.new_zeros(*hidden.shape[:2], length + 2 * (kernel // 2), hidden.shape[3])
+            scaled = rows * scale.to(rows.dtype)
+            shares = (scaled @ kernel.flatten(1)).view(*hidden.shape[:2], -1, size, hidden.shape[3])
+            padded = hidden.new_zeros(*hidden.shape[:2], length + 2 * (size // 2), hidden.shape[3])
             last = stride * (shares.shape[2] - 1) + 1
-            for place in range(kernel):
+            for place in range(size):
                 padded[:, :, place : place + last : stride] += shares[:, :, :, place]
-            to_hidden = padded[:, :, kernel // 2 : kernel // 2 + length]
-        if ctx.needs_input_grad[1]:
-            to_weight = (rows.t() @ _patches(hidden, kernel, stride)).view_as(weight)
-        to_bias = rows.sum(0) if ctx.needs_input_grad[2] else None
-        return to_hidden, to_weight, to_bias, None
+            to_hidden = padded[:, :, size // 2 : size // 2 + length]
+        if ctx.needs_input_grad[2]:
+            flat = direction.flatten(1)
+            gradient = (rows.t() @ _patches(hidden, size, stride)).to(flat.dtype)
+            along = torch.linalg.vecdot(flat, gradient)
+            to_magnitude = along / norm
+            gradient.addcmul_(flat, (along / -norm.square())[:, None]).mul_(scale[:, None])
+            to_direction = gradient.view_as(direction)
+        to_bias = rows.sum(0) if ctx.needs_input_grad[3] else None
+        return to_hidden, to_magnitude, to_direction, to_bias, None
 
 
 def _patches(hidden: Tensor, kernel: int, stride: int) -> Tensor:
@@ -137,16 +153,20 @@ _WIDE = 512
 def convolve_along_width(convolution: nn.Module, hidden: Tensor) -> Tensor:
     """A convolution of :func:`weight_norm_along_width`, of images with time as their width: [B, C, P, L]."""
     assert isinstance(convolution, nn.Conv2d)  # noqa: S101 - parametrised, it is one still
-    weight, bias = convolution.weight.transpose(2, 3), convolution.bias
-    stride, padding = convolution.stride[0], convolution.padding[0]
+    bias, stride, padding = convolution.bias, convolution.stride[0], convolution.padding[0]
+    assert bias is not None  # noqa: S101 - VITS's have one
     assert isinstance(padding, int)  # noqa: S101 - no padding by name here
     hidden = hidden.contiguous(memory_format=torch.channels_last)
-    if hidden.device.type != "cpu" or hidden.shape[1] < _WIDE or bias is None or len(weight) == 1:
-        return functional.conv2d(hidden, weight, bias, (1, stride), (0, padding))
+    if hidden.device.type != "cpu" or hidden.shape[1] < _WIDE or convolution.out_channels == 1:
+        return functional.conv2d(hidden, convolution.weight.transpose(2, 3), bias, (1, stride), (0, padding))
     if torch.is_autocast_enabled("cpu"):
-        kind = torch.get_autocast_dtype("cpu")
-        hidden, weight, bias = hidden.to(kind), weight.to(kind), bias.to(kind)
+        hidden = hidden.to(torch.get_autocast_dtype("cpu"))
+    parts = cast("Any", convolution.parametrizations).weight
     result: Tensor = _TimeConvolution.apply(  # type: ignore[no-untyped-call]
-        hidden.permute(0, 2, 3, 1), weight.squeeze(2).transpose(1, 2), bias, stride
+        hidden.permute(0, 2, 3, 1),
+        parts.original0.flatten(),
+        parts.original1.squeeze(3).transpose(1, 2),
+        bias,
+        stride,
     )
-    return result.view(len(hidden), hidden.shape[2], -1, len(weight)).permute(0, 3, 1, 2)
+    return result.view(len(hidden), hidden.shape[2], -1, len(bias)).permute(0, 3, 1, 2)

@@ -14,25 +14,42 @@ if TYPE_CHECKING:
 
 #: Seconds, from one short word on a fast machine to a long text on a slow one.
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 12.0, 25.0, 60.0)
+#: Shares of a whole.
+TENTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
 class Metrics:
-    """The metrics of one process.
+    """The metrics of one serving process.
 
     Args:
         registry: Where they are registered; the process's own where not given.
 
     Attributes:
         registry: Where they are registered.
-        requests: Texts that were to be spoken, by ``door`` (``http``, ``websocket``, ``grpc``), ``voice`` and
-            ``outcome`` (``spoken``, ``cancelled``, ``refused``, ``overloaded``, ``late``, ``failed``).
+        requests: Texts that were to be spoken, by ``door`` (``http``, ``websocket``, ``grpc``), ``voice`` (empty
+            where it is not known) and ``outcome`` (``spoken``, ``cancelled``, ``refused``, ``overloaded``,
+            ``late``, ``failed``).
         responses: Answers of any kind, by ``door`` and ``code`` (its own status).
+        requests_in_flight: Texts that are waiting or being spoken.
+        queue_seconds: Time from a text's admission to its first computation.
+        encoder_seconds: Time of encoder and flow for one segment, by ``voice``.
+        first_audio_seconds: Time from a text's arrival to its first audio, by ``door``.
+        total_seconds: Time from a text's arrival to its last audio, by ``door``.
         audio_seconds: Seconds of audio made, by ``voice``.
-        synthesis_seconds: Time that the engine took for a text, by ``voice``.
-        first_audio_seconds: Time from a request's arrival to its first audio, by ``door``.
-        requests_in_flight: Requests that were admitted and are not yet answered.
+        real_time_factor: Engine time for a text over the length of its audio, by ``voice``.
+        backlog_seconds: How long what waits will take, as predicted.
+        decoder_call_seconds: Time of one call of the decoder, by ``voice``.
+        decoder_batch_windows: Windows decoded in one call.
+        window_occupancy_ratio: Share of the frames of a window that are heard; the rest is halo and padding.
+        padding_ratio: Share of what ``graph`` (``encoder``, ``flow``) computes that is padding.
+        engine_failures: Calls of an engine that failed, by ``voice``.
         voices_loaded: Voices in memory.
-        voice_load_seconds: Time to fetch and open a voice.
+        voice_loaded: 1 for each ``version`` of a ``voice`` in memory.
+        voice_memory_bytes: Memory that the loaded voices are taken to need.
+        voice_load_seconds: Time to fetch, open and warm a voice.
+        voice_refusals: Versions of a ``voice`` that could not be loaded, so that an older one stayed.
+        voice_evictions: Voices that made room for others.
+        store_failures: Times that the store could not be asked for news of the voices.
     """
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
@@ -40,40 +57,64 @@ class Metrics:
         from prometheus_client import Counter, Gauge, Histogram
 
         self.registry = where = prometheus_client.REGISTRY if registry is None else registry
-        self.requests = Counter(
-            "vits_requests_total",
-            "Texts that were to be spoken.",
-            ("door", "voice", "outcome"),
-            registry=where,
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"vits_{name}_total", text, labels, registry=where)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"vits_{name}", text, labels, registry=where)
+
+        def histogram(name: str, text: str, *labels: str, buckets: tuple[float, ...] = SECONDS) -> Histogram:
+            return Histogram(f"vits_{name}", text, labels, buckets=buckets, registry=where)
+
+        self.requests = counter("requests", "Texts that were to be spoken.", "door", "voice", "outcome")
+        self.responses = counter("responses", "Answers of any kind.", "door", "code")
+        self.requests_in_flight = gauge("requests_in_flight", "Texts that are waiting or being spoken.")
+        self.queue_seconds = histogram(
+            "queue_seconds", "Time from a text's admission to its first computation."
         )
-        self.responses = Counter(
-            "vits_responses_total", "Answers of any kind.", ("door", "code"), registry=where
+        self.encoder_seconds = histogram(
+            "encoder_seconds", "Time of encoder and flow for one segment.", "voice"
         )
-        self.audio_seconds = Counter(
-            "vits_audio_seconds_total", "Seconds of audio made.", ("voice",), registry=where
+        self.first_audio_seconds = histogram(
+            "first_audio_seconds", "Time from a text's arrival to its first audio.", "door"
         )
-        self.synthesis_seconds = Histogram(
-            "vits_synthesis_seconds",
-            "Time that the engine took for a text.",
-            ("voice",),
-            buckets=SECONDS,
-            registry=where,
+        self.total_seconds = histogram(
+            "total_seconds", "Time from a text's arrival to its last audio.", "door"
         )
-        self.first_audio_seconds = Histogram(
-            "vits_first_audio_seconds",
-            "Time from a request's arrival to its first audio.",
-            ("door",),
-            buckets=SECONDS,
-            registry=where,
+        self.audio_seconds = counter("audio_seconds", "Seconds of audio made.", "voice")
+        self.real_time_factor = histogram(
+            "real_time_factor_ratio",
+            "Engine time for a text over the length of its audio.",
+            "voice",
+            buckets=(0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0),
         )
-        self.requests_in_flight = Gauge(
-            "vits_requests_in_flight",
-            "Requests that were admitted and are not yet answered.",
-            registry=where,
+        self.backlog_seconds = gauge("backlog_seconds", "How long what waits will take, as predicted.")
+        self.decoder_call_seconds = histogram(
+            "decoder_call_seconds", "Time of one call of the decoder.", "voice"
         )
-        self.voices_loaded = Gauge("vits_voices_loaded", "Voices in memory.", registry=where)
-        self.voice_load_seconds = Histogram(
-            "vits_voice_load_seconds", "Time to fetch and open a voice.", buckets=SECONDS, registry=where
+        self.decoder_batch_windows = histogram(
+            "decoder_batch_windows", "Windows decoded in one call.", buckets=(1, 2, 4, 8, 16, 32)
+        )
+        self.window_occupancy_ratio = histogram(
+            "window_occupancy_ratio", "Share of the frames of a window that are heard.", buckets=TENTHS
+        )
+        self.padding_ratio = histogram(
+            "padding_ratio", "Share of what a graph computes that is padding.", "graph", buckets=TENTHS
+        )
+        self.engine_failures = counter("engine_failures", "Calls of an engine that failed.", "voice")
+        self.voices_loaded = gauge("voices_loaded", "Voices in memory.")
+        self.voice_loaded = gauge("voice_loaded", "Versions of voices in memory.", "voice", "version")
+        self.voice_memory_bytes = gauge(
+            "voice_memory_bytes", "Memory that the loaded voices are taken to need."
+        )
+        self.voice_load_seconds = histogram("voice_load_seconds", "Time to fetch, open and warm a voice.")
+        self.voice_refusals = counter(
+            "voice_refusals", "Versions that could not be loaded, so that an older one stayed.", "voice"
+        )
+        self.voice_evictions = counter("voice_evictions", "Voices that made room for others.")
+        self.store_failures = counter(
+            "store_failures", "Times that the store could not be asked for news of the voices."
         )
 
 

@@ -22,12 +22,14 @@ from starlette.middleware.errors import ServerErrorMiddleware
 from services.synthesis.grpc import GrpcServer
 from services.synthesis.http import make_app
 from services.synthesis.settings import Settings
-from services.synthesis.speaker import Speaker, default_workers
+from services.synthesis.speaker import Speaker
 from services.synthesis.voices import VoiceShelf
 from shared.metrics import Metrics
 from shared.registry import Registry
 from shared.store import Store
 from shared.voice import Voice
+from shared.voice.runtime import Runtime
+from shared.voice.scheduler import Policy
 
 logger = logging.getLogger("vits.serve")
 
@@ -54,13 +56,15 @@ class SynthesisService:
     def __init__(self) -> None:
         self.settings = settings = Settings.from_environment()
         metrics = Metrics()
+        runtime = Runtime(Policy(), metrics)
         shelf = VoiceShelf(
             Registry(Store.open(settings.store)),
             partial(Voice.open, threads=settings.threads or None),
             metrics,
             default=settings.voice,
+            forget=runtime.forget_voice,
         )
-        self.speaker = Speaker(shelf, metrics, workers=default_workers(settings.threads))
+        self.speaker = Speaker(shelf, runtime, metrics)
         self.grpc = GrpcServer(self.speaker, host=settings.host, port=settings.grpc_port)
         self.warming: asyncio.Task[None] | None = None
         http_app.state.speaker = self.speaker

@@ -1,28 +1,34 @@
-"""The application behind every transport: a checked request in, samples out.
+"""The application behind every door: a checked order in, samples out.
 
-Computation runs on a few threads, so that the event loop that serves every connection never waits for it.
+Computation runs on the runtime's threads, texts are planned on a few others, and voices are loaded on one
+more, so that the event loop that serves every connection never waits for any of it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from services.synthesis import tracing
 from services.synthesis.voices import LoadedVoice, VoiceShelf
 from shared.errors import DeadlineError, OverloadedError, UserError
 from shared.metrics import Metrics
 from shared.registry import Version
+from shared.text.script import Script
+from shared.text.timestamps import Timed, word_times
+from shared.voice.runtime import Piece, Runtime, Timing, stopping
+from shared.voice.voice import Plan, SpeechParameters
 
 logger = logging.getLogger("vits.speaker")
 
@@ -33,11 +39,8 @@ MIN_SPEAKING_RATE, MAX_SPEAKING_RATE = 0.25, 4.0
 MAX_SEED = 2**53 - 1
 MAX_NOISE_SCALE = 2.0
 
-#: Requests that may wait or run at once; more are told to come back.
-MAX_IN_FLIGHT = 64
-
-#: What a new voice speaks once, so that the first caller does not pay for the engine's warming up.
-WARM_UP_TEXT = "uno"
+#: Texts that are planned at the same time: a little work each, but not nothing.
+PLANNERS = 2
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,13 @@ class Order:
     door: str = ""
     request_id: str = ""
 
+    @property
+    def parameters(self) -> SpeechParameters:
+        """How it is spoken."""
+        return SpeechParameters(
+            self.speaker, self.seed, self.speaking_rate, self.noise_scale, self.noise_scale_duration
+        )
+
 
 @dataclass(frozen=True)
 class Spoken:
@@ -107,27 +117,77 @@ class Speaking:
     """An order that is being spoken: iterate over it for the samples, in order, as they are made.
 
     What could be wrong with the order was said before there was one of these; what fails later is raised
-    by the iteration. Leaving it as a context, or cancelling it, ends the work for it.
+    by the iteration. Leaving it as a context, or cancelling it, ends the work for it. It belongs to the event
+    loop that it was started on.
 
     Attributes:
         voice: Name of the voice that speaks.
         voice_version: Its version.
         sampling_rate: Hz.
+        hop_length: Samples of a frame.
         seed: The seed that is used.
         unknown: Characters or phonemes that are left out.
         script: What the text was made into.
+        timing: How it fares.
     """
 
-    def __init__(self, spoken: Spoken, finish: Callable[[str], None]) -> None:
-        self.voice = spoken.voice
-        self.voice_version = spoken.voice_version
-        self.sampling_rate = spoken.sampling_rate
-        self.seed = spoken.seed
-        self.unknown = spoken.unknown
-        self.script: Any = None
-        size = self.sampling_rate // 4
-        self._pieces = [spoken.samples[start : start + size] for start in range(0, len(spoken.samples), size)]
-        self._finish: Callable[[str], None] | None = finish
+    def __init__(self, runtime: Runtime, request: int, loaded: LoadedVoice, plan: Plan) -> None:
+        self.voice = loaded.version.name
+        self.voice_version = loaded.version.id
+        self.sampling_rate = loaded.voice.spec.sampling_rate
+        self.hop_length = loaded.voice.spec.hop_length
+        self.seed = plan.seed
+        self.unknown = plan.script.unknown
+        self.script: Script = plan.script
+        self.timing = Timing()
+        self._runtime = runtime
+        self._request = request
+        self._on_end: Callable[[str], None] | None = None
+        self._pieces: deque[Piece] = deque()
+        self._durations: list[NDArray[np.int64]] = []
+        self._complete = False
+        self._error: Exception | None = None
+        self._news = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    # What the runtime's threads call.
+
+    def heard(self, piece: Piece) -> None:
+        """Take in a piece, from any thread."""
+        self._tell(lambda: self._pieces.append(piece))
+
+    def ended(self, error: Exception | None) -> None:
+        """Take in that no more comes, from any thread."""
+
+        def end() -> None:
+            self._complete, self._error = True, error
+
+        self._tell(end)
+
+    def _tell(self, change: Callable[[], None]) -> None:
+        def note() -> None:
+            change()
+            self._news.set()
+
+        # A closed loop: nobody listens any more.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(note)
+
+    # What the doors call.
+
+    async def first(self) -> None:
+        """Wait until there is something to hear.
+
+        Raises:
+            VitsError: There never will be.
+        """
+        while not self._pieces and not self._complete:
+            self._news.clear()
+            await self._news.wait()
+        if not self._pieces and self._error:
+            error, self._error = self._error, None
+            self._count(outcome_of(error))
+            raise error
 
     def __aiter__(self) -> Self:
         return self
@@ -136,27 +196,51 @@ class Speaking:
         """float32 ``[S]``, within [-1, 1].
 
         Raises:
-            DeadlineError: The order's deadline has passed.
+            DeadlineError: The order's deadline has passed, or the reader was too slow.
             EngineError: The computation failed.
+            OverloadedError: The server is stopping.
         """
+        await self.first()
         if not self._pieces:
-            self._end("spoken")
+            self._count("spoken")
             raise StopAsyncIteration
-        return self._pieces.pop(0)
+        piece = self._pieces.popleft()
+        if piece.segment >= len(self._durations):
+            silent = piece.segment - len(self._durations)
+            self._durations += [np.zeros(0, dtype=np.int64)] * silent + [piece.durations]
+        self._runtime.take(self._request, len(piece.samples) / self.sampling_rate)
+        return piece.samples
 
-    def timestamps(self) -> list[Any]:
-        """When each word of what was spoken so far is heard."""
-        return []
+    @property
+    def durations(self) -> tuple[NDArray[np.int64], ...]:
+        """Frames of each token, of each segment that was heard so far, if only in part."""
+        return tuple(self._durations)
+
+    def timestamps(self) -> list[Timed]:
+        """When each word is heard, of the segments that were heard so far, if only in part."""
+        return word_times(
+            self.script, self._durations, hop_length=self.hop_length, sampling_rate=self.sampling_rate
+        )
 
     async def cancel(self) -> None:
         """Stop the work for it. What was spoken already stays spoken; no more comes."""
-        self._pieces.clear()
-        self._end("cancelled")
+        self.abandon()
+        self._count("cancelled")
 
-    def _end(self, outcome: str) -> None:
-        finish, self._finish = self._finish, None
-        if finish:
-            finish(outcome)
+    def abandon(self) -> None:
+        """As `cancel`, but whoever calls it counts the outcome."""
+        self._runtime.cancel(self._request)
+        self._pieces.clear()
+        self._complete = True
+
+    def on_end(self, tell: Callable[[str], None]) -> None:
+        """Have the outcome told, once, when it is known."""
+        self._on_end = tell
+
+    def _count(self, outcome: str) -> None:
+        ended, self._on_end = self._on_end, None
+        if ended:
+            ended(outcome)
 
     async def __aenter__(self) -> Self:
         return self
@@ -185,70 +269,155 @@ class Speaker:
 
     Args:
         shelf: The voices.
-        metrics: Told of what is made.
-        workers: Orders computed at the same time.
-        max_in_flight: Orders admitted at the same time.
+        runtime: Computes.
+        metrics: Told of every order.
+        log_text: Whether the log may quote what users say.
     """
 
     def __init__(
-        self, shelf: VoiceShelf, metrics: Metrics, *, workers: int = 2, max_in_flight: int = MAX_IN_FLIGHT
+        self, shelf: VoiceShelf, runtime: Runtime, metrics: Metrics, *, log_text: bool = False
     ) -> None:
         self.shelf = shelf
+        self.runtime = runtime
         self.metrics = metrics
         self.ready = False
-        self._max_in_flight = max_in_flight
-        self._in_flight = 0
-        self._mean_seconds = 1.0
-        self._workers = workers
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="speaker")
+        self._log_text = log_text
+        self._draining = False
+        self._planners = ThreadPoolExecutor(PLANNERS, thread_name_prefix="planner")
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
 
     async def warm(self) -> LoadedVoice:
-        """Load the default voice and let it speak once; from then on the server is ready.
+        """Load the default voice and warm it up; from then on the server is ready.
 
         Raises:
             VitsError: The voice cannot be found, loaded or used.
         """
-        loaded = await asyncio.get_running_loop().run_in_executor(self._pool, self._warm)
-        self.ready = True
+        loaded = await asyncio.get_running_loop().run_in_executor(self._loader, self.shelf.get)
+        self.ready = not self._draining
         return loaded
 
-    def _warm(self) -> LoadedVoice:
-        loaded = self.shelf.get()
-        try:
-            loaded.voice.synthesize(WARM_UP_TEXT, seed=0)
-        except UserError:
-            # A voice of another alphabet cannot say it, and warms up with its first caller.
-            logger.info(
-                "voice %s was not warmed up: it cannot say %r", loaded.version.reference, WARM_UP_TEXT
-            )
-        return loaded
+    async def refresh(self) -> None:
+        """Ask the store for news of the voices; see `VoiceShelf.refresh`."""
+        await asyncio.get_running_loop().run_in_executor(self._loader, self.shelf.refresh)
 
     async def start(self, order: Order) -> Speaking:
-        """Begin to speak an order. If the caller goes away before its turn has come, nothing is computed.
+        """Begin to speak an order; comes back when there is something to hear.
 
         Raises:
-            OverloadedError: Too much is waiting.
+            OverloadedError: Too much is waiting, or the server is stopping.
             DeadlineError: The order's deadline has passed.
-            VitsError: The order cannot be spoken; see `VoiceShelf.get` and `shared.voice.Voice.synthesize`.
+            NotFoundError: There is no such voice.
+            TextError: Nothing of the text can be spoken.
+            RequestError: The order cannot be spoken as it is meant.
+            VitsError: The voice cannot be used, the store or the engine failed.
         """
-        begun = time.perf_counter()
-        try:
-            with self._admitted():
-                work = asyncio.get_running_loop().run_in_executor(self._pool, self._speak, order)
-                try:
-                    spoken = await asyncio.wait_for(work, order.deadline_seconds)
-                except TimeoutError as error:
-                    raise DeadlineError(
-                        f"The text was not spoken within {order.deadline_seconds:g} s"
-                    ) from error
-        except BaseException as error:
-            self._count(order, order.voice, outcome_of(error))
-            raise
-        self.metrics.first_audio_seconds.labels(order.door).observe(time.perf_counter() - begun)
-        return Speaking(spoken, lambda outcome: self._count(order, spoken.voice, outcome))
+        begun = time.monotonic()
+        self.metrics.requests_in_flight.inc()
+        speaking: Speaking | None = None
+        span = tracing.begin(order.door, order.request_id)
 
-    def _count(self, order: Order, voice: str, outcome: str) -> None:
+        def ended(outcome: str) -> None:
+            self._note(order, speaking, outcome, time.monotonic() - begun)
+            span.end(speaking, outcome)
+
+        try:
+            async with asyncio.timeout(order.deadline_seconds):
+                speaking = await self._begin(order, begun)
+                await speaking.first()
+        except BaseException as error:
+            if speaking:
+                speaking.abandon()
+            late = isinstance(error, TimeoutError)
+            ended("late" if late else outcome_of(error))
+            if late:
+                raise DeadlineError("The deadline passed before the text could be spoken") from error
+            raise
+        speaking.on_end(ended)
+        self.metrics.first_audio_seconds.labels(order.door).observe(time.monotonic() - begun)
+        return speaking
+
+    async def _begin(self, order: Order, begun: float) -> Speaking:
+        if self._draining:
+            raise stopping()
+        loop = asyncio.get_running_loop()
+        loaded = self.shelf.lease_loaded(order.voice) or await self._lease(order.voice)
+        request = None
+        try:
+            deadline = None if order.deadline_seconds is None else begun + order.deadline_seconds
+            request = self.runtime.admit(
+                loaded.version.reference,
+                len(order.text) / order.speaking_rate,
+                priority=order.priority,
+                deadline=deadline,
+            )
+            plan = await loop.run_in_executor(self._planners, self._plan, loaded, order)
+            speaking = Speaking(self.runtime, request, loaded, plan)
+            speaking.timing = self.runtime.begin(
+                request,
+                loaded.voice,
+                loaded.version.name,
+                plan,
+                speaking,
+                freed=lambda: self.shelf.release(loaded),
+            )
+        except BaseException:
+            if request is not None:
+                self.runtime.cancel(request)
+            self.shelf.release(loaded)
+            raise
+        return speaking
+
+    async def _lease(self, reference: str) -> LoadedVoice:
+        """Lease a voice that has to be loaded first. Who goes away in the meantime does not keep it."""
+        leasing = self._loader.submit(self.shelf.lease, reference)
+        try:
+            return await asyncio.wrap_future(leasing)
+        except asyncio.CancelledError:
+            leasing.add_done_callback(
+                lambda done: (
+                    None if done.cancelled() or done.exception() else self.shelf.release(done.result())
+                )
+            )
+            raise
+
+    def _plan(self, loaded: LoadedVoice, order: Order) -> Plan:
+        return loaded.voice.plan(
+            order.text, order.parameters, ssml=order.ssml, language=order.language, lexicon=None
+        )
+
+    def _note(self, order: Order, speaking: Speaking | None, outcome: str, seconds: float) -> None:
+        """Count an order that has ended, and log it."""
+        self.metrics.requests_in_flight.dec()
+        voice = speaking.voice if speaking else ""
         self.metrics.requests.labels(order.door, voice, outcome).inc()
+        timing = speaking.timing if speaking else Timing()
+        if outcome == "spoken":
+            self.metrics.total_seconds.labels(order.door).observe(seconds)
+            if timing.audio:
+                self.metrics.real_time_factor.labels(voice).observe(timing.engine / timing.audio)
+        details = {
+            "request_id": order.request_id,
+            "door": order.door,
+            "caller": order.caller,
+            "voice": f"{speaking.voice}/{speaking.voice_version}" if speaking else order.voice,
+            "outcome": outcome,
+            "characters": len(order.text),
+            "audio_seconds": round(timing.audio, 3),
+            "queue_seconds": None if timing.queue is None else round(timing.queue, 4),
+            "encoder_seconds": round(timing.encoder, 4),
+            "engine_seconds": round(timing.engine, 4),
+            "total_seconds": round(seconds, 4),
+        }
+        if self._log_text:
+            details["text"] = order.text
+        logger.info(
+            "%s: %d characters, %.2f s of audio after %.3f s",
+            outcome,
+            len(order.text),
+            timing.audio,
+            seconds,
+            extra={"details": details},
+        )
 
     async def speak(self, order: Order) -> Spoken:
         """Speak an order, whole. Errors are those of `start` and of the iteration over a `Speaking`."""
@@ -263,48 +432,6 @@ class Speaker:
             unknown=speaking.unknown,
         )
 
-    @contextmanager
-    def _admitted(self) -> Iterator[None]:
-        if self._in_flight >= self._max_in_flight:
-            wait = max(1.0, self._mean_seconds * self._in_flight / self._workers)
-            raise OverloadedError(
-                f"{self._in_flight} requests are waiting already. Try again in {wait:.0f} s",
-                retry_after_seconds=wait,
-            )
-        self._in_flight += 1
-        self.metrics.requests_in_flight.inc()
-        try:
-            yield
-        finally:
-            self._in_flight -= 1
-            self.metrics.requests_in_flight.dec()
-
-    def _speak(self, order: Order) -> Spoken:
-        loaded = self.shelf.get(order.voice)
-        start = time.perf_counter()
-        speech = loaded.voice.synthesize(
-            order.text,
-            speaker=order.speaker,
-            seed=order.seed,
-            speaking_rate=order.speaking_rate,
-            noise_scale=order.noise_scale,
-            noise_scale_duration=order.noise_scale_duration,
-        )
-        seconds = time.perf_counter() - start
-        name = loaded.version.name
-        spoken = Spoken(
-            samples=speech.samples,
-            sampling_rate=speech.sampling_rate,
-            seed=speech.seed,
-            voice=name,
-            voice_version=loaded.version.id,
-            unknown=speech.script.unknown,
-        )
-        self._mean_seconds += 0.1 * (seconds - self._mean_seconds)
-        self.metrics.synthesis_seconds.labels(name).observe(seconds)
-        self.metrics.audio_seconds.labels(name).inc(spoken.duration_seconds)
-        return spoken
-
     async def voices(self) -> list[Version]:
         """The versions that the names of the store's voices stand for.
 
@@ -317,17 +444,15 @@ class Speaker:
         registry = self.shelf.registry
         return [registry.resolve("voices", name) for name in registry.names("voices")]
 
-    def close(self) -> None:
-        """Finish what is running, drop what is waiting, unload the voices."""
+    def drain(self) -> None:
+        """Take no more orders. Those that run go on."""
         self.ready = False
-        self._pool.shutdown(cancel_futures=True)
+        self._draining = True
+
+    def close(self) -> None:
+        """Tell who still waits that the server stops, and unload the voices."""
+        self.drain()
+        self._planners.shutdown(cancel_futures=True)
+        self._loader.shutdown(cancel_futures=True)
+        self.runtime.close()
         self.shelf.close()
-
-
-def default_workers(threads: int) -> int:
-    """How many orders to compute at once when each uses ``threads`` (0: every CPU): at least two.
-
-    With a single one, a long text would hold up every short one behind it.
-    """
-    cpus = len(os.sched_getaffinity(0))
-    return max(2, cpus // (threads or cpus))

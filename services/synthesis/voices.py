@@ -7,61 +7,48 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from shared.errors import NotFoundError, nearest
+from shared.errors import (
+    CorruptObjectError,
+    ModelError,
+    NotFoundError,
+    OverloadedError,
+    StoreError,
+    VitsError,
+    nearest,
+)
 from shared.metrics import Metrics
 from shared.registry import Registry, Version
+from shared.text.lexicon import Lexicon
+from shared.voice.runtime import Worker
+from shared.voice.voice import Plan, SpeechParameters
 
 logger = logging.getLogger("vits.voices")
 
-
-class ScriptLike(Protocol):
-    """What the transports read of a speech's script."""
-
-    @property
-    def unknown(self) -> tuple[str, ...]:
-        """Characters that the voice left out."""
+#: What a voice needs in memory for each byte of its graphs: an engine keeps the weights in the order that its
+#: kernels like, and room for what it computes.
+BYTES_PER_GRAPH_BYTE = 2.5
 
 
-class SpeechLike(Protocol):
-    """What the transports read of a speech."""
-
-    @property
-    def samples(self) -> NDArray[np.float32]:
-        """``[S]``, within [-1, 1]."""
-
-    @property
-    def sampling_rate(self) -> int:
-        """Hz."""
-
-    @property
-    def seed(self) -> int:
-        """The seed that was used."""
-
-    @property
-    def script(self) -> ScriptLike:
-        """What was spoken."""
-
-
-class VoiceLike(Protocol):
+class VoiceLike(Worker, Protocol):
     """The seam to the engine: `shared.voice.Voice`, or a test's stand-in."""
 
-    def synthesize(
+    def plan(
         self,
         text: str,
+        parameters: SpeechParameters,
         *,
-        speaker: str | int | None = None,
-        seed: int | None = None,
-        speaking_rate: float = 1.0,
-        noise_scale: float | None = None,
-        noise_scale_duration: float | None = None,
-    ) -> SpeechLike:
-        """Speak a text. Safe to call from several threads."""
+        ssml: bool = False,
+        language: str | None = None,
+        lexicon: Lexicon | None = None,
+    ) -> Plan:
+        """Check what is asked for, and cut the text into segments. Safe to call from several threads."""
+
+    def warm_up(self) -> None:
+        """Compute what a first caller would otherwise wait for."""
 
     def close(self) -> None:
         """Give back what the voice holds."""
@@ -71,12 +58,23 @@ class VoiceLike(Protocol):
 OpenVoice = Callable[[Path], VoiceLike]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class LoadedVoice:
-    """A voice in memory, and the version that it is."""
+    """A voice in memory.
+
+    Attributes:
+        version: What it is.
+        voice: Speaks.
+        size: Bytes of memory that it is taken to need.
+        leases: How many are speaking with it; while there are any it stays.
+        used: When it was last asked for, as a number that grows.
+    """
 
     version: Version
     voice: VoiceLike
+    size: int = 0
+    leases: int = 0
+    used: int = 0
 
 
 def default_voice(registry: Registry) -> str:
@@ -96,27 +94,46 @@ def default_voice(registry: Registry) -> str:
 
 
 class VoiceShelf:
-    """Loads voices when they are first asked for, each once.
+    """Loads voices when they are first asked for, each once, and keeps them while there is room.
 
-    A reference keeps the version that it named when it was first asked for.
+    A loaded voice is served without asking the store, which may be away. `refresh` asks it for news. One voice
+    is loaded at a time; nobody waits for that but those who ask for a voice that is not loaded.
 
     Args:
         registry: Where voices are found.
         open_voice: Opens a fetched folder.
         metrics: Told of what is loaded.
-        default: Reference of the default voice; empty for the newest.
+        default: Reference of the default voice, which is never unloaded; empty for the newest at the time of
+            the first request.
+        memory_bytes: What the voices together may need; 0 for no limit.
+        forget: Called with the reference of a version that was unloaded.
     """
 
     def __init__(
-        self, registry: Registry, open_voice: OpenVoice, metrics: Metrics, *, default: str = ""
+        self,
+        registry: Registry,
+        open_voice: OpenVoice,
+        metrics: Metrics,
+        *,
+        default: str = "",
+        memory_bytes: int = 0,
+        forget: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.registry = registry
         self._open_voice = open_voice
         self._metrics = metrics
         self._default = default
+        self._memory_bytes = memory_bytes
+        self._forget = forget
         self._lock = threading.Lock()
+        self._loading = threading.Lock()
         self._resolved: dict[str, str] = {}
+        """References that were asked for, and the version that each names."""
         self._loaded: dict[str, LoadedVoice] = {}
+        self._refused: set[str] = set()
+        self._clock = count()
+
+    # ------------------------------------------------------------------------------------------- for callers
 
     def get(self, reference: str = "") -> LoadedVoice:
         """The voice that a reference names, loaded if need be; the default one for an empty reference.
@@ -124,21 +141,54 @@ class VoiceShelf:
         Raises:
             NotFoundError: There is no such voice.
             UserError: The reference is malformed.
-            ModelError: The voice cannot be used.
+            ModelError: The voice cannot be used, or is larger than the memory for voices.
             StoreError: The store failed.
+            OverloadedError: The voices that are speaking leave no room for it.
         """
-        loaded = self._loaded.get(self._resolved.get(reference, ""))
+        loaded = self.lease(reference)
+        self.release(loaded)
+        return loaded
+
+    def lease(self, reference: str = "") -> LoadedVoice:
+        """As `get`; the voice stays in memory until `release`."""
+        loaded = self.lease_loaded(reference)
         if loaded:
             return loaded
-        with self._lock:
+        with self._loading:
+            # Somebody may have loaded it while this caller waited for its turn.
+            loaded = self.lease_loaded(reference)
+            if loaded:
+                return loaded
             version = self._resolve(reference)
-            if version.reference not in self._loaded:
-                self._loaded[version.reference] = self._load(version)
-            self._resolved[reference] = version.reference
-            return self._loaded[version.reference]
+            found = self._loaded.get(version.reference) or self._load(version)
+            with self._lock:
+                self._resolved[reference] = version.reference
+                return self._leased(found)
+
+    def lease_loaded(self, reference: str = "") -> LoadedVoice | None:
+        """As `lease`, but nothing where the voice would have to be loaded first. Never waits."""
+        with self._lock:
+            loaded = self._loaded.get(self._resolved.get(reference, ""))
+            return self._leased(loaded) if loaded else None
+
+    def _leased(self, loaded: LoadedVoice) -> LoadedVoice:
+        loaded.leases += 1
+        loaded.used = next(self._clock)
+        return loaded
+
+    def release(self, loaded: LoadedVoice) -> None:
+        """Give back what was leased."""
+        with self._lock:
+            loaded.leases -= 1
+            self._drop_if_forsaken(loaded)
+
+    # ---------------------------------------------------------------------------------------------- loading
 
     def _resolve(self, reference: str) -> Version:
-        meant = reference or self._default or default_voice(self.registry)
+        if not reference and not self._default:
+            # From now on that voice is the default: a voice published later does not take its place.
+            self._default = default_voice(self.registry)
+        meant = reference or self._default
         try:
             return self.registry.resolve("voices", meant)
         except NotFoundError as error:
@@ -153,20 +203,155 @@ class VoiceShelf:
                 f"There is no voice {name!r}{nearest(name, names)}; there are: {', '.join(names) or 'none'}"
             ) from error
 
-    def _load(self, version: Version) -> LoadedVoice:
+    def _load(self, version: Version, *, beyond: bool = False) -> LoadedVoice:
+        """Load a version and warm it up.
+
+        Args:
+            version: Which.
+            beyond: Load it even if too little can be unloaded for it: it is about to take another's place.
+        """
         start = time.perf_counter()
-        voice = self._open_voice(self.registry.fetch(version))
+        folder = self.registry.fetch(version)
+        size = memory_of(folder)
+        self._make_room(size, version, beyond=beyond)
+        voice = self._open_voice(folder)
+        try:
+            voice.warm_up()
+        except Exception:
+            voice.close()
+            raise
         seconds = time.perf_counter() - start
+        loaded = LoadedVoice(version, voice, size)
+        with self._lock:
+            self._loaded[version.reference] = loaded
+            loaded.used = next(self._clock)
+            self._tell(loaded, present=True)
         self._metrics.voice_load_seconds.observe(seconds)
-        self._metrics.voices_loaded.inc()
         logger.info("voice %s loaded in %.2f s", version.reference, seconds)
-        return LoadedVoice(version, voice)
+        return loaded
+
+    def _make_room(self, size: int, version: Version, *, beyond: bool) -> None:
+        limit = self._memory_bytes
+        if not limit:
+            return
+        if size > limit:
+            raise ModelError(
+                f"Voice {version.reference} needs about {size >> 20} MB, and the voices may use {limit >> 20} MB "
+                "together. Give the server more memory, and say so with --memory."
+            )
+        with self._lock:
+            kept = self._resolved.get("")
+            idle = [
+                loaded
+                for reference, loaded in self._loaded.items()
+                if not loaded.leases and reference != kept
+            ]
+            needed = sum(loaded.size for loaded in self._loaded.values()) + size - limit
+            leaving: list[LoadedVoice] = []
+            for loaded in sorted(idle, key=lambda loaded: loaded.used):
+                if sum(gone.size for gone in leaving) >= needed:
+                    break
+                leaving.append(loaded)
+            if sum(gone.size for gone in leaving) < needed and not beyond:
+                raise OverloadedError(
+                    "The voices that are speaking leave no room in memory for another one. Try again soon",
+                    retry_after_seconds=5.0,
+                )
+            for loaded in leaving:
+                self._unload(loaded)
+                self._metrics.voice_evictions.inc()
+
+    # ----------------------------------------------------------------------------------------------- leaving
+
+    def _drop_if_forsaken(self, loaded: LoadedVoice) -> None:
+        reference = loaded.version.reference
+        if (
+            not loaded.leases
+            and reference not in self._resolved.values()
+            and self._loaded.get(reference) is loaded
+        ):
+            self._unload(loaded)
+
+    def _unload(self, loaded: LoadedVoice) -> None:
+        reference = loaded.version.reference
+        del self._loaded[reference]
+        self._resolved = {asked: named for asked, named in self._resolved.items() if named != reference}
+        self._tell(loaded, present=False)
+        loaded.voice.close()
+        self._forget(reference)
+        logger.info("voice %s unloaded", reference)
+
+    def _tell(self, loaded: LoadedVoice, *, present: bool) -> None:
+        sign = 1 if present else -1
+        self._metrics.voices_loaded.inc(sign)
+        self._metrics.voice_memory_bytes.inc(sign * loaded.size)
+        labels = loaded.version.name, loaded.version.id
+        if present:
+            self._metrics.voice_loaded.labels(*labels).set(1)
+        else:
+            self._metrics.voice_loaded.remove(*labels)
+
+    # ------------------------------------------------------------------------------------------------- news
+
+    def refresh(self) -> None:
+        """Ask the store whether names and aliases have moved; load, warm and swap what has.
+
+        Who is speaking keeps the version. A version that cannot be used is refused, and the old one stays.
+        """
+        with self._lock:
+            asked = dict(self._resolved)
+        for reference, old in asked.items():
+            if "/" in reference:
+                continue  # a version is what it is
+            try:
+                with self._loading:
+                    self._refresh(reference, old)
+            except StoreError as error:
+                self._metrics.store_failures.inc()
+                logger.warning("the store cannot be asked for news of the voices: %s", error)
+                return
+            except VitsError as error:
+                logger.warning("voice %s stays as it is: %s", reference or "by default", error)
+
+    def _refresh(self, reference: str, old: str) -> None:
+        version = self._resolve(reference)
+        new = version.reference
+        if new == old or new in self._refused:
+            return
+        try:
+            found = self._loaded.get(new) or self._load(version, beyond=True)
+        except OverloadedError:
+            raise
+        except StoreError as error:
+            if not isinstance(error, CorruptObjectError):
+                raise
+            self._refuse(version, old, error)
+        except Exception as error:  # whatever is wrong with it, the old version goes on
+            self._refuse(version, old, error)
+        else:
+            with self._lock:
+                self._resolved[reference] = new
+                found.used = next(self._clock)
+                if old in self._loaded:
+                    self._drop_if_forsaken(self._loaded[old])
+            logger.info("voice %s is now %s, after %s", reference or "by default", new, old)
+
+    def _refuse(self, version: Version, old: str, error: Exception) -> None:
+        self._refused.add(version.reference)
+        self._metrics.voice_refusals.labels(version.name).inc()
+        logger.error("voice %s cannot be used, and %s stays in its place: %s", version.reference, old, error)
 
     def close(self) -> None:
-        """Unload every voice."""
+        """Unload every voice. Nobody may be speaking any more."""
         with self._lock:
-            for loaded in self._loaded.values():
-                loaded.voice.close()
-                self._metrics.voices_loaded.dec()
-            self._loaded.clear()
-            self._resolved.clear()
+            for loaded in list(self._loaded.values()):
+                self._unload(loaded)
+
+
+def memory_of(folder: Path) -> int:
+    """Bytes of memory that a voice is taken to need: by its largest set of graphs."""
+    sizes: dict[Path, int] = {}
+    for path in folder.rglob("*"):
+        if path.suffix in {".onnx", ".bin", ".data", ".xml"}:
+            sizes[path.parent] = sizes.get(path.parent, 0) + path.stat().st_size
+    return int(max(sizes.values(), default=0) * BYTES_PER_GRAPH_BYTE)

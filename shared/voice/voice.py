@@ -31,7 +31,7 @@ from shared.voice.durations import expand_prior, frame_counts
 from shared.voice.engine import Engine, OnnxRuntimeEngine
 from shared.voice.noise import SEED_LIMIT, Stream, draw_seed, standard_normal
 from shared.voice.spec import VoiceSpec
-from shared.voice.windows import Window, plan_windows
+from shared.voice.windows import Window, each_width, plan_windows
 
 #: A token may last this long on average, at speaking rate 1; a model that asks for more is broken.
 MAX_SECONDS_PER_TOKEN = 5.0
@@ -177,6 +177,24 @@ class Voice:
         """
         spec = VoiceSpec.read(folder)
         return cls(spec, OnnxRuntimeEngine(folder, spec.variant(variant), threads=threads))
+
+    def warm_up(self) -> None:
+        """Compute each width of window, and encoder and flow once: what a first caller would wait for.
+
+        Raises:
+            EngineError: The computation failed.
+        """
+        ids = (0,) * self.spec.token_buckets[0]
+        prior = self.encode(ids, 0, np.zeros((2, len(ids)), dtype=np.float32))
+        frames = self.spec.frame_multiple
+        channels = self.spec.latent_channels
+        once = Prior(prior.mean[:1], prior.log_std[:1], prior.log_duration[:1])
+        latents_DF = self.transform(
+            once, np.array([frames]), np.zeros((channels, frames), dtype=np.float32), speaker_id=0
+        )
+        tokens = Tokens(ids, (), ())
+        for window in each_width(self.spec.decoder):
+            self.decode_window(Utterance(tokens, np.array([frames]), latents_DF, [window], 0, seed=0), window)
 
     def close(self) -> None:
         """Give back what the engine holds."""

@@ -72,3 +72,10 @@ def plan_windows(frames: int, plan: DecoderPlan) -> list[Window]:
         )
         first += most
     return windows
+
+
+def each_width(plan: DecoderPlan) -> list[Window]:
+    """One window of each width that `plan_windows` makes."""
+    most = plan.first_window_frames + plan.window_frames
+    windows = [window for frames in range(1, most + 1) for window in plan_windows(frames, plan)]
+    return list({window.width: window for window in windows}.values())

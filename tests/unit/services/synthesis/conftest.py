@@ -1,13 +1,13 @@
-"""A voice that computes nothing, on a real registry, behind a real speaker."""
+"""A voice without weights, on a real registry, behind a real runtime and speaker."""
 
 from __future__ import annotations
 
+import re
 import threading
 import time
-import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,59 +20,143 @@ from shared.errors import EngineError, TextError
 from shared.metrics import Metrics
 from shared.registry import Registry
 from shared.store import Store
-from shared.text.script import Script
+from shared.text.lexicon import Lexicon
+from shared.text.script import Script, Segment, Word
+from shared.text.tokens import Tokens
+from shared.voice import Plan, SpeechParameters, Utterance, Voice, VoiceSpec
+from shared.voice.engine import Arrays
+from shared.voice.runtime import Runtime
+from shared.voice.scheduler import Policy
 
 SAMPLING_RATE = 16000
+#: A token of a fake voice is one frame of 10 ms.
+HOP = 160
+
+SPEC: dict[str, Any] = {
+    "schema_version": 1,
+    "model": None,
+    "language": "es",
+    "sampling_rate": SAMPLING_RATE,
+    "hop_length": HOP,
+    "latent_channels": 2,
+    "num_speakers": 3,
+    "speakers": {"eva": 0, "bob": 1, "luis": 2},
+    "defaults": {"noise_scale": 0.6, "noise_scale_duration": 0.8, "speaking_rate": 1.0},
+    "front_end": {"kind": "characters", "vocab": {"_": 0, "a": 1}, "pad_token": "_", "unk_token": "_"},
+    "decoder": {"halo_frames": 0, "first_window_frames": 8, "window_frames": 32},
+    "token_buckets": [64, 4096],
+    "frame_multiple": 8,
+    "variants": {"fp32": {"encoder": "e.onnx", "flow": "f.onnx", "decoder": "d.onnx", "opset": 18}},
+    "licence": "CC0-1.0",
+    "sources": ["nobody"],
+    "consent": "yes",
+}
 
 
-@dataclass(frozen=True)
-class FakeSpeech:
-    samples: NDArray[np.float32]
-    sampling_rate: int
-    seed: int
-    script: Script
+class FakeEngine:
+    """Noise that depends on everything that is asked for; one frame a token at speaking rate 1."""
+
+    def run(self, graph: str, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        arrays = {name: np.asarray(value, dtype=np.float32) for name, value in inputs.items()}
+        if graph == "encoder":
+            ids = arrays["input_ids"]
+            mean = np.stack([ids % 7, ids % 11], axis=2) + arrays["duration_noise"].transpose(0, 2, 1)
+            return {"prior_mean": mean, "prior_log_std": mean * 0, "log_duration": ids * 0}
+        if graph == "flow":
+            return {"latents": arrays["prior_sample"] + 3 * arrays["speaker_id"][:, None, None]}
+        wave = np.sin(np.arange(HOP) * 0.1, dtype=np.float32)
+        samples = np.sin(arrays["latents"].sum(axis=1))[:, :, None] * wave * 0.9
+        return {"waveform": samples.reshape(len(samples), -1).astype(np.float32)}
+
+    def close(self) -> None:
+        pass
 
 
-@dataclass
-class FakeVoice:
-    """Speaks 10 ms of noise a character, drawn from text and seed; certain texts go wrong."""
+class FakeVoice(Voice):
+    """Speaks 10 ms a character; certain texts go wrong, and gates hold it up.
 
-    folder: Path
-    calls: list[str] = field(default_factory=list)
-    gate: threading.Event = field(default_factory=threading.Event)
-    closed: bool = False
+    Attributes:
+        calls: ``warm-up``, and the texts it was asked to render, in that order, segment by segment.
+        gate: While it is cleared, nothing is rendered.
+        permits: Each rendering takes one, and waits where there is none.
+        decoder_gate: While it is cleared, nothing is decoded.
+        decoded: Windows decoded so far.
+    """
 
-    def __post_init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        super().__init__(VoiceSpec.model_validate(SPEC), FakeEngine())
+        self.folder = folder
+        self.calls: list[str] = []
+        self.gate, self.decoder_gate = threading.Event(), threading.Event()
+        self.permits = threading.Semaphore(1_000_000)
         self.gate.set()
+        self.decoder_gate.set()
+        self.decoded = 0
+        self.closed = False
 
-    def synthesize(
+    def plan(
         self,
         text: str,
+        parameters: SpeechParameters,
         *,
-        speaker: str | int | None = None,
-        seed: int | None = None,
-        speaking_rate: float = 1.0,
-        noise_scale: float | None = None,
-        noise_scale_duration: float | None = None,
-    ) -> FakeSpeech:
-        self.calls.append(text)
-        assert self.gate.wait(10)
+        ssml: bool = False,
+        language: str | None = None,
+        lexicon: Lexicon | None = None,
+    ) -> Plan:
+        """One segment a sentence; 0.1 s of silence after each but the last. ``你`` and ``#`` are unknown."""
+        checked = super().plan("a", parameters)
         if text == "mute":
             raise TextError("nothing to say")
+        unknown = tuple(character for character in text if character in "你#")
+        sentences = list(re.finditer(r"(?:[^.]|\.(?!\s))+\.?\s*", text)) or list(
+            re.finditer(r"[\s\S]+", text)
+        )
+        segments = [_segment(match, last=match is sentences[-1]) for match in sentences]
+        script = Script(tuple(segments), unknown)
+        return Plan(
+            script,
+            checked.speaker_id,
+            checked.seed,
+            checked.speaking_rate,
+            checked.noise_scale,
+            checked.noise_scale_duration,
+        )
+
+    def render(self, plan: Plan, number: int) -> Utterance:
+        assert not self.closed
+        text = plan.script.segments[number].text
+        self.calls.append(text)
+        assert self.gate.wait(10)
+        assert self.permits.acquire(timeout=10)
         if text == "break":
             raise EngineError("onnxruntime: /secret/path failed")
         if text == "bug":
             raise ZeroDivisionError("a defect at /secret/path")
-        seed = 12345 if seed is None else seed
-        key = (text, speaker, seed, speaking_rate, noise_scale, noise_scale_duration)
-        generator = np.random.default_rng(zlib.crc32(repr(key).encode("utf-8", "backslashreplace")))
-        length = max(1, round(len(text) * SAMPLING_RATE / 100 / speaking_rate))
-        samples = generator.uniform(-1, 1, length).astype(np.float32)
-        unknown = tuple(character for character in text if character in "你#")
-        return FakeSpeech(samples, SAMPLING_RATE, seed, Script((), unknown))
+        return super().render(plan, number)
+
+    def decode_windows(self, windows: Any) -> list[NDArray[np.float32]]:
+        assert not self.closed
+        assert self.decoder_gate.wait(10)
+        samples = super().decode_windows(windows)
+        self.decoded += len(windows)
+        return samples
+
+    def warm_up(self) -> None:
+        self.calls.append("warm-up")
+        super().warm_up()
 
     def close(self) -> None:
         self.closed = True
+
+
+def _segment(match: re.Match[str], *, last: bool) -> Segment:
+    text = match[0].rstrip() or match[0]
+    words = tuple(
+        Word(word[0], match.start() + word.start(), match.start() + word.end(), word.start(), word.end())
+        for word in re.finditer(r"\S+", text)
+    )
+    tokens = Tokens(tuple(ord(character) % 1000 for character in text), tuple(text), ())
+    return Segment(text, tokens, 0.0 if last else 0.1, 1.0, words)
 
 
 class Opener:
@@ -105,11 +189,15 @@ def registry(tmp_path: Path) -> Registry:
     return registry
 
 
-def publish(registry: Registry, tmp_path: Path, name: str, content: str) -> None:
+def publish(registry: Registry, tmp_path: Path, name: str, content: str) -> str:
+    """Publish a version of a voice; its folder's ``voice.json`` tells the content."""
     folder = tmp_path / "voice"
     folder.mkdir(exist_ok=True)
     (folder / "voice.json").write_text(f'{{"content": "{content}"}}')
-    registry.publish("voices", name, folder, licence="CC0-1.0", sources=["nobody"], consent="yes", lineage={})
+    version = registry.publish(
+        "voices", name, folder, licence="CC0-1.0", sources=["nobody"], consent="yes", lineage={}
+    )
+    return version.id
 
 
 @pytest.fixture
@@ -122,14 +210,38 @@ MakeSpeaker = Callable[..., Speaker]
 
 @pytest.fixture
 def make_speaker(registry: Registry, opener: Opener, metrics: Metrics) -> Iterator[MakeSpeaker]:
+    """Makes speakers; of the keyword arguments, what is not named here is the scheduler's `Policy`."""
     made: list[Speaker] = []
 
-    def make(*, default: str = "", workers: int = 2, max_in_flight: int = 8) -> Speaker:
-        shelf = VoiceShelf(registry, opener, metrics, default=default)
-        made.append(Speaker(shelf, metrics, workers=workers, max_in_flight=max_in_flight))
+    def make(
+        *,
+        default: str = "",
+        workers: int = 2,
+        max_in_flight: int | None = None,
+        memory_bytes: int = 0,
+        log_text: bool = False,
+        **policy: Any,
+    ) -> Speaker:
+        policy = {"streams": workers, "buffer_seconds": 1e6} | policy
+        if max_in_flight == 0:
+            policy["max_backlog_seconds"] = -1.0
+        runtime = Runtime(Policy(**policy), metrics)
+        shelf = VoiceShelf(
+            registry,
+            opener,
+            metrics,
+            default=default,
+            memory_bytes=memory_bytes,
+            forget=runtime.forget_voice,
+        )
+        made.append(Speaker(shelf, runtime, metrics, log_text=log_text))
         return made[-1]
 
     yield make
+    for voice in opener.opened:
+        voice.gate.set()
+        voice.decoder_gate.set()
+        voice.permits.release(1000)
     for speaker in made:
         speaker.close()
 

@@ -1,17 +1,28 @@
-"""What every transport relies on: voices loaded once, the loop never blocked, every caller answered."""
+"""What every door relies on: the loop never blocked, every caller answered, nothing computed in vain."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
-from services.synthesis.speaker import Order, Speaker, default_workers
+from services.synthesis.speaker import Order, Speaker
 from services.synthesis.voices import VoiceShelf, default_voice
-from shared.errors import EngineError, ModelError, NotFoundError, OverloadedError, TextError, UserError
+from shared.errors import (
+    DeadlineError,
+    EngineError,
+    ModelError,
+    NotFoundError,
+    OverloadedError,
+    TextError,
+    UserError,
+)
 from shared.metrics import Metrics
 from shared.registry import Registry
 from shared.store import Store
@@ -80,24 +91,21 @@ def test_warm_up_makes_ready(speaker: Speaker, opener: Opener) -> None:
     readiness = [speaker.ready]
     asyncio.run(speaker.warm())
     assert [*readiness, speaker.ready] == [False, True]
-    assert len(opener.opened[0].calls) == 1
-
-
-def test_a_voice_that_cannot_say_the_warm_up_text_is_ready_all_the_same(
-    speaker: Speaker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("services.synthesis.speaker.WARM_UP_TEXT", "mute")
-    asyncio.run(speaker.warm())
-    assert speaker.ready
+    assert len(opener.opened) == 1
 
 
 def test_a_voice_that_breaks_at_warm_up_is_not_ready(
-    speaker: Speaker, monkeypatch: pytest.MonkeyPatch
+    speaker: Speaker, opener: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.synthesis.speaker.WARM_UP_TEXT", "break")
+    def fail(_: object) -> None:
+        raise EngineError("broken")
+
+    monkeypatch.setattr("tests.unit.services.synthesis.conftest.FakeVoice.warm_up", fail, raising=False)
+    monkeypatch.setattr("shared.voice.Voice.warm_up", fail)
     with pytest.raises(EngineError):
         asyncio.run(speaker.warm())
     assert not speaker.ready
+    assert opener.opened[0].closed
 
 
 def test_the_event_loop_goes_on_while_a_voice_computes(speaker: Speaker, opener: Opener) -> None:
@@ -115,14 +123,48 @@ def test_the_event_loop_goes_on_while_a_voice_computes(speaker: Speaker, opener:
     asyncio.run(scene())
 
 
+def test_the_first_piece_is_heard_before_the_last_is_made(speaker: Speaker, opener: Opener) -> None:
+    async def scene() -> None:
+        await speaker.warm()
+        voice = opener.opened[0]
+        text = "una frase. " * 30
+        voice.permits = threading.Semaphore(1)
+        async with await speaker.start(Order(text, seed=1)) as speaking:
+            first = await anext(speaking)
+            assert 0 < len(first) <= 8 * 160
+            assert len(voice.calls) <= 3
+            voice.permits.release(100)
+            rest = [samples async for samples in speaking]
+        whole = voice.synthesize(text, seed=1)
+        assert np.concatenate([first, *rest]).tobytes() == whole.samples.tobytes()
+        assert len(speaking.durations) == 30
+
+    asyncio.run(scene())
+
+
+def test_words_are_timed_as_they_are_heard(speaker: Speaker) -> None:
+    async def scene() -> None:
+        async with await speaker.start(Order("uno dos. tres")) as speaking:
+            assert speaking.timestamps() == []
+            await anext(speaking)
+            assert [timed.text for timed in speaking.timestamps()] == ["uno", "dos."]
+            async for _ in speaking:
+                pass
+            words = speaking.timestamps()
+        assert [timed.text for timed in words] == ["uno", "dos.", "tres"]
+        assert words[2].start_seconds == pytest.approx(8 * 0.01 + 0.1)
+
+    asyncio.run(scene())
+
+
 def test_past_the_limit_callers_are_told_when_to_come_back(make_speaker: MakeSpeaker, opener: Opener) -> None:
     async def scene() -> None:
-        speaker = make_speaker(default="ana", workers=1, max_in_flight=2)
+        speaker = make_speaker(default="ana", workers=1, max_backlog_seconds=0.2)
         await speaker.warm()
         gate = opener.opened[0].gate
         gate.clear()
-        admitted = [asyncio.create_task(speaker.speak(Order(text))) for text in "ab"]
-        await asyncio.sleep(0)
+        admitted = [asyncio.create_task(speaker.speak(Order(text * 20))) for text in "ab"]
+        await asyncio.sleep(0.02)
         with pytest.raises(OverloadedError) as caught:
             await speaker.speak(Order("c"))
         assert caught.value.retry_after_seconds >= 1
@@ -130,6 +172,8 @@ def test_past_the_limit_callers_are_told_when_to_come_back(make_speaker: MakeSpe
         await asyncio.gather(*admitted)
         await speaker.speak(Order("c"))
         assert value(speaker.metrics, "vits_requests_in_flight") == 0
+        labels = {"door": "", "voice": "", "outcome": "overloaded"}
+        assert value(speaker.metrics, "vits_requests_total", **labels) == 1
 
     asyncio.run(scene())
 
@@ -141,6 +185,7 @@ def test_who_goes_away_while_waiting_costs_nothing(make_speaker: MakeSpeaker, op
         voice = opener.opened[0]
         voice.gate.clear()
         first = asyncio.create_task(speaker.speak(Order("first")))
+        await asyncio.sleep(0.01)
         gone = asyncio.create_task(speaker.speak(Order("gone")))
         await asyncio.sleep(0.01)
         gone.cancel()
@@ -151,48 +196,186 @@ def test_who_goes_away_while_waiting_costs_nothing(make_speaker: MakeSpeaker, op
         await speaker.speak(Order("last"))
         assert "gone" not in voice.calls
         assert value(speaker.metrics, "vits_requests_in_flight") == 0
+        assert speaker.shelf.get().leases == 0
 
     asyncio.run(scene())
 
 
-def test_every_caller_of_a_crowd_gets_their_own_answer(make_speaker: MakeSpeaker) -> None:
+def test_who_leaves_in_mid_speech_stops_costing(speaker: Speaker, opener: Opener) -> None:
     async def scene() -> None:
-        speaker = make_speaker(default="ana", workers=4, max_in_flight=64)
-        alone = {text: await speaker.speak(Order(text, seed=3)) for text in ("uno", "dos", "tres")}
-        texts = ["uno", "mute", "dos", "break", "tres", "bug"] * 8
+        await speaker.warm()
+        voice = opener.opened[0]
+        voice.permits = threading.Semaphore(1)
+        async with await speaker.start(Order("una frase. " * 50)) as speaking:
+            await anext(speaking)
+        voice.permits.release(100)
+        await speaker.speak(Order("otro"))
+        assert len(voice.calls) <= 4
+        assert len(speaker.runtime) == 0
+        assert speaker.shelf.get().leases == 0
+        labels = {"door": "", "voice": "ana", "outcome": "cancelled"}
+        assert value(speaker.metrics, "vits_requests_total", **labels) == 1
+
+    asyncio.run(scene())
+
+
+def test_nobody_computes_far_ahead_of_a_slow_reader(make_speaker: MakeSpeaker, opener: Opener) -> None:
+    async def scene() -> None:
+        speaker = make_speaker(default="ana", buffer_seconds=0.5)
+        await speaker.warm()
+        text, before = "x" * 2000, opener.opened[0].decoded
+        async with await speaker.start(Order(text, seed=1)) as speaking:
+            await asyncio.sleep(0.1)
+            assert opener.opened[0].decoded - before < 6
+            # Nor does it hold up anybody else, or count against them.
+            assert speaker.runtime.backlog_seconds() == 0
+            await speaker.speak(Order("otro"))
+            samples = [samples async for samples in speaking]
+        assert sum(map(len, samples)) == 2000 * 160
+
+    asyncio.run(scene())
+
+
+def test_a_reader_who_stops_is_given_up(make_speaker: MakeSpeaker) -> None:
+    async def scene() -> None:
+        speaker = make_speaker(default="ana", buffer_seconds=0.1, reader_patience_seconds=0.05)
+        async with await speaker.start(Order("x" * 500)) as speaking:
+            await asyncio.sleep(0.2)
+            with pytest.raises(DeadlineError):
+                async for _ in speaking:
+                    pass
+        assert speaker.shelf.get().leases == 0
+
+    asyncio.run(scene())
+
+
+def test_a_deadline_that_passes_in_the_queue_is_answered(make_speaker: MakeSpeaker, opener: Opener) -> None:
+    async def scene() -> None:
+        speaker = make_speaker(default="ana", workers=1)
+        await speaker.warm()
+        voice = opener.opened[0]
+        voice.gate.clear()
+        running = asyncio.create_task(speaker.speak(Order("first")))
+        await asyncio.sleep(0.01)
+        with pytest.raises(DeadlineError):
+            await speaker.speak(Order("late", deadline_seconds=0.05))
+        voice.gate.set()
+        await running
+        assert "late" not in voice.calls
+        labels = {"door": "", "voice": "ana", "outcome": "late"}
+        assert value(speaker.metrics, "vits_requests_total", **labels) == 1
+        assert len(speaker.runtime) == 0
+
+    asyncio.run(scene())
+
+
+def test_a_deadline_that_passes_in_mid_speech_ends_it(speaker: Speaker, opener: Opener) -> None:
+    async def scene() -> None:
+        await speaker.warm()
+        voice = opener.opened[0]
+        voice.permits = threading.Semaphore(1)
+        async with await speaker.start(Order("una. dos. tres. " * 9, deadline_seconds=0.5)) as speaking:
+            await asyncio.sleep(0.55)
+            voice.permits.release(100)
+            with pytest.raises(DeadlineError):
+                async for _ in speaking:
+                    pass
+
+    asyncio.run(scene())
+
+
+def test_every_caller_of_a_crowd_gets_their_own_answer(make_speaker: MakeSpeaker, opener: Opener) -> None:
+    async def scene() -> None:
+        speaker = make_speaker(default="ana", workers=4, max_batch=4)
+        texts = ["uno", "dos. y tres", "tres cuatro cinco seis siete ocho nueve diez"]
+        alone = {text: await speaker.speak(Order(text, seed=3)) for text in texts}
+        crowd = [*texts, "mute", "break", "bug"] * 8
         answers = await asyncio.gather(
-            *(speaker.speak(Order(text, seed=3)) for text in texts), return_exceptions=True
+            *(speaker.speak(Order(text, seed=3)) for text in crowd), return_exceptions=True
         )
         kinds = {"mute": TextError, "break": EngineError, "bug": ZeroDivisionError}
-        for text, answer in zip(texts, answers, strict=True):
+        for text, answer in zip(crowd, answers, strict=True):
             if text in kinds:
                 assert isinstance(answer, kinds[text])
             else:
                 assert not isinstance(answer, BaseException)
                 assert answer.samples.tobytes() == alone[text].samples.tobytes()
+                assert answer.samples.tobytes() == opener.opened[0].synthesize(text, seed=3).samples.tobytes()
         assert value(speaker.metrics, "vits_requests_in_flight") == 0
+        assert speaker.shelf.get().leases == 0
 
     asyncio.run(scene())
 
 
 def test_what_is_made_is_measured(speaker: Speaker) -> None:
-    spoken = asyncio.run(speaker.speak(Order("x" * 250)))
+    spoken = asyncio.run(speaker.speak(Order("x" * 250, door="http")))
     assert spoken.duration_seconds == 2.5
     assert value(speaker.metrics, "vits_audio_seconds_total", voice="ana") == 2.5
-    assert value(speaker.metrics, "vits_synthesis_seconds_count", voice="ana") == 1
+    for name, labels in (
+        ("real_time_factor_ratio", {"voice": "ana"}),
+        ("encoder_seconds", {"voice": "ana"}),
+        ("queue_seconds", {}),
+        ("first_audio_seconds", {"door": "http"}),
+        ("total_seconds", {"door": "http"}),
+    ):
+        assert value(speaker.metrics, f"vits_{name}_count", **labels) == 1
+    assert value(speaker.metrics, "vits_padding_ratio_count", graph="encoder") == 1
+    assert value(speaker.metrics, "vits_window_occupancy_ratio_count") > 5
+    labels = {"door": "http", "voice": "ana", "outcome": "spoken"}
+    assert value(speaker.metrics, "vits_requests_total", **labels) == 1
 
 
-def test_closing_unloads_and_leaves_no_thread(make_speaker: MakeSpeaker, opener: Opener) -> None:
+@pytest.mark.parametrize("log_text", [False, True])
+def test_orders_are_logged_without_what_they_say_unless_asked(
+    make_speaker: MakeSpeaker, caplog: pytest.LogCaptureFixture, log_text: bool
+) -> None:
+    speaker = make_speaker(default="ana", log_text=log_text)
+    with caplog.at_level(logging.INFO, "vits"):
+        asyncio.run(speaker.speak(Order("un secreto", request_id="r-1")))
+    record = caplog.records[-1]
+    details = record.__dict__["details"]
+    assert details["request_id"] == "r-1"
+    assert details["outcome"] == "spoken"
+    assert details["audio_seconds"] == 0.1
+    assert ("secreto" in json.dumps(details)) == log_text
+    assert "secreto" not in record.getMessage()
+
+
+def test_a_server_that_stops_takes_nothing_more_and_finishes_what_runs(
+    speaker: Speaker, opener: Opener
+) -> None:
+    async def scene() -> None:
+        await speaker.warm()
+        opener.opened[0].gate.clear()
+        running = asyncio.create_task(speaker.speak(Order("una frase")))
+        await asyncio.sleep(0.01)
+        speaker.drain()
+        assert not speaker.ready
+        with pytest.raises(OverloadedError, match="stopping"):
+            await speaker.speak(Order("otra"))
+        opener.opened[0].gate.set()
+        assert (await running).duration_seconds == 0.09
+
+    asyncio.run(scene())
+
+
+def test_closing_answers_who_waits_and_leaves_no_thread(make_speaker: MakeSpeaker, opener: Opener) -> None:
     before = threading.active_count()
-    speaker = make_speaker(default="ana")
-    asyncio.run(speaker.warm())
-    speaker.close()
-    assert not speaker.ready
-    assert opener.opened[0].closed
+
+    async def scene() -> None:
+        speaker = make_speaker(default="ana", workers=1)
+        await speaker.warm()
+        voice = opener.opened[0]
+        voice.gate.clear()
+        waiting = [asyncio.create_task(speaker.speak(Order(text))) for text in "abc"]
+        await asyncio.sleep(0.02)
+        threading.Timer(0.05, voice.gate.set).start()
+        await asyncio.to_thread(speaker.close)
+        answers = await asyncio.gather(*waiting, return_exceptions=True)
+        assert all(isinstance(answer, OverloadedError) for answer in answers)
+        assert voice.closed
+        assert value(speaker.metrics, "vits_voices_loaded") == 0
+        assert value(speaker.metrics, "vits_requests_in_flight") == 0
+
+    asyncio.run(scene())
     assert threading.active_count() == before
-    assert value(speaker.metrics, "vits_voices_loaded") == 0
-
-
-def test_at_least_two_orders_at_once() -> None:
-    assert default_workers(0) == 2
-    assert default_workers(1) >= 2

@@ -151,6 +151,7 @@ def say_through_server(arguments: argparse.Namespace) -> Callable[[], Said]:
     if parts.scheme not in {"http", "https"} or not parts.netloc:
         raise UserError(f"--url is {arguments.url!r}; give a server's address such as http://127.0.0.1:3000")
     body: dict[str, object] = {"input": arguments.text, "voice": arguments.voice, "speed": arguments.speed}
+    body["response_format"] = "wav"
     body |= {name: value for name in ("speaker", "seed") if (value := getattr(arguments, name)) is not None}
     request = urllib.request.Request(  # noqa: S310 - the scheme was checked
         f"{arguments.url.rstrip('/')}/v1/audio/speech",

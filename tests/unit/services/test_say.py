@@ -75,7 +75,7 @@ def test_through_a_server(
         "joe",
     ]
     assert say.main([*arguments, "--speaker", "3"]) == 0
-    body = {"input": "Hola", "voice": "joe", "speed": 2.0, "seed": 9, "speaker": "3"}
+    body = {"input": "Hola", "voice": "joe", "speed": 2.0, "response_format": "wav", "seed": 9, "speaker": "3"}
     assert Canned.asked == [("/v1/audio/speech", body)]
     assert read_audio(output).sampling_rate == 8000
     first, second = capsys.readouterr().out.splitlines()

@@ -44,6 +44,7 @@ SUBCOMMANDS: dict[str, Subcommand] = {
     ),
     "train": Subcommand("services.training.cli", "train", "fine-tune a model on one person's recordings"),
     "export": Subcommand("services.export.cli", "export", "turn a trained model into a voice that runs fast"),
+    "evaluate": Subcommand("services.evaluate", "judges", "score a voice, a model or recordings"),
     "say": Subcommand("services.say", "serve", "speak one text into a file"),
     "serve": Subcommand("services.synthesis.cli", "serve", "serve voices over HTTP and gRPC"),
     "models": Subcommand("services.store_cli", "", "list and show the models in a store"),

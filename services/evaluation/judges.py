@@ -73,7 +73,7 @@ class Judges:
         only: The judges to ask; the others are neither loaded nor called missing.
 
     Raises:
-        UserError: ``only`` names a judge that there is not, or ``language`` is one the recogniser does not know.
+        UserError: ``only`` names a judge that there is not.
     """
 
     def __init__(
@@ -98,7 +98,12 @@ class Judges:
         self._missing: dict[str, str] = {}
 
     def available(self) -> tuple[str, ...]:
-        """The judges that can score; loads those that have not been."""
+        """The judges that can score; loads those that have not been.
+
+        Raises:
+            UserError: The recogniser's folder is not one.
+            CorruptObjectError: Packaged weights are not those that are pinned.
+        """
         self._load()
         return tuple(self._loaded)
 

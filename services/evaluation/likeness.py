@@ -94,7 +94,8 @@ def _speech(samples: NDArray[np.float32]) -> NDArray[np.float32]:
     if not speech.any():
         return samples
     kept = binary_dilation(speech, np.ones(2 * _KEPT_SILENCE + 1))
-    return samples[np.repeat(kept, round(FRAME_SECONDS * _RATE))[: len(samples)]]
+    inside: NDArray[np.bool_] = np.repeat(kept, round(FRAME_SECONDS * _RATE))[: len(samples)]
+    return samples[inside]
 
 
 def _amplified(samples: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -40,16 +40,15 @@ class Whisper:
         language: BCP 47 or ISO 639; guessed for each clip where not given.
 
     Raises:
-        MissingJudgeError: faster-whisper or the packaged model is not installed.
-        UserError: ``folder`` is not such a model's, or Whisper does not know the language.
+        MissingJudgeError: faster-whisper or the packaged model is not installed, or does not know the language.
+        UserError: ``folder`` is not such a model's.
     """
 
     def __init__(self, folder: Path | None = None, *, language: str | None = None) -> None:
         self.language = None if language is None else whisper_code(language)
         if language is not None and self.language is None:
-            raise UserError(
-                f"Whisper knows no language {language!r}: give the tag of a related one with --language, or judge "
-                "without the recogniser"
+            raise MissingJudgeError(
+                f"Whisper knows no language {language!r}: give the tag of a related one with --language"
             )
         if folder is not None:
             _check_folder(folder)

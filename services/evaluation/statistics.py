@@ -77,9 +77,20 @@ def estimate(values: Sequence[float], *, resamples: int = RESAMPLES, seed: int =
 
 def estimate_rate(errors: Sequence[Errors], *, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
     """The pooled error rate of several sentences."""
-    edits, totals = _counts(errors)
-    drawn = _rates(edits[None], totals, resamples, seed)
-    return Estimate(_ratio(edits.sum(), totals.sum()), *_interval(drawn[0], len(errors)), len(errors))
+    return estimate_ratio(*_counts(errors), resamples=resamples, seed=seed)
+
+
+def estimate_ratio(
+    parts: Sequence[float] | Numbers,
+    wholes: Sequence[float] | Numbers,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
+    """The ratio of two sums over several sentences, such as edits by words, or computing by audio seconds."""
+    above, below = np.asarray(parts, np.float64), np.asarray(wholes, np.float64)
+    drawn = _rates(above[None], below, resamples, seed)
+    return Estimate(_ratio(above.sum(), below.sum()), *_interval(drawn[0], len(above)), len(above))
 
 
 def difference(
@@ -164,7 +175,7 @@ def _ratio(edits: float, total: float) -> float:
 def _rates(values: Numbers, weights: Numbers, resamples: int, seed: int) -> Numbers:
     """Of [K, N] values, [K, R] sums over drawn sentences, each divided by the sum of the drawn [N] weights."""
     chunks = [
-        values[:, drawn].sum(axis=2) / np.maximum(weights[drawn].sum(axis=1), 1.0)
+        values[:, drawn].sum(axis=2) / np.maximum(weights[drawn].sum(axis=1), 1e-9)
         for drawn in _draws(values.shape[1], resamples, seed)
     ]
     return np.concatenate(chunks, axis=1)

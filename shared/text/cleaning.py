@@ -23,8 +23,11 @@ _ATTENTION = re.compile(rf"[^\W\d_][\u0300-\u036f]+|[^{_PLAIN}]")
 #: Kinds of compatibility forms that are the same letters in other clothes. Superscripts and fractions are
 #: not among them: ``x²`` is not ``x2``.
 _SAME_LETTERS = frozenset(
-    ["<wide>", "<narrow>", "<compat>", "<font>", "<circle>", "<noBreak>", "<vertical>", "<small>"]
-    + ["<isolated>", "<initial>", "<medial>", "<final>"]  # noqa: RUF005 (Arabic)
+    f"<{kind}>"
+    for kind in (
+        *("wide", "narrow", "compat", "font", "circle", "noBreak", "vertical", "small"),
+        *("isolated", "initial", "medial", "final"),
+    )
 )
 
 #: Stand-ins that Unicode does not know, for typography and letters whose sound another letter has.

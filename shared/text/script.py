@@ -11,16 +11,22 @@ they are, with `FrontEnd.tokenize`.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import itemgetter
+from typing import Literal
 
 from shared.errors import TextError
 from shared.text.cleaning import clean, fit_vocabulary, report
 from shared.text.front_end import FrontEnd
 from shared.text.lexicon import Lexicon
+from shared.text.normalization import normalize
+from shared.text.normalization import readings as normalized
 from shared.text.segmentation import arrange
+from shared.text.ssml import Marked, espeak_voice, parse_ssml
 from shared.text.tokens import Tokens, once_each, require_speakable
-from shared.text.units import MARKS, read_units
+from shared.text.units import MARKS, Reading, Unit, read_units
 
 #: A segment has at most so many ids: nobody waits behind a longer one.
 MAX_TOKENS = 200
@@ -125,15 +131,15 @@ def plan_script(
         raise TextError(
             f"The text has {len(text):,} characters, and at most {MAX_CHARACTERS:,} are spoken at once. Split it."
         )
-    cleaned = clean(text)
+    marked = parse_ssml(text, front_end, language=language) if ssml else _plain(text)
     units = [
         replace(
             unit,
             spoken=fit_vocabulary(front_end, unit.spoken),
-            start=cleaned.source(unit.start),
-            end=cleaned.source(unit.end),
+            start=marked.origins[unit.start],
+            end=marked.origins[unit.end - 1] + 1 if unit.end > unit.start else marked.origins[unit.end],
         )
-        for unit in read_units(cleaned.text)
+        for unit in _units(marked, front_end, language, lexicon or Lexicon())
     ]
     pieces, unspoken = arrange(units, front_end, max_tokens=max_tokens)
     segments = tuple(
@@ -149,6 +155,54 @@ def plan_script(
         )
         for piece in pieces
     )
-    unknown = once_each(map(report, [*cleaned.dropped, *(s for s in unspoken if s not in SILENT)]))
+    unknown = once_each(map(report, [*marked.dropped, *(s for s in unspoken if s not in SILENT)]))
     require_speakable(text, (s for segment in segments for s in segment.tokens.symbols), unknown)
     return Script(segments, unknown)
+
+
+def _plain(text: str) -> Marked:
+    """A text without any markup."""
+    cleaned = clean(text)
+    origins = range(len(text) + 1) if cleaned.origins is None else cleaned.origins
+    return Marked(cleaned.text, origins, list(cleaned.dropped))
+
+
+def _units(marked: Marked, front_end: FrontEnd, language: str, lexicon: Lexicon) -> list[Unit]:
+    """Words, marks and pauses of a text, readings applied."""
+    readings = _readings(marked, front_end, language, lexicon)
+    units = read_units(marked.text, readings)
+    if len(marked.rates) > 1 or len(marked.languages) > 1:
+        units = [_spoken_as(unit, marked) for unit in units]
+    for pause in reversed(marked.pauses):
+        at = bisect_left(units, pause.position, key=lambda unit: unit.start)
+        kind: Literal["break", "paragraph"] = "paragraph" if pause.seconds is None else "break"
+        units.insert(at, Unit(kind, "", pause.position, pause.position, seconds=pause.seconds or 0.0))
+    return units
+
+
+def _spoken_as(unit: Unit, marked: Marked) -> Unit:
+    """A unit with the rate and language that hold where it is."""
+    rate = marked.rates[bisect_right(marked.rates, unit.start, key=itemgetter(0)) - 1][1]
+    code = marked.languages[bisect_right(marked.languages, unit.start, key=itemgetter(0)) - 1][1]
+    return replace(unit, speaking_rate=rate, language=code and espeak_voice(code))
+
+
+def _readings(marked: Marked, front_end: FrontEnd, language: str, lexicon: Lexicon) -> list[Reading]:
+    """What is not spoken as it is written: as the markup says, else the lexicon, else the language's rules."""
+    text = marked.text
+    taken = bytearray(len(text))
+    readings = list(marked.readings)
+    for reading in readings:
+        taken[reading.start : reading.end] = b"\x01" * (reading.end - reading.start)
+    for start, end, entry in lexicon.find(text):
+        if any(taken[start:end]) or (entry.text is None and not front_end.speaks_phonemes):
+            continue
+        spoken = text[start:end] if entry.text is None else normalize(entry.text, language)
+        readings.append(Reading(start, end, spoken, entry.phonemes))
+        taken[start:end] = b"\x01" * (end - start)
+    starts = [start for start, _ in marked.languages]
+    for (start, code), end in zip(marked.languages, [*starts[1:], len(text)], strict=True):
+        if start < end:
+            found = normalized(text[start:end], code or language, taken[start:end])
+            readings += [replace(r, start=r.start + start, end=r.end + start) for r in found]
+    return sorted(readings, key=lambda reading: reading.start)

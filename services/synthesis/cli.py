@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import signal
 import socket
@@ -11,8 +12,10 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
+from services.synthesis.access import Access, add_token
 from services.synthesis.settings import Settings
 from shared.errors import UserError
 from shared.registry import Registry, default_cache
@@ -24,10 +27,14 @@ examples:
       the newest voice of ./store (or $VITS_STORE), on 127.0.0.1
   vits serve --store s3://voices --voice joe@production --host 0.0.0.0
       a chosen voice, for other machines too
+  vits serve --tokens tokens.json --new-token web --quota 3600
+      make a token for "web", good for an hour of audio an hour, and print it; its hash goes into the file
+  vits serve --tokens tokens.json
+      serve only those who send one of the tokens, as 'Authorization: Bearer TOKEN'
 
 Then, with any client of OpenAI's speech API:
   curl http://127.0.0.1:3000/v1/audio/speech -H 'Content-Type: application/json' \\
-      -d '{"model": "tts-1", "voice": "alloy", "input": "Hola, ¿cómo estás?"}' -o hola.wav
+      -d '{"model": "tts-1", "voice": "alloy", "input": "Hola, ¿cómo estás?"}' -o hola.mp3
 
 GET /v1/audio/voices lists the voices; any of them can be asked for by name. /livez and /readyz are for
 orchestrators, /metrics for Prometheus. Ctrl-C or SIGTERM finishes what is running and exits with 0.
@@ -57,6 +64,25 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--grpc-port", type=port, default=defaults.grpc_port, help="0 takes a free one (default: %(default)s)"
+    )
+    add(
+        "--tokens",
+        type=Path,
+        metavar="FILE",
+        help="only who sends one of its tokens may call (default: everybody)",
+    )
+    add("--new-token", metavar="NAME", help="add a token to the file of --tokens, print it, and end")
+    add(
+        "--quota",
+        type=float,
+        metavar="SECONDS",
+        help="audio that the new token may have in an hour, counted by each server alone (default: no limit)",
+    )
+    add(
+        "--max-audio-seconds",
+        type=count,
+        default=defaults.max_audio_seconds,
+        help="longest audio of one request (default: %(default)s)",
     )
     add("--threads", type=count, default=0, help="threads that one synthesis uses (default: every CPU)")
     return made
@@ -172,10 +198,28 @@ def serve(settings: Settings, taken: socket.socket, *, started: float) -> None:
         raise failure
 
 
+def new_token(name: str, path: Path | None, quota: float | None) -> int:
+    """Make a token and print it, once.
+
+    Raises:
+        UserError: There is no file to put it in, or its quota is none.
+        ConfigError: The file cannot be used, or has a token of that name.
+    """
+    if path is None:
+        raise UserError("--new-token needs --tokens FILE: the file that its hash goes into")
+    if quota is not None and not (math.isfinite(quota) and quota > 0):
+        raise UserError(f"--quota is {quota:g}; it must be above 0 seconds of audio an hour")
+    print(add_token(path, name, audio_seconds_per_hour=quota))
+    print(f"This is the only time that it is shown; {path} has its hash.", file=sys.stderr)
+    return 0
+
+
 def main(argv: Sequence[str]) -> int:
     """Serve until told to stop."""
     started = time.monotonic()
     arguments = parser().parse_args(argv)
+    if arguments.new_token:
+        return new_token(arguments.new_token, arguments.tokens, arguments.quota)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop_at_once)
     store = arguments.store or default_store_url()
@@ -183,6 +227,7 @@ def main(argv: Sequence[str]) -> int:
     from services.synthesis.voices import default_voice
 
     registry.resolve("voices", arguments.voice or default_voice(registry))
+    Access(arguments.tokens)  # a file that cannot be used is said now
     with listening_socket(arguments.host, arguments.http_port) as taken:
         settings = Settings(
             store=store,
@@ -191,6 +236,8 @@ def main(argv: Sequence[str]) -> int:
             http_port=taken.getsockname()[1],
             grpc_port=arguments.grpc_port,
             threads=arguments.threads,
+            tokens=str(arguments.tokens.absolute()) if arguments.tokens else "",
+            max_audio_seconds=arguments.max_audio_seconds,
         )
         set_environment(settings)
         serve(settings, taken, started=started)

@@ -12,15 +12,20 @@ import os
 import signal
 import time
 from functools import partial
-from typing import Any, cast
+from pathlib import Path
+from typing import Annotated, Any, cast
 
 import bentoml
 from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml._internal.server.metrics.prometheus import PrometheusClient
+from bentoml.validators import ContentType
 from starlette.middleware.errors import ServerErrorMiddleware
 
+from services.synthesis.access import Access
 from services.synthesis.grpc import GrpcServer
 from services.synthesis.http import make_app
+from services.synthesis.http.bento import synthesized
+from services.synthesis.http.requests import ResponseFormat
 from services.synthesis.settings import Settings
 from services.synthesis.speaker import Speaker
 from services.synthesis.voices import VoiceShelf
@@ -65,9 +70,11 @@ class SynthesisService:
             forget=runtime.forget_voice,
         )
         self.speaker = Speaker(shelf, runtime, metrics)
-        self.grpc = GrpcServer(self.speaker, host=settings.host, port=settings.grpc_port)
+        tokens = Path(settings.tokens) if settings.tokens else None
+        access = Access(tokens, max_audio_seconds=settings.max_audio_seconds)
+        self.grpc = GrpcServer(self.speaker, host=settings.host, port=settings.grpc_port, access=access)
         self.warming: asyncio.Task[None] | None = None
-        http_app.state.speaker = self.speaker
+        http_app.state.speaker, http_app.state.access = self.speaker, access
 
     def __is_ready__(self) -> bool:
         """What ``/readyz`` asks: whether the default voice is warm."""
@@ -81,6 +88,7 @@ class SynthesisService:
     async def _warm(self) -> None:
         try:
             await self.grpc.start()
+            http_app.state.grpc_port = self.grpc.port
             loaded = await self.speaker.warm()
             await self.grpc.serving()
         except Exception as error:  # whatever it is, a server without a voice must not stay
@@ -93,7 +101,7 @@ class SynthesisService:
         logger.info(
             "ready after %.1f s: HTTP on %s, gRPC on %s:%d, voice %s\n"
             """  try: curl %s/v1/audio/speech -H 'Content-Type: application/json' """
-            """-d '{"input": "Hola, ¿cómo estás?"}' -o hola.wav""",
+            """-d '{"input": "Hola, ¿cómo estás?"}' -o hola.mp3""",
             *(
                 time.monotonic() - http_app.state.started,
                 url,
@@ -103,6 +111,26 @@ class SynthesisService:
                 url,
             ),
         )
+
+    @bentoml.api(route="/synthesize")  # type: ignore[untyped-decorator]
+    async def synthesize(
+        self,
+        ctx: bentoml.Context,
+        input: str,  # noqa: A002 - OpenAI's name for it
+        voice: str = "",
+        response_format: ResponseFormat = "wav",
+        speed: float = 1.0,
+        speaker: str | int | None = None,
+        seed: int | None = None,
+        noise_scale: float | None = None,
+        noise_scale_duration: float | None = None,
+        sampling_rate: int | None = None,
+        language: str | None = None,
+        ssml: bool | None = None,
+    ) -> Annotated[Path, ContentType("audio/*")]:
+        """Speak a text: ``/v1/audio/speech`` for BentoML's own client, which gets a file."""
+        asked = {name: value for name, value in locals().items() if name not in {"self", "ctx"}}
+        return cast("Path", await synthesized(http_app.state, ctx.request.headers, asked))
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     async def stop(self) -> None:

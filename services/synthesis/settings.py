@@ -33,6 +33,10 @@ class Settings:
     """Port of gRPC; 0 takes a free one."""
     threads: int = 0
     """Threads that one synthesis uses; 0 uses every CPU."""
+    tokens: str = ""
+    """File of the callers' tokens; see `services.synthesis.access`. Empty: everybody may call."""
+    max_audio_seconds: int = 600
+    """The longest audio of one request."""
     grace_seconds: int = 30
     """How long a stopping server waits for what is running."""
 

@@ -80,7 +80,9 @@ async def _line(call: Call, wanted: BatchRequest, number: int) -> dict[str, Any]
             except OverloadedError as error:  # a batch can wait
                 await asyncio.sleep(min(error.retry_after_seconds, _LONGEST_WAIT_SECONDS))
         async with speaking:
-            return line | await whole(Delivery(call, speaking, options), options)
+            return line | await whole(
+                Delivery(speaking, options, call.caller, call.access.max_audio_seconds), options
+            )
     except Exception as error:
         return line | {"status": int(row_of(error).status), "error": error_content(error)}
 

@@ -178,7 +178,9 @@ class Context:
         )
         self._number += 1
         async with await self._call.speaker.start(order) as speaking:
-            delivery = Delivery(self._call, speaking, self.options, self._encoder)
+            delivery = Delivery(
+                speaking, self.options, self._call.caller, self._call.access.max_audio_seconds, self._encoder
+            )
             if self._encoder is None:
                 self._encoder = delivery.encoder
                 # A seed that was drawn is that of all sentences.

@@ -16,7 +16,7 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from services.synthesis.access import metered
+from services.synthesis.access import Caller, metered
 from services.synthesis.http.door import Call
 from services.synthesis.http.errors import error_content, to_json
 from services.synthesis.http.requests import SpeechOptions, SpeechRequest, parse
@@ -33,9 +33,10 @@ class Delivery:
     """A text that is being spoken, encoded, and charged to its caller.
 
     Args:
-        call: On whose behalf.
         speaking: The text.
         options: How it is packed.
+        caller: Who pays.
+        max_audio_seconds: The longest that it may be.
         encoder: Goes on with an earlier text's audio, where given.
 
     Attributes:
@@ -44,14 +45,19 @@ class Delivery:
     """
 
     def __init__(
-        self, call: Call, speaking: Speaking, options: SpeechOptions, encoder: Encoder | None = None
+        self,
+        speaking: Speaking,
+        options: SpeechOptions,
+        caller: Caller,
+        max_audio_seconds: float,
+        encoder: Encoder | None = None,
     ) -> None:
         self.speaking = speaking
         self.encoder = encoder or open_encoder(
             options.response_format, speaking.sampling_rate, options.sampling_rate
         )
         self.seconds = 0.0
-        self._samples = metered(speaking, call.caller, call.access.max_audio_seconds)
+        self._samples = metered(speaking, caller, max_audio_seconds)
         self._timestamps = options.timestamps
         self._told = 0
 
@@ -145,7 +151,7 @@ async def answer(call: Call, order: Order, wanted: SpeechRequest) -> Response:
     """Speak an order, and answer in the form that is wanted."""
     speaking = await call.speaker.start(order)
     try:
-        delivery = Delivery(call, speaking, wanted)
+        delivery = Delivery(speaking, wanted, call.caller, call.access.max_audio_seconds)
         if wanted.stream_format == "json":
             return await _as_json(delivery, wanted)
         if wanted.stream_format == "sse":
@@ -193,14 +199,19 @@ def _event(content: dict[str, Any]) -> bytes:
     return b"data: " + to_json(content) + b"\n\n"
 
 
-async def whole(delivery: Delivery, options: SpeechOptions) -> dict[str, Any]:
-    """A spoken text as one object, with its audio in base64, and its captions where timestamps are wanted."""
+async def whole_audio(delivery: Delivery, options: SpeechOptions) -> bytes:
+    """All of the audio as one file, whose header knows how long it is."""
     async with delivery.speaking as speaking:
         samples = np.concatenate([piece async for piece in delivery.samples()])
-        timestamps = delivery.new_timestamps()
-    audio = await asyncio.to_thread(
+    return await asyncio.to_thread(
         encode, options.response_format, samples, speaking.sampling_rate, delivery.encoder.sampling_rate
     )
+
+
+async def whole(delivery: Delivery, options: SpeechOptions) -> dict[str, Any]:
+    """A spoken text as one object, with its audio in base64, and its captions where timestamps are wanted."""
+    audio = await whole_audio(delivery, options)
+    timestamps = delivery.new_timestamps()
     content: dict[str, Any] = {"response_format": options.response_format, **summary(delivery)}
     content["audio"] = base64.b64encode(audio).decode()
     if options.timestamps:

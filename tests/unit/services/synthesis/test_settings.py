@@ -16,6 +16,8 @@ def test_there_and_back() -> None:
         http_port=1,
         grpc_port=2,
         threads=3,
+        tokens="/etc/vits/tokens.json",
+        max_audio_seconds=5,
         grace_seconds=4,
     )
     assert Settings.from_environment(settings.to_environment()) == settings

@@ -24,7 +24,8 @@ from starlette.middleware.errors import ServerErrorMiddleware
 from services.synthesis.access import Access
 from services.synthesis.grpc import GrpcServer
 from services.synthesis.http import make_app
-from services.synthesis.http.bento import synthesized
+from services.synthesis.http.bento import PATH as SYNTHESIZE_PATH
+from services.synthesis.http.bento import SynthesizeGuard, synthesized
 from services.synthesis.http.requests import ResponseFormat
 from services.synthesis.settings import Settings
 from services.synthesis.speaker import Speaker
@@ -112,7 +113,7 @@ class SynthesisService:
             ),
         )
 
-    @bentoml.api(route="/synthesize")  # type: ignore[untyped-decorator]
+    @bentoml.api(route=SYNTHESIZE_PATH)  # type: ignore[untyped-decorator]
     async def synthesize(
         self,
         ctx: bentoml.Context,
@@ -130,7 +131,7 @@ class SynthesisService:
     ) -> Annotated[Path, ContentType("audio/*")]:
         """Speak a text: ``/v1/audio/speech`` for BentoML's own client, which gets a file."""
         asked = {name: value for name, value in locals().items() if name not in {"self", "ctx"}}
-        return cast("Path", await synthesized(http_app.state, ctx.request.headers, asked))
+        return cast("Path", await synthesized(http_app.state, ctx, asked))
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     async def stop(self) -> None:
@@ -144,3 +145,4 @@ class SynthesisService:
 
 # BentoML's time limit waits for the first byte of an answer; an endpoint that raises before it would never end.
 cast("Any", SynthesisService).add_asgi_middleware(ServerErrorMiddleware)
+cast("Any", SynthesisService).add_asgi_middleware(SynthesizeGuard)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from transformers import VitsModel
 
 from services.export import parity
-from services.export.graphs import OPSET, SIGNATURES, export_graph
+from services.export.graphs import OPSET, SIGNATURES, export_decoder_2d, export_fp16, export_graph
 from services.export.halo import halo_frames
-from shared.errors import ModelError
+from shared.errors import ModelError, NotFoundError, nearest
 from shared.modeling import load_model
 from shared.provenance import Provenance
 from shared.text import FrontEnd
 from shared.voice import Voice, VoiceSpec
+from shared.voice.selection import PORTABLE
 from shared.voice.spec import DecoderPlan, Defaults, ModelReference, Variant
 
 #: Lengths that token sequences are padded to. Attention grows with the square of it, so short ones are dense.
@@ -32,6 +33,43 @@ FRAME_MULTIPLE = 64
 FIRST_WINDOW_FRAMES = 32
 WINDOW_FRAMES = 128
 
+#: The decoder over images of height 1, which every variant of OpenVINO reads that does not quantise it.
+DECODER_2D = "fp32/decoder-2d.onnx"
+
+_FP32 = Variant(
+    encoder="fp32/encoder.onnx",
+    flow="fp32/flow.onnx",
+    decoder="fp32/decoder.onnx",
+    opset=OPSET,
+    gate="reference",
+)
+_OPENVINO = _FP32.model_copy(update={"engine": "openvino", "decoder": DECODER_2D})
+
+#: The variants that this module writes, by name. Quantised ones are built upon them.
+VARIANTS: dict[str, Variant] = {
+    PORTABLE: _FP32,
+    "fp32-openvino": _OPENVINO,
+    # The same files: OpenVINO rounds the weights as it loads them.
+    "bf16": _OPENVINO.model_copy(
+        update={"precision": "bf16", "requires": ["avx512_bf16", "amx_bf16"], "gate": "ungated"}
+    ),
+    "fp16": _FP32.model_copy(
+        update={
+            "device": "gpu",
+            "precision": "fp16",
+            "flow": "fp16/flow.onnx",
+            "decoder": "fp16/decoder.onnx",
+            "gate": "ungated",
+        }
+    ),
+}
+
+#: Those whose samples are PyTorch's within `parity.TOLERANCE`.
+EXACT = [name for name, variant in VARIANTS.items() if variant.gate == "reference"]
+
+#: Variants from the fastest to the slowest, as `benchmarks.synthesis` found them (fp16: presumed).
+BY_SPEED = ("fp16", "bf16", "fp32-openvino", PORTABLE)
+
 #: Where a model folder keeps the names of its speakers: ``{"name": id}``.
 SPEAKERS_FILE = "speakers.json"
 
@@ -45,9 +83,13 @@ def export_voice(
     provenance: Provenance,
     model: ModelReference | None = None,
     language: str | None = None,
+    variants: Sequence[str] = ("fp32",),
     progress: Callable[[str], None] = lambda line: None,
 ) -> VoiceSpec:
     """Write the voice of a model, and prove that it says what the model says.
+
+    Every variant of fp32 is compared with PyTorch. The others differ by design: they are written as
+    ``ungated``, and whoever judges them sets `Variant.gate`.
 
     Args:
         model_folder: A Hugging Face VITS folder.
@@ -55,15 +97,18 @@ def export_voice(
         provenance: Licence, sources and consent of the model.
         model: Its name and version, where it comes from a registry.
         language: What it speaks; what the text front end says where not given.
+        variants: Which of `VARIANTS` to write; ``fp32`` is always written.
         progress: Called with a line about each step.
 
     Returns:
         What ``voice.json`` says.
 
     Raises:
+        NotFoundError: There is no such variant.
         ModelError: The folder is not a model that can be exported.
         QualityError: The graphs do not compute what the model computes.
     """
+    names = check_variants(variants)
     network = load_model(model_folder)
     front_end = FrontEnd.from_folder(model_folder)
     if front_end.vocab_size > network.config.vocab_size:
@@ -86,22 +131,83 @@ def export_voice(
         language=language,
     )
     exported = load_model(model_folder)  # one to export and one, untouched, to compare with
-    (output / "fp32").mkdir(parents=True, exist_ok=True)
-    for name in SIGNATURES:
-        progress(f"Writing the {name} graph (fp32, opset {OPSET})")
-        export_graph(name, exported, output / "fp32" / f"{name}.onnx")
+    write_graphs(exported, output, names, progress)
+    spec = spec.model_copy(
+        update={
+            "variants": {name: VARIANTS[name] for name in names},
+            "recommended": [name for name in BY_SPEED if name in names],
+        }
+    )
     spec.write(output)
 
-    progress("Comparing with PyTorch")
-    voice = Voice.open(output)
+    report = {name: check_parity(network, output, name, progress) for name in names if name in EXACT}
+    document = {
+        "schema_version": 1,
+        "parity": report[PORTABLE],
+        "parity_of_variants": {name: figures for name, figures in report.items() if name != PORTABLE},
+    }
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    (output / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
+    return spec
+
+
+def check_variants(names: Sequence[str]) -> list[str]:
+    """The variants that are asked for and `PORTABLE`, each once, in the order of `VARIANTS`.
+
+    Raises:
+        NotFoundError: There is no such variant.
+    """
+    for name in names:
+        if name not in VARIANTS:
+            raise NotFoundError(
+                f"There is no variant {name!r}{nearest(name, list(VARIANTS))}; there are {', '.join(VARIANTS)}"
+            )
+    return [name for name in VARIANTS if name == PORTABLE or name in names]
+
+
+def write_graphs(
+    model: VitsModel, output: Path, names: Sequence[str], progress: Callable[[str], None]
+) -> None:
+    """Write the graphs of variants; each file once, however many of them share it.
+
+    Args:
+        model: To export. It loses its weight norm.
+        output: The voice folder.
+        names: The variants.
+        progress: Called with a line about each file.
+    """
+    files: dict[str, tuple[str, str]] = {}
+    for name in names:
+        variant = VARIANTS[name]
+        for graph in SIGNATURES:
+            files[getattr(variant, graph)] = (graph, variant.precision)
+    for path, (graph, precision) in files.items():
+        progress(f"Writing {path} (opset {OPSET})")
+        (output / path).parent.mkdir(parents=True, exist_ok=True)
+        if path == DECODER_2D:
+            export_decoder_2d(model, output / path)
+        elif precision == "fp16" and graph != "encoder":
+            export_fp16(graph, model, output / path)
+        else:
+            export_graph(graph, model, output / path)
+
+
+def check_parity(
+    network: VitsModel, folder: Path, name: str, progress: Callable[[str], None]
+) -> dict[str, object]:
+    """Compare a variant with the model that it was exported from: the figures for the report.
+
+    Raises:
+        QualityError: They differ by more than is allowed.
+    """
+    progress(f"Comparing {name} with PyTorch")
+    voice = Voice.open(folder, variant=name)
     try:
         figures = parity.measure(network, voice)
     finally:
         voice.close()
-    text = json.dumps({"schema_version": 1, "parity": figures.to_json()}, indent=2, ensure_ascii=False)
-    (output / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
-    progress(f"The voice agrees with PyTorch within {figures.worst:.1e} (allowed: {parity.TOLERANCE:.0e})")
-    return spec
+    progress(f"{name} agrees with PyTorch within {figures.worst:.1e} (allowed: {parity.TOLERANCE:.0e})")
+    return figures.to_json()
 
 
 def describe(
@@ -137,7 +243,7 @@ def describe(
         ),
         token_buckets=TOKEN_BUCKETS,
         frame_multiple=FRAME_MULTIPLE,
-        variants={"fp32": Variant(opset=OPSET, **{name: f"fp32/{name}.onnx" for name in SIGNATURES})},
+        variants={PORTABLE: VARIANTS[PORTABLE]},
         licence=provenance.licence,
         sources=list(provenance.sources),
         consent=provenance.consent,

@@ -11,6 +11,10 @@ Each graph is an ``nn.Module`` that uses the model's own weights and computes ex
 
 Nothing inside a graph is random, and no shape depends on data.
 
+The decoder is written twice where a variant asks for it: as it is, for ONNX Runtime, and with each of its
+convolutions over an image of height 1 (`export_decoder_2d`), for OpenVINO, whose kernels for one dimension are
+slow. Weights and results are the same. ONNX Runtime is slower on the second (0.7 times).
+
 The graphs are written by the ``torch.export``-based exporter (``dynamo=True``). The older TorchScript one
 still exists in torch 2.13 but is deprecated, drops inputs that a model does not use (``speaker_id`` of a
 single-speaker voice, ``duration_noise`` of a deterministic one), and bakes in lengths that pass through
@@ -22,13 +26,14 @@ C hidden channels, E speaker channels, K spline bins, R relative positions (2 ×
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -414,6 +419,75 @@ class DecoderGraph(nn.Module):
         return cast("Tensor", self.decoder(latents, self.speaker(speaker_id)))[:, 0]
 
 
+def in_two_dimensions(module: nn.Module) -> nn.Module:
+    """A copy of a module whose convolutions over ``[B, C, W]`` are ones over ``[B, C, 1, W]``, weights alike.
+
+    Args:
+        module: Its weight norm must be folded.
+    """
+    module = copy.deepcopy(module)
+    for name, child in list(module.named_modules()):
+        if isinstance(child, nn.Conv1d | nn.ConvTranspose1d):
+            parent, _, attribute = name.rpartition(".")
+            setattr(module.get_submodule(parent), attribute, _convolution_2d(child))
+    return module
+
+
+def _convolution_2d(layer: nn.Conv1d | nn.ConvTranspose1d) -> nn.Conv2d | nn.ConvTranspose2d:
+    kind = nn.Conv2d if isinstance(layer, nn.Conv1d) else nn.ConvTranspose2d
+    assert isinstance(layer.padding, tuple)  # noqa: S101 ("same" is a word that no VITS uses)
+    planar = kind(
+        layer.in_channels,
+        layer.out_channels,
+        (1, layer.kernel_size[0]),
+        stride=(1, layer.stride[0]),
+        padding=(0, layer.padding[0]),
+        dilation=(1, layer.dilation[0]),
+        groups=layer.groups,
+        bias=layer.bias is not None,
+        device="meta",
+    )
+    planar.weight = nn.Parameter(layer.weight.detach().unsqueeze(2), requires_grad=False)
+    planar.bias = layer.bias
+    return planar
+
+
+class DecoderGraph2d(nn.Module):
+    """`DecoderGraph`, computed over images of height 1. Inputs and outputs are the same.
+
+    Args:
+        model: Its decoder's weight norm must be folded.
+    """
+
+    def __init__(self, model: VitsModel) -> None:
+        super().__init__()
+        self.speaker = SpeakerConditioning(model)
+        self.decoder = in_two_dimensions(model.decoder)
+
+    def forward(self, latents: Tensor, speaker_id: Tensor) -> Tensor:
+        """Decode ``[B, D, W]`` latents and ``[B]`` speakers to a waveform ``[B, W * hop_length]``."""
+        speaker_BE1 = self.speaker(speaker_id)
+        speaker_BE11 = None if speaker_BE1 is None else speaker_BE1.unsqueeze(2)
+        return cast("Tensor", self.decoder(latents.unsqueeze(2), speaker_BE11))[:, 0, 0]
+
+
+class HalfPrecision(nn.Module):
+    """A flow or decoder in fp16 within, fp32 at its inputs and outputs.
+
+    Args:
+        graph: Its weights are halved in place.
+    """
+
+    def __init__(self, graph: nn.Module) -> None:
+        super().__init__()
+        self.part = graph.half()  # a module called graph is lost by the exporter
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Run the graph on its inputs in their order; speaker ids stay whole numbers."""
+        halved = [value.half() if value.is_floating_point() else value for value in inputs]
+        return cast("Tensor", self.part(*halved)).float()
+
+
 GRAPHS: dict[str, type[EncoderGraph | FlowGraph | DecoderGraph]] = {
     "encoder": EncoderGraph,
     "flow": FlowGraph,
@@ -479,19 +553,51 @@ def export_graph(name: str, model: VitsModel, path: Path) -> None:
             that a deep copy shares with its original.
         path: The file to write.
     """
+    _write(build_graph(name, model), name, model, path)
+
+
+def build_decoder_2d(model: VitsModel) -> nn.Module:
+    """The decoder over images of height 1, as a module with weights of its own; folds the model's weight norm."""
+    fold_weight_norm(model.decoder)
+    return DecoderGraph2d(model).eval().requires_grad_(requires_grad=False)
+
+
+def export_decoder_2d(model: VitsModel, path: Path) -> None:
+    """Write the decoder as a single fp32 ONNX file of two-dimensional convolutions, for OpenVINO.
+
+    Args:
+        model: As for `export_graph`; it loses its decoder's weight norm.
+        path: The file to write. Its inputs and outputs are those of the ``decoder`` of `SIGNATURES`.
+    """
+    _write(build_decoder_2d(model), "decoder", model, path)
+
+
+def export_fp16(name: str, model: VitsModel, path: Path) -> None:
+    """Write the flow or the decoder with weights and arithmetic in fp16, its inputs and outputs in fp32.
+
+    Args:
+        name: ``flow`` or ``decoder``.
+        model: As for `export_graph`; it loses its weight norm, and keeps its precision.
+        path: The file to write.
+    """
+    _write(HalfPrecision(copy.deepcopy(build_graph(name, model))).eval(), name, model, path)
+
+
+def _write(graph: nn.Module, name: str, model: VitsModel, path: Path) -> None:
     inputs, dynamic_axes = example_inputs(name, model.config.flow_size)
     input_names, output_names = SIGNATURES[name]
-    graph = build_graph(name, model)
+    axes = tuple(dynamic_axes.values())
+    # torch.export wants the axes of arguments that a function collects as one of its arguments.
+    dynamic_shapes: Any = (axes,) if isinstance(graph, HalfPrecision) else axes
     with quiet_exporter():
         program = torch.onnx.export(
             graph,
-            (),
-            kwargs=inputs,
+            tuple(inputs.values()),
             dynamo=True,
             opset_version=OPSET,
             input_names=input_names,
             output_names=output_names,
-            dynamic_shapes=dynamic_axes,
+            dynamic_shapes=dynamic_shapes,
             verbose=False,
         )
         assert program is not None  # noqa: S101 (None is only for a file name, which was not given)

@@ -47,14 +47,36 @@ class DecoderPlan(_Strict):
     """Frames that each later window yields: long, so that little is spent on halos."""
 
 
-class Variant(_Strict):
-    """The graphs of one precision, as paths inside the voice folder."""
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
 
+
+class Variant(_Strict):
+    """The graphs of one precision, as paths inside the voice folder, and what computes them.
+
+    The encoder is fp32 in every variant: a rounding difference in it would change durations.
+    """
+
+    engine: Literal["onnxruntime", "openvino"] = "onnxruntime"
+    device: Literal["cpu", "gpu"] = "cpu"
+    precision: Precision = "fp32"
+    """Of flow and decoder."""
+    rest: Literal["fp32", "bf16"] = "fp32"
+    """Of an ``int8`` variant: the precision of all that is not quantised."""
     encoder: str
     flow: str
     decoder: str
     opset: Annotated[int, Field(ge=1)]
     """ONNX operator set of the graphs."""
+    requires: list[str] = []
+    """CPU features, as Linux names them in ``/proc/cpuinfo``. One of them suffices; any CPU does where empty."""
+    gate: Literal["reference", "passed", "ungated"] = "ungated"
+    """``reference``: the samples are PyTorch's, within the tolerance of the parity check. ``passed``: they
+    differ, and the quality gate found them as good. ``ungated``: nobody has judged them."""
+
+    @property
+    def arithmetic(self) -> Literal["fp32", "bf16", "fp16"]:
+        """The precision that an engine computes in wherever the graph itself is not quantised."""
+        return self.rest if self.precision == "int8" else self.precision
 
     @model_validator(mode="after")
     def _stay_inside(self) -> Self:
@@ -88,6 +110,8 @@ class VoiceSpec(_Strict):
     frame_multiple: Annotated[int, Field(ge=1)]
     """The flow's frames are padded to a multiple of this."""
     variants: Annotated[dict[str, Variant], Field(min_length=1)]
+    recommended: list[str] = []
+    """Variants from the fastest to the slowest, as far as export knows; see `shared.voice.selection`."""
     licence: str
     sources: list[str]
     consent: str | None
@@ -99,6 +123,9 @@ class VoiceSpec(_Strict):
         strangers = [name for name, number in self.speakers.items() if number >= self.num_speakers]
         if strangers:
             raise ValueError(f"speakers {strangers} have ids past num_speakers {self.num_speakers}")
+        missing = [name for name in self.recommended if name not in self.variants]
+        if missing:
+            raise ValueError(f"recommended names {missing}, which the voice has not")
         return self
 
     @classmethod

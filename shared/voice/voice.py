@@ -28,8 +28,9 @@ from shared.text import FrontEnd, Tokens
 from shared.text.lexicon import Lexicon
 from shared.text.script import Script, plan_script
 from shared.voice.durations import expand_prior, frame_counts
-from shared.voice.engine import Engine, OnnxRuntimeEngine
+from shared.voice.engine import Engine, open_engine
 from shared.voice.noise import SEED_LIMIT, Stream, draw_seed, standard_normal
+from shared.voice.selection import recommended_variant
 from shared.voice.spec import VoiceSpec
 from shared.voice.windows import Window, each_width, plan_windows
 
@@ -163,20 +164,26 @@ class Voice:
         self.front_end = FrontEnd.from_spec(spec.front_end)
 
     @classmethod
-    def open(cls, folder: Path, *, variant: str = "fp32", threads: int | None = None) -> Self:
-        """Open a voice folder with ONNX Runtime.
+    def open(
+        cls, folder: Path, *, variant: str = "fp32", threads: int | None = None, streams: int = 1
+    ) -> Self:
+        """Open a voice folder.
 
         Args:
             folder: What ``vits export`` wrote, or what the registry fetched.
-            variant: Which of the voice's precisions.
-            threads: Threads that one computation uses; all that this process may use where not given.
+            variant: Which of the voice's variants; ``auto`` for the one that export recommends for such a
+                CPU (`shared.voice.selection` also measures which is fastest).
+            threads: Threads that all computations together use; all that this process may use where not given.
+            streams: Computations at once, each with its share of the threads.
 
         Raises:
             ModelError: It is not a voice folder, or an incomplete one.
             NotFoundError: The voice has no such variant.
+            EngineError: This machine cannot run the variant.
         """
         spec = VoiceSpec.read(folder)
-        return cls(spec, OnnxRuntimeEngine(folder, spec.variant(variant), threads=threads))
+        name = recommended_variant(spec) if variant == "auto" else variant
+        return cls(spec, open_engine(folder, spec.variant(name), threads=threads, streams=streams))
 
     def warm_up(self) -> None:
         """Compute each width of window, and encoder and flow once: what a first caller would wait for.

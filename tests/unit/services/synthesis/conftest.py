@@ -56,6 +56,8 @@ SPEC: dict[str, Any] = {
 class FakeEngine:
     """Noise that depends on everything that is asked for; one frame a token at speaking rate 1."""
 
+    streams = 1
+
     def run(self, graph: str, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
         arrays = {name: np.asarray(value, dtype=np.float32) for name, value in inputs.items()}
         if graph == "encoder":

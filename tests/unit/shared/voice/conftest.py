@@ -21,6 +21,8 @@ ALPHABET = "_abcdefghijklmnopqrstuvwxyz "
 class FakeEngine:
     """Computes each graph's contract with a few lines of NumPy, and remembers the shapes it was asked for."""
 
+    streams = 1
+
     def __init__(self) -> None:
         self.calls: list[tuple[str, dict[str, tuple[int, ...]]]] = []
         self.closed = False

@@ -14,6 +14,23 @@ from shared.voice.spec import schema_text
 
 
 def test_what_is_written_is_what_is_read(fields: dict[str, Any], tmp_path: Path) -> None:
+    fields["variants"]["bf16"] = {
+        **fields["variants"]["fp32"],
+        "engine": "openvino",
+        "device": "cpu",
+        "precision": "bf16",
+        "rest": "fp32",
+        "requires": ["avx512_bf16", "amx_bf16"],
+        "gate": "passed",
+    }
+    fields["variants"]["fp32"] = {
+        **fields["variants"]["bf16"],
+        "engine": "onnxruntime",
+        "precision": "fp32",
+        "requires": [],
+        "gate": "reference",
+    }
+    fields["recommended"] = ["bf16", "fp32"]
     spec = VoiceSpec.model_validate(fields)
     spec.write(tmp_path)
     assert VoiceSpec.read(tmp_path) == spec
@@ -21,6 +38,24 @@ def test_what_is_written_is_what_is_read(fields: dict[str, Any], tmp_path: Path)
         **fields,
         "front_end": spec.front_end,
     }
+
+
+def test_voices_from_before_there_were_variants_are_read(fields: dict[str, Any]) -> None:
+    assert fields["variants"]["fp32"].keys() == {"encoder", "flow", "decoder", "opset"}
+    spec = VoiceSpec.model_validate(fields)
+    assert (spec.variant("fp32").engine, spec.variant("fp32").precision) == ("onnxruntime", "fp32")
+    assert spec.recommended == []
+
+
+@pytest.mark.parametrize(
+    ("precision", "rest", "arithmetic"),
+    [("fp32", "fp32", "fp32"), ("bf16", "fp32", "bf16"), ("int8", "fp32", "fp32"), ("int8", "bf16", "bf16")],
+)
+def test_what_is_not_quantised_has_a_precision_too(
+    fields: dict[str, Any], precision: str, rest: str, arithmetic: str
+) -> None:
+    fields["variants"]["fp32"].update(precision=precision, rest=rest)
+    assert VoiceSpec.model_validate(fields).variant("fp32").arithmetic == arithmetic
 
 
 def test_a_folder_without_a_voice(tmp_path: Path) -> None:
@@ -53,6 +88,7 @@ def test_graphs_stay_inside_the_folder(fields: dict[str, Any], path: str) -> Non
         ({"token_buckets": []}, "at least 1"),
         ({"speakers": {"eva": 3}}, "past num_speakers"),
         ({"variants": {}}, "at least 1"),
+        ({"recommended": ["int8"]}, "which the voice has not"),
         (
             {"defaults": {"noise_scale": float("nan"), "noise_scale_duration": 0.8, "speaking_rate": 1.0}},
             "finite",

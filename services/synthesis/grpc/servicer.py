@@ -29,6 +29,7 @@ from services.synthesis.grpc.errors import (
 from services.synthesis.grpc.incremental import Conversation
 from services.synthesis.grpc.packing import Packer, pack_whole, speech_start, timestamps
 from services.synthesis.grpc.requests import Wanted, parse
+from services.synthesis.http.catalogue import describe
 from services.synthesis.speaker import Order, Speaker
 from shared.errors import DeadlineError, OverloadedError, QuotaError, RequestError
 from shared.protos.vits.synthesis.v1 import synthesis_pb2 as pb
@@ -247,6 +248,8 @@ class SynthesisServicer(pb_grpc.SynthesisServiceServicer):
                 except QuotaError:
                     raise
                 except OverloadedError as error:
+                    if self.draining.is_set():
+                        raise
                     await asyncio.sleep(min(error.retry_after_seconds, MAX_BATCH_WAIT_SECONDS))
         except Exception as error:
             row, violations = row_of(error), violations_of(error)
@@ -266,7 +269,9 @@ class SynthesisServicer(pb_grpc.SynthesisServiceServicer):
         """List the voices."""
         async with self._answering(request, context, speaking=False):
             listed = pb.ListVoicesResponse()
+            default = await asyncio.to_thread(self._speaker.shelf.get)
             for version in await self._speaker.voices():
+                told = await describe(self._speaker, version)
                 created = Timestamp()
                 created.FromDatetime(version.manifest.created)
                 listed.voices.add(
@@ -276,6 +281,10 @@ class SynthesisServicer(pb_grpc.SynthesisServiceServicer):
                     licence=version.manifest.licence,
                     sources=version.manifest.sources,
                     consent=version.manifest.consent or "",
+                    language=told.get("language", ""),
+                    sampling_rate=told.get("sampling_rate", 0),
+                    speakers=told.get("speakers", ()),
+                    is_default=version.name == default.version.name,
                 )
             return listed
         raise AssertionError("an error ends the call")

@@ -73,7 +73,7 @@ class Tls:
             try:
                 context.load_verify_locations(self.client_ca)
             except OSError as error:
-                problems.append(f"--grpc-client-ca {self.client_ca} holds no PEM certificate: {error}")
+                problems.append(f"--grpc-tls-client-ca {self.client_ca} holds no PEM certificate: {error}")
         if problems:
             raise ConfigError("gRPC cannot use TLS:", problems)
         return grpc.ssl_server_certificate_configuration(

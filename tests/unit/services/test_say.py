@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.server
 import json
 import threading
@@ -16,7 +17,15 @@ import pytest
 
 from services import say
 from shared.audio import encode_wav, read_audio
-from shared.errors import EngineError, NotFoundError, OverloadedError, RequestError, UserError, VitsError
+from shared.errors import (
+    AccessError,
+    EngineError,
+    NotFoundError,
+    OverloadedError,
+    RequestError,
+    UserError,
+    VitsError,
+)
 
 SAMPLES = np.linspace(-1, 1, 8000, dtype=np.float32)
 
@@ -28,8 +37,10 @@ class Canned(http.server.BaseHTTPRequestHandler):
     body: ClassVar[bytes] = b""
     more: ClassVar[dict[str, str]] = {}
     asked: ClassVar[list[Any]] = []
+    tokens: ClassVar[list[str | None]] = []
 
     def do_POST(self) -> None:
+        self.tokens.append(self.headers["Authorization"])
         self.asked.append((self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
         self.send_response(self.status)
         for name, value in self.more.items():
@@ -45,6 +56,7 @@ class Canned(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[str]:
     Canned.asked.clear()
+    Canned.tokens.clear()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Canned) as running:
         thread = threading.Thread(target=running.serve_forever)
         thread.start()
@@ -75,7 +87,15 @@ def test_through_a_server(
         "joe",
     ]
     assert say.main([*arguments, "--speaker", "3"]) == 0
-    body = {"input": "Hola", "voice": "joe", "speed": 2.0, "response_format": "wav", "seed": 9, "speaker": "3"}
+    body = {
+        "input": "Hola",
+        "voice": "joe",
+        "speed": 2.0,
+        "response_format": "wav",
+        "ssml": False,
+        "seed": 9,
+        "speaker": "3",
+    }
     assert Canned.asked == [("/v1/audio/speech", body)]
     assert read_audio(output).sampling_rate == 8000
     first, second = capsys.readouterr().out.splitlines()
@@ -84,11 +104,57 @@ def test_through_a_server(
     assert second.endswith("'你' '#'")
 
 
+def test_what_a_server_is_asked_for(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    audio = encode_wav(SAMPLES, 8000)
+    words = [{"text": "Hola", "start_seconds": 0.0, "end_seconds": 0.5}]
+    content = {"audio": base64.b64encode(audio).decode(), "timestamps": words}
+    monkeypatch.setattr(Canned, "status", 200)
+    monkeypatch.setattr(Canned, "body", json.dumps(content).encode())
+    monkeypatch.setattr(Canned, "more", {"X-Vits-Seed": "9", "X-Vits-Voice": "joe/1"})
+    monkeypatch.setenv("VITS_TOKEN", "secret")
+    output = tmp_path / "hola.flac"
+    say.main(
+        [
+            "Hola",
+            "-o",
+            str(output),
+            "--url",
+            server,
+            "--timestamps",
+            "vtt",
+            "--ssml",
+            "--language",
+            "es",
+            "--format",
+            "wav",
+        ]
+    )
+    _, body = Canned.asked[0]
+    assert (body["ssml"], body["language"], body["timestamps"], body["stream_format"]) == (
+        True,
+        "es",
+        True,
+        "json",
+    )
+    assert Canned.tokens == ["Bearer secret"]
+    assert output.read_bytes() == audio
+    assert "00:00:00.000 --> 00:00:00.500\nHola" in output.with_suffix(".vtt").read_text()
+    capfdbinary.readouterr()
+    monkeypatch.setattr(Canned, "body", audio)
+    say.main(["Hola", "-o", "-", "--url", server])
+    out, err = capfdbinary.readouterr()
+    assert out == audio
+    assert b"seed 9, voice joe/1" in err
+
+
 @pytest.mark.parametrize(
     ("status", "body", "kind", "message"),
     [
         (400, {"error": {"message": "speed: too fast", "param": "speed"}}, RequestError, "speed: too fast"),
         (404, {"error": {"message": "There is no voice 'x'"}}, RequestError, "no voice"),
+        (401, {"error": {"message": "not valid"}}, AccessError, r"not valid.*VITS_TOKEN"),
         (429, {"error": {"message": "later"}}, OverloadedError, "later"),
         (500, {"error": {"message": "The server failed"}}, EngineError, "The server failed"),
         (404, "a page of some other server", RequestError, "404 .* 'vits serve'"),
@@ -133,7 +199,13 @@ def test_the_grpc_port_is_told_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-o", "a.mp3"], "ends in .wav"),
+        (["-o", "a.txt"], r"ends in \.wav or another of .*\.mp3.*--format"),
+        (["-o", "-", "--timestamps", "srt"], "give a file"),
+        (["-o", "a.json", "--format", "wav", "--timestamps", "json"], "where --timestamps json are written"),
+        (["-o", "a.wav", "--url", "grpc://localhost"], "grpc://host:port"),
+        (["-o", "a.wav", "--url", "grpcs://localhost:1", "--ca", "no.pem"], "no.pem"),
+        (["-o", "a.wav", "--url", "http://127.0.0.1:1", "--variant", "int8"], "--variant and --url"),
+        (["-o", "a.wav", "--checkpoint", ".", "--ssml"], "--ssml needs an exported voice"),
         (["-o", "no/such/folder/a.wav"], "there is no folder no/such/folder"),
         (["-o", "a.wav", "--url", "localhost:3000"], "server's address"),
         (["-o", "a.wav", "--url", "file:///etc/passwd"], "server's address"),

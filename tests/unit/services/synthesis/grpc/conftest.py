@@ -90,6 +90,16 @@ class ScriptedSpeaking:
         self.left = True
 
 
+@dataclass(frozen=True)
+class Registered:
+    """A registry of which only the store is asked."""
+
+    store: Any
+
+    def __hash__(self) -> int:
+        return 0
+
+
 @dataclass
 class ScriptedSpeaker:
     """Speaks words; some texts and voices go wrong."""
@@ -119,7 +129,19 @@ class ScriptedSpeaker:
         manifest = SimpleNamespace(
             created=datetime(2026, 1, 2, tzinfo=UTC), licence="CC0-1.0", sources=("nobody",), consent=None
         )
-        return [SimpleNamespace(name="ana", id="1", manifest=manifest)]
+        return [
+            SimpleNamespace(
+                name=name, id="1", manifest=manifest, reference=f"{name}/1", prefix=f"voices/{name}/1"
+            )
+            for name in ("ana", "luis")
+        ]
+
+    @property
+    def shelf(self) -> Any:
+        spec = b'{"language": "es", "sampling_rate": 16000, "speakers": {"eva": 0, "mar": 1}}'
+        store = SimpleNamespace(read=lambda path: spec)
+        default = SimpleNamespace(version=SimpleNamespace(name="ana"))
+        return SimpleNamespace(registry=Registered(store), get=lambda: default)
 
     def code(self, name: str) -> float:
         labels = {"door": "grpc", "code": name}

@@ -256,7 +256,9 @@ def test_leaving_a_batch_stops_it(client: Client, speaker: ScriptedSpeaker) -> N
 
 
 def test_voices(client: Client) -> None:
-    (voice,) = client.voices()
+    voice, other = client.voices()
+    assert (voice.language, voice.sampling_rate, voice.speakers) == ("es", 16000, ("eva", "mar"))
+    assert (voice.is_default, other.is_default, other.name) == (True, False, "luis")
     assert (voice.name, voice.version, voice.licence, voice.sources) == ("ana", "1", "CC0-1.0", ("nobody",))
     assert voice.created.year == 2026
 
@@ -361,7 +363,7 @@ def test_async_whole_and_stream(server: Running, expected: Pcm) -> None:
         assert audio == whole.audio
         assert len(stream.timestamps) == 2
         assert stream.duration_seconds == 0.2
-        assert [voice.name for voice in await client.voices()] == ["ana"]
+        assert [voice.name for voice in await client.voices()] == ["ana", "luis"]
         results = [result async for result in client.speak_batch(["uno", "***"])]
         assert {(one.index, one.error is None) for one in results} == {(0, True), (1, False)}
         with pytest.raises(NotFoundError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import math
 import os
 import signal
@@ -13,10 +12,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 from services.synthesis.access import Access, add_token
-from services.synthesis.settings import Settings
+from services.synthesis.logs import configure_logging
+from services.synthesis.settings import LOG_FORMATS, Settings
 from shared.errors import UserError
 from shared.registry import Registry, default_cache
 from shared.store import Store, default_store_url
@@ -84,7 +85,42 @@ def parser() -> argparse.ArgumentParser:
         default=defaults.max_audio_seconds,
         help="longest audio of one request (default: %(default)s)",
     )
-    add("--threads", type=count, default=0, help="threads that one synthesis uses (default: every CPU)")
+    add("--threads", type=count, default=0, help="threads that all computations use (default: every CPU)")
+    add("--streams", type=count, default=0, help="computations at once (default: as many as is best here)")
+    add(
+        "--variant",
+        default=defaults.variant,
+        help="precision of the voices, or 'auto' for the fastest here (default: %(default)s)",
+    )
+    add(
+        "--memory",
+        type=count,
+        default=0,
+        metavar="MB",
+        help="memory for all loaded voices together (default: a part of what the process may have)",
+    )
+    add(
+        "--max-backlog",
+        type=count,
+        default=defaults.max_backlog_seconds,
+        metavar="SECONDS",
+        help="refuse a text when those before it need longer (default: %(default)s)",
+    )
+    add(
+        "--grace",
+        type=count,
+        default=defaults.grace_seconds,
+        metavar="SECONDS",
+        help="on SIGTERM, time for what is running (default: %(default)s)",
+    )
+    add("--log-format", choices=LOG_FORMATS, default=defaults.log_format, help="(default: %(default)s)")
+    add("--log-text", action="store_true", help="let the log quote what users have spoken")
+    for name, what in (
+        ("cert", "the server's certificate for gRPC, PEM (default: no TLS)"),
+        ("key", "its private key"),
+        ("client-ca", "let in only gRPC clients with a certificate that this one signed"),
+    ):
+        add(f"--grpc-tls-{name}", metavar="FILE", default="", help=what)
     return made
 
 
@@ -128,23 +164,6 @@ def stop_at_once(*_: object) -> NoReturn:
     raise SystemExit(0)
 
 
-def configure_logging() -> None:
-    """One line per event on standard error: ours, BentoML's access log, and everybody's warnings."""
-    logging.basicConfig(
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING, force=True
-    )
-    for name, level in (
-        ("vits", logging.INFO),
-        ("bentoml", logging.WARNING),
-        ("bentoml.access", logging.INFO),
-    ):
-        logger = logging.getLogger(name)
-        logger.handlers.clear()
-        logger.disabled = False
-        logger.propagate = True
-        logger.setLevel(level)
-
-
 def set_environment(settings: Settings) -> None:
     """Set what BentoML and the service read from the environment, before they are imported."""
     os.environ |= settings.to_environment()
@@ -170,14 +189,20 @@ def serve(settings: Settings, taken: socket.socket, *, started: float) -> None:
     from services.synthesis.service import SynthesisService, http_app
 
     service: Any = SynthesisService  # made a bentoml.Service by its decorator
-    configure_logging()
+    configure_logging(settings.log_format)
     http_app.state.started = started
     # The labels of BentoML's own metrics.
     server_context.service_name = server_context.bento_name = service.name
     server_context.service_type = "entry_service"
 
     class Server(uvicorn.Server):
-        """uvicorn's server, but a signal that has been obeyed is not raised again: the exit code is 0."""
+        """uvicorn's server, but gRPC stops with it, and a signal that has been obeyed is not raised again."""
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            """Have both doors stop taking work at once."""
+            if loop := http_app.state.loop:
+                loop.call_soon_threadsafe(http_app.state.drain)
+            super().handle_exit(sig, frame)
 
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
@@ -236,6 +261,16 @@ def main(argv: Sequence[str]) -> int:
             http_port=taken.getsockname()[1],
             grpc_port=arguments.grpc_port,
             threads=arguments.threads,
+            streams=arguments.streams,
+            variant=arguments.variant,
+            memory_mb=arguments.memory,
+            max_backlog_seconds=arguments.max_backlog,
+            grace_seconds=arguments.grace,
+            log_format=arguments.log_format,
+            log_text=int(arguments.log_text),
+            grpc_tls_cert=arguments.grpc_tls_cert,
+            grpc_tls_key=arguments.grpc_tls_key,
+            grpc_tls_client_ca=arguments.grpc_tls_client_ca,
             tokens=str(arguments.tokens.absolute()) if arguments.tokens else "",
             max_audio_seconds=arguments.max_audio_seconds,
         )

@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 import time
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -22,7 +21,7 @@ from bentoml.validators import ContentType
 from starlette.middleware.errors import ServerErrorMiddleware
 
 from services.synthesis.access import Access
-from services.synthesis.grpc import GrpcServer
+from services.synthesis.grpc import GrpcServer, Tls
 from services.synthesis.http import make_app
 from services.synthesis.http.bento import PATH as SYNTHESIZE_PATH
 from services.synthesis.http.bento import SynthesizeGuard, synthesized
@@ -31,9 +30,9 @@ from services.synthesis.settings import Settings
 from services.synthesis.speaker import Speaker
 from services.synthesis.voices import VoiceShelf
 from shared.metrics import Metrics
-from shared.registry import Registry
+from shared.registry import Registry, default_cache
 from shared.store import Store
-from shared.voice import Voice
+from shared.voice.layout import Opening
 from shared.voice.runtime import Runtime
 from shared.voice.scheduler import Policy
 
@@ -44,6 +43,8 @@ logger = logging.getLogger("vits.serve")
 http_app = make_app()
 http_app.state.started = time.monotonic()
 http_app.state.failure = None
+http_app.state.drain = lambda: None
+http_app.state.loop = None
 
 # One process serves, and counts in memory. BentoML's way, files that several processes share, cannot be read in
 # the moment in which one of them is made.
@@ -62,19 +63,39 @@ class SynthesisService:
     def __init__(self) -> None:
         self.settings = settings = Settings.from_environment()
         metrics = Metrics()
-        runtime = Runtime(Policy(), metrics)
+        runtime = Runtime(
+            Policy(
+                max_backlog_seconds=settings.max_backlog_seconds,
+                max_bulk_backlog_seconds=settings.max_bulk_backlog_seconds,
+                buffer_seconds=settings.buffer_seconds,
+                reader_patience_seconds=settings.reader_patience_seconds,
+            ),
+            metrics,
+        )
         shelf = VoiceShelf(
             Registry(Store.open(settings.store)),
-            partial(Voice.open, threads=settings.threads or None),
+            Opening(
+                variant=settings.variant,
+                threads=settings.threads,
+                streams=settings.streams,
+                memory=default_cache() / "layouts.json",
+                tell=runtime.widen,
+            ),
             metrics,
             default=settings.voice,
+            memory_bytes=settings.memory_bytes,
             forget=runtime.forget_voice,
         )
-        self.speaker = Speaker(shelf, runtime, metrics)
+        self.speaker = Speaker(shelf, runtime, metrics, log_text=bool(settings.log_text))
         tokens = Path(settings.tokens) if settings.tokens else None
+        tls = Tls.from_settings(settings.grpc_tls_cert, settings.grpc_tls_key, settings.grpc_tls_client_ca)
         access = Access(tokens, max_audio_seconds=settings.max_audio_seconds)
-        self.grpc = GrpcServer(self.speaker, host=settings.host, port=settings.grpc_port, access=access)
+        self.grpc = GrpcServer(
+            self.speaker, host=settings.host, port=settings.grpc_port, access=access, tls=tls
+        )
         self.warming: asyncio.Task[None] | None = None
+        self.watching: asyncio.Task[None] | None = None
+        self.stopping: asyncio.Task[None] | None = None
         http_app.state.speaker, http_app.state.access = self.speaker, access
 
     def __is_ready__(self) -> bool:
@@ -84,6 +105,7 @@ class SynthesisService:
     @bentoml.on_startup  # type: ignore[untyped-decorator]
     async def start(self) -> None:
         """Open gRPC on HTTP's event loop, and load the voice while liveness checks are already answered."""
+        http_app.state.drain, http_app.state.loop = self.drain, asyncio.get_running_loop()
         self.warming = asyncio.create_task(self._warm())
 
     async def _warm(self) -> None:
@@ -91,6 +113,8 @@ class SynthesisService:
             await self.grpc.start()
             http_app.state.grpc_port = self.grpc.port
             loaded = await self.speaker.warm()
+            if self.stopping:
+                return
             await self.grpc.serving()
         except Exception as error:  # whatever it is, a server without a voice must not stay
             http_app.state.failure = error
@@ -113,6 +137,9 @@ class SynthesisService:
             ),
         )
 
+        if self.settings.poll_seconds:
+            self.watching = asyncio.create_task(self._watch())
+
     @bentoml.api(route=SYNTHESIZE_PATH)  # type: ignore[untyped-decorator]
     async def synthesize(
         self,
@@ -133,13 +160,31 @@ class SynthesisService:
         asked = {name: value for name, value in locals().items() if name not in {"self", "ctx"}}
         return cast("Path", await synthesized(http_app.state, ctx, asked))
 
+    async def _watch(self) -> None:
+        """Ask for news of the voices, until the server stops."""
+        while True:
+            await asyncio.sleep(self.settings.poll_seconds)
+            try:
+                await self.speaker.refresh()
+            except Exception:  # whatever it is, the voices that are loaded go on
+                logger.exception("asking for news of the voices failed")
+
+    def drain(self) -> None:
+        """Take no more work at either door; on the event loop. What runs goes on for the grace period."""
+        if not self.stopping:
+            self.speaker.drain()
+            self.stopping = asyncio.ensure_future(self.grpc.stop(self.settings.grace_seconds))
+
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     async def stop(self) -> None:
         """Let what is running finish, within the grace period, then give everything back."""
-        self.speaker.ready = False
+        self.drain()
         if self.warming:
             await asyncio.wait([self.warming])
-        await self.grpc.stop(self.settings.grace_seconds)
+        if self.watching:
+            self.watching.cancel()
+        if self.stopping:
+            await self.stopping
         await asyncio.to_thread(self.speaker.close)
 
 

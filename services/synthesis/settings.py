@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Self
 
 from shared.errors import ConfigError
@@ -15,6 +16,11 @@ from shared.store import default_store_url
 
 #: A field's environment variable is this and the field's name in capitals: ``VITS_GRPC_PORT``.
 PREFIX = "VITS_"
+
+LOG_FORMATS = ("text", "json")
+
+#: The part of the memory that this process may have which is for voices, where nobody says.
+MEMORY_SHARE = 0.6
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,32 @@ class Settings:
     """File of the callers' tokens; see `services.synthesis.access`. Empty: everybody may call."""
     max_audio_seconds: int = 600
     """The longest audio of one request."""
+    variant: str = "fp32"
+    """Which of a voice's precisions; ``auto`` measures which is fastest here."""
+    streams: int = 0
+    """Computations at once, which share the threads; 0 measures how many are best."""
+    memory_mb: int = 0
+    """Megabytes that the loaded voices together may need; 0 takes a part of what the process may have."""
+    max_backlog_seconds: int = 10
+    """An interactive request is refused when those before it need longer than this."""
+    max_bulk_backlog_seconds: int = 60
+    """A bulk request is refused when all before it need longer than this."""
+    buffer_seconds: int = 20
+    """Audio that is made ahead of a client that reads slowly."""
+    reader_patience_seconds: int = 60
+    """How long a client may stop reading."""
+    poll_seconds: int = 5
+    """How often the store is asked whether names and aliases of voices have moved; 0: never."""
+    log_format: str = "text"
+    """``text``, or ``json``: one object a line."""
+    log_text: int = 0
+    """1 lets the log quote what users have spoken."""
+    grpc_tls_cert: str = ""
+    """The server's certificate for gRPC, PEM. Empty: no TLS."""
+    grpc_tls_key: str = ""
+    """The certificate's key."""
+    grpc_tls_client_ca: str = ""
+    """Who signs clients' certificates; where given, gRPC lets in no client without one."""
     grace_seconds: int = 30
     """How long a stopping server waits for what is running."""
 
@@ -62,10 +94,28 @@ class Settings:
                     problems.append(f"{name} is {text!r}; it must be a whole number, 0 or more")
             else:
                 values[field.name] = text
+        log_format = values.get("log_format", "text")
+        if log_format not in LOG_FORMATS:
+            problems.append(f"{PREFIX}LOG_FORMAT is {log_format!r}; it must be {' or '.join(LOG_FORMATS)}")
         if problems:
             raise ConfigError("The server's environment cannot be used:", problems)
         return cls(**values)  # type: ignore[arg-type]  # checked field by field above
 
+    @property
+    def memory_bytes(self) -> int:
+        """What the loaded voices together may need."""
+        return self.memory_mb << 20 or int(memory_limit() * MEMORY_SHARE)
+
     def to_environment(self) -> dict[str, str]:
         """The variables that `from_environment` reads these settings from."""
         return {PREFIX + name.upper(): str(value) for name, value in asdict(self).items()}
+
+
+def memory_limit(cgroup: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
+    """Bytes that this process may have: its container's limit, or the machine's memory."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        text = cgroup.read_text().strip()
+    except OSError:
+        return machine
+    return min(machine, int(text)) if text.isdigit() else machine

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -129,13 +129,18 @@ class Runtime:
         """Requests that have not begun, and when they were admitted."""
         self._works: dict[int, _Work] = {}
         self._closed = False
-        self._threads = [
-            threading.Thread(target=self._run, name=f"engine-{number}", daemon=True)
-            for number in range(policy.streams)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
+        self.widen(policy.streams)
         metrics.backlog_seconds.set_function(self.backlog_seconds)
+
+    def widen(self, streams: int) -> None:
+        """Compute so much at once, now that it is known how much is best; never less than before."""
+        with self._changed:
+            self.policy = self._scheduler.policy = replace(self.policy, streams=streams)
+            for number in range(len(self._threads), streams):
+                thread = threading.Thread(target=self._run, name=f"engine-{number}", daemon=True)
+                self._threads.append(thread)
+                thread.start()
 
     # ---------------------------------------------------------------------------------------- for callers
 

@@ -306,11 +306,13 @@ class Scheduler:
 
     def _urgency(self, request: _Request, unit: Unit) -> tuple[int, float]:
         """Smaller is sooner."""
-        patience = self.policy.bulk_patience_seconds if request.priority == "bulk" else 0.0
-        if not request.started and not patience:
+        if request.priority == "bulk":
+            due = request.admitted + self.policy.bulk_patience_seconds + self._offset(request, unit)
+        elif not request.started:
             return 0, request.admitted
-        heard_from = request.admitted if request.heard_from is None else request.heard_from
-        due = heard_from + self._offset(request, unit) + patience
+        else:
+            heard_from = request.admitted if request.heard_from is None else request.heard_from
+            due = heard_from + self._offset(request, unit)
         return 1, due if request.deadline is None else min(due, request.deadline)
 
     def _offset(self, request: _Request, unit: Unit) -> float:

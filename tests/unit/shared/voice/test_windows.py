@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.voice.spec import DecoderPlan
@@ -17,6 +17,7 @@ plans = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(st.integers(1, 1000), plans)
 def test_every_frame_is_yielded_once_with_its_halo(frames: int, plan: DecoderPlan) -> None:
     windows = plan_windows(frames, plan)
@@ -29,6 +30,7 @@ def test_every_frame_is_yielded_once_with_its_halo(frames: int, plan: DecoderPla
     assert windows[-1].start + windows[-1].width >= frames + plan.halo_frames
 
 
+@settings(deadline=None)
 @given(plans)
 def test_the_widths_are_few(plan: DecoderPlan) -> None:
     widths = {window.width for frames in range(1, 400) for window in plan_windows(frames, plan)}

@@ -1,0 +1,140 @@
+"""Several narrow computations at once, or one wide one: whichever makes more audio on this machine.
+
+Which it is depends on the voice, the engine and the machine, so it is measured, once, and remembered.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from shared.text.tokens import Tokens
+from shared.voice.voice import Utterance, Voice
+from shared.voice.windows import plan_windows
+
+logger = logging.getLogger("vits.layout")
+
+#: Several streams must be so much faster than one: a lone caller waits longer for them.
+WORTH = 1.1
+#: Calls that each stream makes while it is measured, after one that does not count.
+CALLS = 3
+
+
+class Opening:
+    """Opens voices, all of them in the layout that was best for the first.
+
+    Args:
+        variant: As for `Voice.open`.
+        threads: Threads that all computations use together; every CPU where 0.
+        streams: Computations at once; measured where 0.
+        max_call_seconds: Several streams are not taken if one of their calls lasts longer.
+        memory: A file that remembers what was measured; nothing is remembered where not given.
+        tell: Told of the streams as soon as they are known.
+    """
+
+    def __init__(
+        self,
+        *,
+        variant: str,
+        threads: int = 0,
+        streams: int = 0,
+        max_call_seconds: float = 0.15,
+        memory: Path | None = None,
+        tell: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self._variant = variant
+        self._threads = threads or len(os.sched_getaffinity(0))
+        self._streams = streams
+        self._max_call_seconds = max_call_seconds
+        self._memory = memory
+        self._tell = tell
+        if streams:
+            tell(streams)
+
+    def __call__(self, folder: Path) -> Voice:
+        """Open a voice folder; errors are those of `Voice.open`."""
+        if not self._streams:
+            self._streams = self._remembered(folder) or self._choose(folder)
+            self._tell(self._streams)
+        return self._open(folder, self._streams)
+
+    def _open(self, folder: Path, streams: int) -> Voice:
+        return Voice.open(folder, variant=self._variant, threads=self._threads, streams=streams)
+
+    def _choose(self, folder: Path) -> int:
+        best, most = 1, 0.0
+        for streams in candidates(self._threads):
+            voice = self._open(folder, streams)
+            try:
+                speed, slowest = measure(voice, streams)
+            finally:
+                voice.close()
+            logger.info(
+                "%d streams: %.1f s of audio a second, %.0f ms a call", streams, speed, slowest * 1000
+            )
+            if streams == 1 or (speed > most * WORTH and slowest <= self._max_call_seconds):
+                best, most = streams, speed
+        self._remember(folder, best)
+        return best
+
+    def _key(self, folder: Path) -> str:
+        return f"{folder.parent.name}/{folder.name} {self._variant} {self._threads}"
+
+    def _remembered(self, folder: Path) -> int:
+        streams = self._read().get(self._key(folder))
+        return streams if isinstance(streams, int) and 1 <= streams <= self._threads else 0
+
+    def _read(self) -> dict[str, object]:
+        try:
+            content = json.loads(self._memory.read_text()) if self._memory else {}
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def _remember(self, folder: Path, streams: int) -> None:
+        if self._memory:
+            try:
+                self._memory.parent.mkdir(parents=True, exist_ok=True)
+                self._memory.write_text(json.dumps(self._read() | {self._key(folder): streams}))
+            except OSError as error:
+                logger.info("the layout is measured again next time: %s", error)
+
+
+def candidates(threads: int) -> list[int]:
+    """Numbers of streams worth trying, one first."""
+    return sorted({1, max(1, threads // 2), threads})
+
+
+def measure(voice: Voice, streams: int) -> tuple[float, float]:
+    """Decode full windows on all streams at once.
+
+    Returns:
+        Audio seconds made in a second, and seconds of the slowest call.
+    """
+    plan = voice.spec.decoder
+    frames = plan.first_window_frames + 2 * plan.window_frames
+    window = max(plan_windows(frames, plan), key=lambda window: window.width)
+    latents_DF = np.random.default_rng(0).standard_normal(
+        (voice.spec.latent_channels, frames), dtype=np.float32
+    )
+    utterance = Utterance(Tokens((), (), ()), np.array([frames]), latents_DF, [window], 0, seed=0)
+
+    def call(_: int) -> float:
+        begun = time.perf_counter()
+        voice.decode_window(utterance, window)
+        return time.perf_counter() - begun
+
+    with ThreadPoolExecutor(streams) as pool:
+        list(pool.map(call, range(streams)))
+        begun = time.perf_counter()
+        seconds = list(pool.map(call, range(streams * CALLS)))
+        elapsed = time.perf_counter() - begun
+    audio = (window.last - window.first) * voice.spec.hop_length / voice.sampling_rate * len(seconds)
+    return audio / elapsed, max(seconds)

@@ -180,7 +180,8 @@ class VoiceShelf:
         """Give back what was leased."""
         with self._lock:
             loaded.leases -= 1
-            self._drop_if_forsaken(loaded)
+            forsaken = self._take_if_forsaken(loaded)
+        self._close(forsaken)
 
     # ---------------------------------------------------------------------------------------------- loading
 
@@ -258,28 +259,32 @@ class VoiceShelf:
                     retry_after_seconds=5.0,
                 )
             for loaded in leaving:
-                self._unload(loaded)
-                self._metrics.voice_evictions.inc()
+                self._take(loaded)
+        self._metrics.voice_evictions.inc(len(leaving))
+        self._close(leaving)
 
     # ----------------------------------------------------------------------------------------------- leaving
 
-    def _drop_if_forsaken(self, loaded: LoadedVoice) -> None:
+    def _take_if_forsaken(self, loaded: LoadedVoice) -> list[LoadedVoice]:
+        """Take a voice off the shelf if nobody speaks with it and no name leads to it."""
         reference = loaded.version.reference
-        if (
-            not loaded.leases
-            and reference not in self._resolved.values()
-            and self._loaded.get(reference) is loaded
-        ):
-            self._unload(loaded)
+        if loaded.leases or reference in self._resolved.values() or self._loaded.get(reference) is not loaded:
+            return []
+        self._take(loaded)
+        return [loaded]
 
-    def _unload(self, loaded: LoadedVoice) -> None:
+    def _take(self, loaded: LoadedVoice) -> None:
         reference = loaded.version.reference
         del self._loaded[reference]
         self._resolved = {asked: named for asked, named in self._resolved.items() if named != reference}
         self._tell(loaded, present=False)
-        loaded.voice.close()
-        self._forget(reference)
-        logger.info("voice %s unloaded", reference)
+
+    def _close(self, taken: list[LoadedVoice]) -> None:
+        """Close voices that were taken off the shelf; without its lock, for the runtime has one of its own."""
+        for loaded in taken:
+            loaded.voice.close()
+            self._forget(loaded.version.reference)
+            logger.info("voice %s unloaded", loaded.version.reference)
 
     def _tell(self, loaded: LoadedVoice, *, present: bool) -> None:
         sign = 1 if present else -1
@@ -332,8 +337,8 @@ class VoiceShelf:
             with self._lock:
                 self._resolved[reference] = new
                 found.used = next(self._clock)
-                if old in self._loaded:
-                    self._drop_if_forsaken(self._loaded[old])
+                forsaken = self._take_if_forsaken(self._loaded[old]) if old in self._loaded else []
+            self._close(forsaken)
             logger.info("voice %s is now %s, after %s", reference or "by default", new, old)
 
     def _refuse(self, version: Version, old: str, error: Exception) -> None:
@@ -344,8 +349,10 @@ class VoiceShelf:
     def close(self) -> None:
         """Unload every voice. Nobody may be speaking any more."""
         with self._lock:
-            for loaded in list(self._loaded.values()):
-                self._unload(loaded)
+            leaving = list(self._loaded.values())
+            for loaded in leaving:
+                self._take(loaded)
+        self._close(leaving)
 
 
 def memory_of(folder: Path) -> int:

@@ -1,0 +1,227 @@
+"""Voices in memory: within their budget, and following their names and aliases while others speak."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from services.synthesis.speaker import Order, Speaker
+from services.synthesis.voices import LoadedVoice, VoiceShelf, memory_of
+from shared.errors import CorruptObjectError, ModelError, NotFoundError, OverloadedError, StoreError
+from shared.metrics import Metrics
+from shared.registry import Registry
+from tests.unit.services.synthesis.conftest import publish
+
+if TYPE_CHECKING:
+    from tests.unit.services.synthesis.conftest import MakeSpeaker, Opener
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(name, labels)
+
+
+@pytest.fixture
+def shelf(registry: Registry, opener: Opener, metrics: Metrics) -> VoiceShelf:
+    return VoiceShelf(registry, opener, metrics, default="ana")
+
+
+def names(shelf: VoiceShelf) -> set[str]:
+    return {loaded.version.name for loaded in shelf._loaded.values()}
+
+
+@pytest.fixture
+def sized(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every voice needs 10 bytes."""
+    monkeypatch.setattr("services.synthesis.voices.memory_of", lambda _: 10)
+
+
+@pytest.mark.usefixtures("sized")
+def test_the_least_recently_used_voice_makes_room_but_never_the_default(
+    registry: Registry, opener: Opener, metrics: Metrics, tmp_path: Path
+) -> None:
+    publish(registry, tmp_path, "eva", "one")
+    forgotten: list[str] = []
+    shelf = VoiceShelf(registry, opener, metrics, default="ana", memory_bytes=25, forget=forgotten.append)
+    shelf.get()
+    luis = shelf.get("luis")
+    shelf.get("eva")
+    assert names(shelf) == {"ana", "eva"}
+    assert opener.opened[1].closed
+    assert forgotten == [luis.version.reference]
+    assert value(metrics, "vits_voice_evictions_total") == 1
+    assert value(metrics, "vits_voice_memory_bytes") == 20
+    assert value(metrics, "vits_voice_loaded", voice="luis", version=luis.version.id) is None
+    shelf.get("luis")
+    assert names(shelf) == {"ana", "luis"}
+
+
+@pytest.mark.usefixtures("sized")
+def test_a_voice_that_speaks_is_never_unloaded(registry: Registry, opener: Opener, metrics: Metrics) -> None:
+    shelf = VoiceShelf(registry, opener, metrics, default="ana", memory_bytes=15)
+    leased = shelf.lease("ana")
+    with pytest.raises(OverloadedError, match="no room"):
+        shelf.get("luis")
+    assert not opener.opened[0].closed
+    shelf.release(leased)
+    shelf.get("luis")
+    assert names(shelf) == {"luis"}
+
+
+@pytest.mark.usefixtures("sized")
+def test_a_voice_larger_than_the_budget_says_so(registry: Registry, opener: Opener, metrics: Metrics) -> None:
+    with pytest.raises(ModelError, match="--memory"):
+        VoiceShelf(registry, opener, metrics, memory_bytes=5).get()
+
+
+def test_what_a_voice_needs_is_told_by_its_largest_set_of_graphs(tmp_path: Path) -> None:
+    for folder, size in (("fp32", 100), ("int8", 30)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "decoder.onnx").write_bytes(b"x" * size)
+    assert memory_of(tmp_path) == 250
+
+
+def test_the_default_voice_stays_when_another_is_published(
+    registry: Registry, opener: Opener, metrics: Metrics, tmp_path: Path
+) -> None:
+    shelf = VoiceShelf(registry, opener, metrics)
+    assert shelf.get().version.name == "luis"
+    publish(registry, tmp_path, "eva", "one")
+    shelf.refresh()
+    assert shelf.get().version.name == "luis"
+
+
+def test_a_name_follows_its_newest_version_and_a_version_stays(
+    registry: Registry, shelf: VoiceShelf, tmp_path: Path, opener: Opener
+) -> None:
+    old = shelf.get("ana").version
+    shelf.get(old.reference)
+    new = publish(registry, tmp_path, "ana", "three")
+    assert shelf.get("ana").version == old
+    shelf.refresh()
+    assert shelf.get("ana").version.id == new
+    assert shelf.get(old.reference).version == old
+    assert [voice.closed for voice in opener.opened] == [False, False]
+
+
+def test_an_alias_that_moves_under_load_drops_nobody(
+    registry: Registry, make_speaker: MakeSpeaker, opener: Opener
+) -> None:
+    first, second = registry.versions("voices", "ana")
+    registry.move_alias("voices", "ana", "production", first)
+
+    async def scene() -> None:
+        speaker = make_speaker(default="ana@production")
+        await speaker.warm()
+        old = opener.opened[0]
+        old.permits = threading.Semaphore(1)
+        text = "una frase. " * 5
+        speaking = await speaker.start(Order(text, seed=1))
+        registry.move_alias("voices", "ana", "production", second)
+        crowd = [asyncio.create_task(speaker.speak(Order("uno", seed=1))) for _ in range(5)]
+        await speaker.refresh()
+        assert speaker.shelf.get().version.id == second
+        assert not old.closed
+        old.permits.release(100)
+        after = await speaker.speak(Order("dos"))
+        assert after.voice_version == second
+        async with speaking:
+            samples = [samples async for samples in speaking]
+        assert speaking.voice_version == first
+        assert sum(map(len, samples)) == len(opener.opened[1].synthesize(text, seed=1).samples)
+        for spoken in await asyncio.gather(*crowd):
+            assert spoken.voice_version in {first, second}
+        await asyncio.sleep(0.05)
+        assert old.closed
+        assert value(speaker.metrics, "vits_voices_loaded") == 1
+        assert value(speaker.metrics, "vits_voice_loaded", voice="ana", version=second) == 1
+
+    asyncio.run(scene())
+
+
+def test_a_broken_version_is_refused_once_and_the_old_one_stays(
+    registry: Registry,
+    shelf: VoiceShelf,
+    opener: Opener,
+    metrics: Metrics,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    old = shelf.get("ana").version
+    new = publish(registry, tmp_path, "ana", "broken")
+    opener.error = ModelError("decoder.onnx is not a graph")
+    shelf.refresh()
+    shelf.refresh()
+    assert shelf.get("ana").version == old
+    assert value(metrics, "vits_voice_refusals_total", voice="ana") == 1
+    assert [new in record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == [True]
+    opener.error = None
+    newest = publish(registry, tmp_path, "ana", "mended")
+    shelf.refresh()
+    assert shelf.get("ana").version.id == newest
+
+
+def test_a_voice_with_a_bad_sha256_is_refused(
+    registry: Registry, shelf: VoiceShelf, metrics: Metrics, tmp_path: Path
+) -> None:
+    old = shelf.get("ana").version
+    new = publish(registry, tmp_path, "ana", "damaged")
+    path = f"voices/ana/{new}/voice.json"
+    registry.store.write(path, registry.store.read(path).replace(b"damaged", b"DAMAGED"))
+    shelf.refresh()
+    assert shelf.get("ana").version == old
+    assert value(metrics, "vits_voice_refusals_total", voice="ana") == 1
+    with pytest.raises(CorruptObjectError):
+        shelf.get(f"ana/{new}")
+
+
+def test_a_store_that_is_gone_later_stops_nobody_who_speaks(
+    registry: Registry, speaker: Speaker, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene() -> None:
+        await speaker.warm()
+
+        def gone(*_: object, **__: object) -> None:
+            raise StoreError("the store is gone")
+
+        for method in ("resolve", "names", "fetch"):
+            monkeypatch.setattr(registry, method, gone)
+        await speaker.refresh()
+        assert value(metrics, "vits_store_failures_total") == 1
+        assert (await speaker.speak(Order("hola"))).voice == "ana"
+        with pytest.raises(StoreError):
+            await speaker.speak(Order("hola", voice="luis"))
+        with pytest.raises(StoreError):
+            await speaker.voices()
+        monkeypatch.undo()
+        assert (await speaker.speak(Order("hola", voice="luis"))).voice == "luis"
+
+    asyncio.run(scene())
+
+
+def test_a_store_that_is_gone_at_the_start_is_said(
+    registry: Registry, make_speaker: MakeSpeaker, tmp_path: Path
+) -> None:
+    shutil.rmtree(tmp_path / "store")
+    speaker = make_speaker(default="ana")
+    with pytest.raises((NotFoundError, StoreError)):
+        asyncio.run(speaker.warm())
+    assert not speaker.ready
+
+
+def test_who_gives_up_while_a_voice_loads_does_not_keep_it(speaker: Speaker, opener: Opener) -> None:
+    async def scene() -> None:
+        asking = asyncio.create_task(speaker.speak(Order("hola")))
+        await asyncio.sleep(0.005)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        loaded: LoadedVoice = await speaker.warm()
+        await asyncio.sleep(0.01)
+        assert loaded.leases == 0
+
+    asyncio.run(scene())

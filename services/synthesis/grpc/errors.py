@@ -190,7 +190,7 @@ async def abort(context: Any, error: BaseException, request_id: str) -> NoReturn
     """End a call with an error."""
     status = describe(error, request_id)
     code = row_of(error).status
-    if code not in QUIET:
+    if code not in QUIET and not isinstance(error, StoppingError):
         logger.error("call %s failed", request_id, exc_info=error)
     metadata = ((DETAILS_KEY, status.SerializeToString()), (REQUEST_ID_KEY, request_id))
     await context.abort(code, status.message, metadata)

@@ -276,4 +276,4 @@ class Conversation:
         return self._samples / self._rate if self._rate else 0.0
 
     async def _send(self, **event: Any) -> None:
-        await self._call.context.write(pb.SynthesizeIncrementalResponse(**event))
+        await self._call.write(pb.SynthesizeIncrementalResponse(**event))

@@ -65,6 +65,17 @@ class Call:
     request_id: str
     max_audio_seconds: float
 
+    async def write(self, message: Any) -> None:
+        """Send a message of a stream; waits for a slow client.
+
+        Raises:
+            CancelledError: The client is gone. gRPC may notice by the failing of a message first.
+        """
+        try:
+            await self.context.write(message)
+        except Exception as error:
+            raise asyncio.CancelledError from error
+
     def order(self, wanted: Wanted) -> Order:
         """What is wanted, as this call's.
 
@@ -180,7 +191,7 @@ class SynthesisServicer(pb_grpc.SynthesisServiceServicer):
             async with await self._speaker.start(call.order(wanted)) as speaking:
                 packer = Packer(wanted, speaking.sampling_rate)
                 start = speech_start(speaking, wanted, packer.sampling_rate)
-                await context.write(pb.SynthesizeStreamResponse(start=start))
+                await call.write(pb.SynthesizeStreamResponse(start=start))
                 count = told = 0
                 async for samples in metered(speaking, call.caller, call.max_audio_seconds):
                     count += len(samples)
@@ -188,13 +199,13 @@ class SynthesisServicer(pb_grpc.SynthesisServiceServicer):
                     told += len(timed)
                     chunk = pb.AudioChunk(audio=await packer.pack(samples), timestamps=timestamps(timed))
                     if chunk.audio or chunk.timestamps:
-                        await context.write(pb.SynthesizeStreamResponse(chunk=chunk))
+                        await call.write(pb.SynthesizeStreamResponse(chunk=chunk))
                 timed = speaking.timestamps()[told:] if wanted.timestamps else []
                 rest = pb.AudioChunk(audio=await packer.finish(), timestamps=timestamps(timed))
                 if rest.audio or rest.timestamps:
-                    await context.write(pb.SynthesizeStreamResponse(chunk=rest))
+                    await call.write(pb.SynthesizeStreamResponse(chunk=rest))
                 end = pb.SpeechEnd(duration_seconds=count / speaking.sampling_rate)
-                await context.write(pb.SynthesizeStreamResponse(end=end))
+                await call.write(pb.SynthesizeStreamResponse(end=end))
 
     async def SynthesizeIncremental(  # type: ignore[override]  # noqa: N802 - it reads from and writes to the context
         self, request_iterator: Any, context: Any
@@ -230,7 +241,7 @@ class SynthesisServicer(pb_grpc.SynthesisServiceServicer):
             workers = [asyncio.create_task(work()) for _ in range(BATCH_AT_ONCE)]
             try:
                 for _ in request.requests:
-                    await context.write(await results.get())
+                    await call.write(await results.get())
             finally:
                 for worker in workers:
                     worker.cancel()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
-from prometheus_client import CollectorRegistry
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 
 from shared.metrics import Metrics, TrainingMetrics
 
@@ -33,3 +36,46 @@ def test_the_client_library_is_imported_late() -> None:
     code = "import sys, shared.metrics\nprint('prometheus_client' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+DOC = Path(__file__).parents[3] / "docs" / "metrics.md"
+
+
+def test_page_and_code_agree() -> None:
+    """Name, type and text of every metric, in the order of the code."""
+    written = re.findall(
+        r"^\| `(vits_\w+)` \| (\w+) \| (.+?) \| (.+?) \|$", DOC.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    declared = []
+    for kind in (Metrics, TrainingMetrics):
+        registry = CollectorRegistry()
+        metrics = kind(registry)
+        by_name = {getattr(metric, "_name", ""): metric for metric in vars(metrics).values()}
+        for family in registry.collect():
+            labels = getattr(by_name[family.name], "_labelnames", ())
+            name = family.name + ("_total" if family.type == "counter" else "")
+            said = ", ".join(f"`{label}`" for label in labels) or "–"
+            declared.append((name, family.type, said, family.documentation))
+    assert written == declared
+
+
+def test_every_attribute_is_described() -> None:
+    for kind in (Metrics, TrainingMetrics):
+        described = set(re.findall(r"^        (\w+): ", kind.__doc__ or "", re.MULTILINE))
+        assert set(vars(kind(CollectorRegistry()))) == described
+
+
+def test_promtool_accepts_the_page() -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed (Debian package 'prometheus')")
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    for metric in vars(metrics).values():
+        labels = getattr(metric, "_labelnames", ())
+        if labels:
+            metric.labels(*labels)
+    checked = subprocess.run(
+        [promtool, "check", "metrics"], input=generate_latest(registry), capture_output=True, check=False
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr

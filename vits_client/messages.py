@@ -108,7 +108,7 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some audio, and the words whose sound has been made since the last."""
+    """Some audio, and the words of the sentences that began since the last."""
 
     audio: bytes
     timestamps: tuple[Timestamp, ...]

@@ -406,7 +406,7 @@ class AudioChunk(_message.Message):
     """One channel, packed as the start says. Chunks put together are one file or stream of that format."""
     @_builtins.property
     def timestamps(self) -> _containers.RepeatedCompositeFieldContainer[Global___Timestamp]:
-        """Of the words whose sound has been made by now and had not been before, where they were asked for."""
+        """Of the words of every sentence that has begun by now and had not before, where they were asked for."""
 
     def __init__(
         self,
@@ -536,7 +536,7 @@ class SynthesizeIncrementalResponse(_message.Message):
     END_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def start(self) -> Global___SpeechStart:
-        """Comes first, with the first sentence."""
+        """Comes first, with the first sentence that can be spoken."""
 
     @_builtins.property
     def sentence(self) -> Global___Sentence:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -417,3 +420,21 @@ def test_async_cancel(server: Running, speaker: ScriptedSpeaker) -> None:
 
     in_loop(server, scene)
     wait_until(lambda: speaker.spoken[0].left)
+
+
+def test_the_client_imports_nothing_of_what_the_server_is_made_of() -> None:
+    program = "import sys, vits_client; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "grpc" in loaded
+    assert (
+        loaded & {"numpy", "av", "scipy", "pydantic", "onnxruntime", "bentoml", "services", "torch"} == set()
+    )
+
+
+def test_the_page_about_errors_has_every_row() -> None:
+    page = (Path(__file__).parents[5] / "docs/grpc.md").read_text(encoding="utf-8")
+    rows = [row for row in page.splitlines() if row.startswith("| `")]
+    for kind, row in ERRORS.items():
+        if row.reason != "HUB_UNREACHABLE":  # no voice comes from a hub
+            assert any(f"`{row.status.name}`" in line and f"`{row.reason}`" in line for line in rows), kind

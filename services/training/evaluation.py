@@ -175,7 +175,7 @@ def held_out_losses(session: Session) -> dict[str, float]:
     names = ("mel", "kl", "duration", "generator", "feature_maps", "discriminator")
     sums = torch.zeros(len(names), 2, dtype=torch.float64, device=accelerator.device)
     for batch in session.evaluation[accelerator.process_index :: accelerator.num_processes]:
-        found = _batch_losses(session, Seen.of(batch.to(accelerator.device), session.settings))
+        found = _batch_losses(session, Seen.of(batch, session.settings, accelerator.device))
         sums += torch.stack(
             [torch.stack([found[name][0] * found[name][1], found[name][1]]) for name in names]
         )
@@ -310,7 +310,7 @@ def _speak_held_out(session: Session, tracker: Tracker) -> float:
     sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
     for number in range(accelerator.process_index, len(chosen), accelerator.num_processes):
         batch, row = chosen[number]
-        seen = Seen.of(_alone(batch, row, settings).to(accelerator.device), settings)
+        seen = Seen.of(_alone(batch, row, settings), settings, accelerator.device)
         spoken = synthesize(
             session.generator,
             seen.batch.input_ids[0],

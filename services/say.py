@@ -135,7 +135,11 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--store", metavar="URL", help="where voices and models are found (default: $VITS_STORE, or ./store)")
     add("--voice", metavar="NAME", default="", help="name, name@alias or name/version (default: the newest)")
-    add("--variant", metavar="NAME", help="the voice's precision, such as fp32 (default: fp32)")
+    add(
+        "--variant",
+        metavar="NAME",
+        help="the voice's precision: such as fp32 or bf16, or auto for what fits here (default: fp32)",
+    )
     add("--speaker", metavar="NAME", help="name or number of a speaker of the voice (default: its first)")
     add("--seed", type=int, help="0 to 2^53 - 1; the same seed gives the same samples (default: drawn)")
     add("--speed", type=float, default=1.0, help="0.25 to 4; 2 is twice as fast (default: %(default)s)")

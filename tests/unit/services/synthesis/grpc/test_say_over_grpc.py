@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,6 +56,14 @@ def test_into_a_player(
     out, err = capfdbinary.readouterr()
     assert out == expected("uno dos", 3)
     assert b"0.20 s of audio" in err
+
+
+def test_a_text_from_standard_input(
+    server: Running, speaker: ScriptedSpeaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("uno\ndos\n"))
+    assert say.main(["-", "-o", str(tmp_path / "a.wav"), "--url", server.url]) == 0
+    assert speaker.spoken[0].order.text == "uno\ndos\n"
 
 
 @pytest.mark.parametrize(

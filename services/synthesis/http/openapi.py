@@ -86,6 +86,22 @@ _ANSWERS: dict[str, Any] = {
         srt=_STRING,
         vtt=_STRING,
     ),
+    "SpeechEvent": {
+        "description": "OpenAI's events: speech.audio.delta, then one speech.audio.done, or an error.",
+        "oneOf": [
+            _object(
+                "type audio",
+                type={"const": "speech.audio.delta"},
+                audio=_STRING | {"contentEncoding": "base64"},
+                timestamps={"type": "array", "items": _reference("Timestamp")},
+            ),
+            _object(
+                "type usage seed voice voice_version sampling_rate duration_seconds unknown",
+                type={"const": "speech.audio.done"},
+            ),
+            _object("type error", type={"const": "error"}),
+        ],
+    },
     "Voice": _object(
         "id name version created licence sources consent",
         id=_STRING,
@@ -165,7 +181,8 @@ def _paths() -> dict[str, Any]:
         name: {"description": text, "schema": schema} for name, (text, schema) in _SPEECH_HEADERS.items()
     }
     audio = {wanted.media_type: {"type": "string", "format": "binary"} for wanted in FORMATS.values()}
-    speech = audio | {"text/event-stream": _STRING, "application/json": _reference("Speech")}
+    event = _STRING | {"contentMediaType": _JSON, "contentSchema": _reference("SpeechEvent")}
+    speech = audio | {"text/event-stream": _object("data", data=event), _JSON: _reference("Speech")}
     lines = {
         "application/x-ndjson": _STRING | {"description": "A Speech with index and id on each line, or index, id, "
                                            "status and error."},

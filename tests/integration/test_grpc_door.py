@@ -1,0 +1,107 @@
+"""gRPC, its client and ``vits say`` on a real (tiny, random) voice, in a real ``vits serve``."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shared.audio import read_audio
+from vits_client import Client, InvalidRequestError
+
+# The world of `test_serve`: a store with one tiny voice, and a server.
+_spec = importlib.util.spec_from_file_location("serve_world", Path(__file__).with_name("test_serve.py"))
+assert _spec
+assert _spec.loader
+serve: Any = importlib.util.module_from_spec(_spec)
+sys.modules["serve_world"] = serve
+_spec.loader.exec_module(serve)
+
+world = serve.world
+server = serve.server
+
+TEXT = "Hola, ¿cómo estás? Hoy es un buen día para salir a pasear. Adiós."
+
+
+@pytest.fixture
+def client(server: Any) -> Iterator[Client]:
+    with Client(f"grpc://{server.grpc_address}", timeout_seconds=60) as client:
+        yield client
+
+
+def test_whole_streamed_and_in_a_batch_are_the_same(client: Client) -> None:
+    whole = client.speak(TEXT, seed=7, audio_format="pcm", timestamps=True)
+    with client.stream(TEXT, seed=7, timestamps=True) as stream:
+        pieces = list(stream)
+    assert len(pieces) > 1
+    assert b"".join(pieces) == whole.audio
+    assert stream.timestamps == list(whole.timestamps)
+    assert whole.timestamps[0].text.startswith("Hola")
+    assert whole.timestamps[-1].end_seconds <= whole.duration_seconds + 0.01
+    (result,) = client.speak_batch([TEXT], seed=7, audio_format="pcm")
+    assert result.speech
+    assert result.speech.audio == whole.audio
+
+
+def test_pieces_are_the_sentences_spoken_alone(client: Client) -> None:
+    sentences = ["Hola, ¿cómo estás?", "Hoy es un buen día para salir a pasear.", "Adiós."]
+    alone = [client.speak(one, seed=7, audio_format="pcm").audio for one in sentences]
+    stream = client.stream_pieces((word + " " for word in TEXT.split(" ")), seed=7)
+    audio = b"".join(stream)
+    assert stream.start
+    silence = bytes(2 * round(0.3 * stream.start.sampling_rate))
+    assert audio == silence.join(alone)
+
+
+def test_voices(client: Client) -> None:
+    (voice,) = client.voices()
+    assert (voice.name, voice.sampling_rate, voice.is_default) == ("tiny", 16000, True)
+    assert client.speak("uno", voice=f"tiny/{voice.version}").voice_version == voice.version
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<!DOCTYPE x [<!ENTITY a "haha"><!ENTITY b "&a;&a;&a;&a;">]><speak>&b;&b;&b;</speak>',
+        "<speak>sin final",
+        "<speak>" * 400,
+        "\x00\x01\x02",
+        "👩‍👩‍👧‍👦",
+        "‮שלום‬",
+    ],
+)
+def test_nasty_texts(client: Client, text: str) -> None:
+    for ssml in (True, False):
+        with suppress(InvalidRequestError):
+            assert client.speak(text, ssml=ssml).audio
+
+
+def test_say_into_a_player(world: Any, server: Any) -> None:
+    sounds = []
+    for more in ([], ["--url", server.url], ["--url", f"grpc://{server.grpc_address}"]):
+        command = [*serve.VITS, "say", TEXT, "--seed", "7", "-o", "-", *more]
+        done = subprocess.run(
+            command, cwd=serve.ROOT, env=world.environment, capture_output=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        sounds.append(read_audio(done.stdout, format="wav").samples)
+    assert sounds[0].size > 16000
+    for sound in sounds[1:]:
+        assert np.array_equal(sound, sounds[0])
+
+
+def test_say_with_captions(world: Any, server: Any) -> None:
+    captions = []
+    for name, more in (("here", []), ("there", ["--url", f"grpc://{server.grpc_address}"])):
+        output = world.root / f"{name}.opus"
+        world.vits("say", TEXT, "--seed", "7", "-o", str(output), "--timestamps", "srt", *more)
+        captions.append(output.with_suffix(".srt").read_text())
+    assert captions[0] == captions[1]
+    assert captions[0].startswith("1\n00:00:00,")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,16 +10,16 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from services.evaluation import Judges
 from services.training.checkpoints import TrainerState
 from services.training.data import read_recordings
 from services.training.features import FeatureSettings, log_mel_of
 from services.training.plots import plot_alignment, plot_spectrograms
 from shared.audio import Audio
-from shared.errors import ModelError
+from shared.errors import MissingExtraError, ModelError
 from shared.modeling import VitsForTraining, load_model, synthesize
 from shared.text import FrontEnd
 
-_JUDGE_RATE = 16_000  # what DNSMOS hears
 _SHOWN = 3
 
 
@@ -59,16 +58,16 @@ class Comparison:
 
 
 def mean_opinion(clips: list[Audio]) -> float:
-    """Mean DNSMOS (OVRL) of several clips."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the judge's own libraries
-        from speechmos import dnsmos
+    """Mean DNSMOS (OVRL) of several clips.
 
-        scores = [
-            dnsmos.run(clip.resampled(_JUDGE_RATE).samples.clip(-1, 1), sr=_JUDGE_RATE)["ovrl_mos"]
-            for clip in clips
-        ]
-    return float(np.mean(scores))
+    Raises:
+        MissingExtraError: The judge is not installed.
+    """
+    judges = Judges(only=["dnsmos"])
+    if judges.missing:
+        raise MissingExtraError(judges.missing["dnsmos"])
+    scores = [judges.score(clip.samples, clip.sampling_rate).dnsmos for clip in clips]
+    return float(np.mean([score for score in scores if score is not None]))
 
 
 class Speaker:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -268,7 +269,8 @@ def pair(files: Mapping[str, Path], sentences: Sequence[Sentence], where: str) -
         DataError: Files that no sentence belongs to; carries all of them.
     """
     by_id = {sentence.id: sentence for sentence in sentences}
-    by_name = {sentence.id.rpartition("/")[2]: sentence for sentence in sentences}
+    names = Counter(sentence.id.rpartition("/")[2] for sentence in sentences)
+    by_name = {name: one for one in sentences if names[name := one.id.rpartition("/")[2]] == 1}
     paired, problems = [], []
     for name, path in files.items():
         sentence = by_id.get(name) or by_name.get(name.rpartition("/")[2])

@@ -6,6 +6,7 @@ import json
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -209,10 +210,10 @@ def test_voices_and_models_of_a_store(
     monkeypatch.setenv("VITS_CACHE", str(tmp_path / "cache"))
     url = f"file://{tmp_path / 'store'}"
     registry = Registry(Store.open(url))
-    kept = {"licence": "CC0-1.0", "sources": [], "consent": None, "lineage": {}}
-    registry.publish("models", "ana", spanish_model, **kept)  # type: ignore[arg-type]
+    kept: dict[str, Any] = {"licence": "CC0-1.0", "sources": [], "consent": None, "lineage": {}}
+    registry.publish("models", "ana", spanish_model, **kept)
     assert find("ana", url, variant="fp32").kind == "model"
-    registry.publish("voices", "ana", voice_folder, **kept)  # type: ignore[arg-type]
+    registry.publish("voices", "ana", voice_folder, **kept)
     assert find("ana", url, variant="fp32").kind == "voice"
     with pytest.raises(NotFoundError, match=r"no folder eva.*neither a voice nor a model"):
         find("eva", url, variant="fp32")

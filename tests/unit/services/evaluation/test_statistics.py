@@ -82,7 +82,7 @@ def test_a_paired_difference_is_surer_than_the_figures() -> None:
     )
     assert found.high is not None
     assert found.high < 0
-    assert (found.reference, found.candidate) == (np.mean(reference), np.mean(candidate))
+    assert (found.reference, found.candidate) == (float(np.mean(reference)), float(np.mean(candidate)))
 
 
 def test_systems_alike_differ_by_nothing() -> None:

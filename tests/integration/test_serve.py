@@ -255,7 +255,7 @@ def test_metrics(server: Server, client: openai.OpenAI, channel: grpc.Channel) -
     assert grown('vits_responses_total{code="200",door="http"}') == 1
     assert grown('vits_responses_total{code="OK",door="grpc"}') == 1
     assert grown('vits_audio_seconds_total{voice="tiny"}') == pytest.approx(seconds)
-    assert grown('vits_synthesis_seconds_count{voice="tiny"}') == 2
+    assert grown('vits_real_time_factor_ratio_count{voice="tiny"}') == 2
     assert grown('vits_first_audio_seconds_count{door="grpc"}') == 1
     assert after["vits_voices_loaded"] == 1
     assert after["vits_requests_in_flight"] == 0

@@ -125,7 +125,7 @@ def test_an_alias_that_moves_under_load_drops_nobody(
         crowd = [asyncio.create_task(speaker.speak(Order("uno", seed=1))) for _ in range(5)]
         await speaker.refresh()
         assert speaker.shelf.get().version.id == second
-        assert not old.closed
+        assert [voice.closed for voice in opener.opened] == [False, False]
         old.permits.release(100)
         after = await speaker.speak(Order("dos"))
         assert after.voice_version == second

@@ -13,6 +13,7 @@ _FOLDER = Path(__file__).parent / "page"
 PAGE_FILES: dict[str, tuple[str, str]] = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/page/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/page/icon.svg": ("icon.svg", "image/svg+xml"),
     "/page/page.js": ("page.js", "text/javascript; charset=utf-8"),
     "/page/player.js": ("player.js", "text/javascript; charset=utf-8"),
     "/page/drawing.js": ("drawing.js", "text/javascript; charset=utf-8"),

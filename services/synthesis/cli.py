@@ -113,6 +113,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="on SIGTERM, time for what is running (default: %(default)s)",
     )
+    add(
+        "--lexicons",
+        metavar="FOLDER",
+        default="",
+        help="folder with VOICE.json or VOICE.tsv for each voice that has words of its own (default: none)",
+    )
     add("--log-format", choices=LOG_FORMATS, default=defaults.log_format, help="(default: %(default)s)")
     add("--log-text", action="store_true", help="let the log quote what users have spoken")
     for name, what in (
@@ -266,6 +272,7 @@ def main(argv: Sequence[str]) -> int:
             memory_mb=arguments.memory,
             max_backlog_seconds=arguments.max_backlog,
             grace_seconds=arguments.grace,
+            lexicons=arguments.lexicons,
             log_format=arguments.log_format,
             log_text=int(arguments.log_text),
             grpc_tls_cert=arguments.grpc_tls_cert,

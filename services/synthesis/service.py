@@ -84,6 +84,7 @@ class SynthesisService:
             metrics,
             default=settings.voice,
             memory_bytes=settings.memory_bytes,
+            lexicons=Path(settings.lexicons) if settings.lexicons else None,
             forget=runtime.forget_voice,
         )
         self.speaker = Speaker(shelf, runtime, metrics, log_text=bool(settings.log_text))

@@ -59,6 +59,8 @@ class Settings:
     """How long a client may stop reading."""
     poll_seconds: int = 5
     """How often the store is asked whether names and aliases of voices have moved; 0: never."""
+    lexicons: str = ""
+    """Folder with a lexicon, ``<voice>.json`` or ``<voice>.tsv``, for each voice that has one."""
     log_format: str = "text"
     """``text``, or ``json``: one object a line."""
     log_text: int = 0

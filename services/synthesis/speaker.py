@@ -382,7 +382,11 @@ class Speaker:
 
     def _plan(self, loaded: LoadedVoice, order: Order) -> Plan:
         return loaded.voice.plan(
-            order.text, order.parameters, ssml=order.ssml, language=order.language, lexicon=None
+            order.text,
+            order.parameters,
+            ssml=order.ssml,
+            language=order.language,
+            lexicon=loaded.lexicon.current() if loaded.lexicon else None,
         )
 
     def _note(self, order: Order, speaking: Speaking | None, outcome: str, seconds: float) -> None:

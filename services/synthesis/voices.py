@@ -22,7 +22,8 @@ from shared.errors import (
 )
 from shared.metrics import Metrics
 from shared.registry import Registry, Version
-from shared.text.lexicon import Lexicon
+from shared.text.front_end import FrontEnd
+from shared.text.lexicon import Lexicon, LexiconFile
 from shared.voice.runtime import Worker
 from shared.voice.voice import Plan, SpeechParameters
 
@@ -35,6 +36,10 @@ BYTES_PER_GRAPH_BYTE = 2.5
 
 class VoiceLike(Worker, Protocol):
     """The seam to the engine: `shared.voice.Voice`, or a test's stand-in."""
+
+    @property
+    def front_end(self) -> FrontEnd:
+        """Reads texts."""
 
     def plan(
         self,
@@ -65,6 +70,7 @@ class LoadedVoice:
     Attributes:
         version: What it is.
         voice: Speaks.
+        lexicon: The operator's words for it, where there are any.
         size: Bytes of memory that it is taken to need.
         leases: How many are speaking with it; while there are any it stays.
         used: When it was last asked for, as a number that grows.
@@ -72,6 +78,7 @@ class LoadedVoice:
 
     version: Version
     voice: VoiceLike
+    lexicon: LexiconFile | None = None
     size: int = 0
     leases: int = 0
     used: int = 0
@@ -106,6 +113,7 @@ class VoiceShelf:
         default: Reference of the default voice, which is never unloaded; empty for the newest at the time of
             the first request.
         memory_bytes: What the voices together may need; 0 for no limit.
+        lexicons: A folder with a lexicon ``<voice>.json`` or ``<voice>.tsv`` for each voice that has one.
         forget: Called with the reference of a version that was unloaded.
     """
 
@@ -117,6 +125,7 @@ class VoiceShelf:
         *,
         default: str = "",
         memory_bytes: int = 0,
+        lexicons: Path | None = None,
         forget: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.registry = registry
@@ -124,6 +133,7 @@ class VoiceShelf:
         self._metrics = metrics
         self._default = default
         self._memory_bytes = memory_bytes
+        self._lexicons = lexicons
         self._forget = forget
         self._lock = threading.Lock()
         self._loading = threading.Lock()
@@ -217,12 +227,13 @@ class VoiceShelf:
         self._make_room(size, version, beyond=beyond)
         voice = self._open_voice(folder)
         try:
+            lexicon = self._lexicon(version.name, voice)
             voice.warm_up()
         except Exception:
             voice.close()
             raise
         seconds = time.perf_counter() - start
-        loaded = LoadedVoice(version, voice, size)
+        loaded = LoadedVoice(version, voice, lexicon, size)
         with self._lock:
             self._loaded[version.reference] = loaded
             loaded.used = next(self._clock)
@@ -230,6 +241,12 @@ class VoiceShelf:
         self._metrics.voice_load_seconds.observe(seconds)
         logger.info("voice %s loaded in %.2f s", version.reference, seconds)
         return loaded
+
+    def _lexicon(self, name: str, voice: VoiceLike) -> LexiconFile | None:
+        if self._lexicons is None:
+            return None
+        paths = [self._lexicons / f"{name}.{form}" for form in ("json", "tsv")]
+        return next((LexiconFile(path, voice.front_end) for path in paths if path.is_file()), None)
 
     def _make_room(self, size: int, version: Version, *, beyond: bool) -> None:
         limit = self._memory_bytes

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import fields
+from pathlib import Path
+
 import pytest
 
-from services.synthesis.settings import Settings
+from services.synthesis.settings import Settings, memory_limit
 from shared.errors import ConfigError
 
 
@@ -27,6 +31,26 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VITS_STORE", "memory://x")
     assert Settings.from_environment({}) == Settings(store="memory://x")
     assert Settings.from_environment({"VITS_VOICE": "", "VITS_GRPC_PORT": ""}) == Settings(store="memory://x")
+
+
+def test_every_setting_is_documented() -> None:
+    page = (Path(__file__).parents[4] / "docs" / "operation.md").read_text(encoding="utf-8")
+    variables = {f"VITS_{field.name.upper()}" for field in fields(Settings)}
+    assert variables - set(re.findall(r"^\| `(VITS_\w+)` \|", page, re.MULTILINE)) == set()
+
+
+def test_memory_is_a_part_of_what_the_container_may_have(tmp_path: Path) -> None:
+    limit = tmp_path / "memory.max"
+    limit.write_text("1000000\n")
+    assert memory_limit(limit) == 1_000_000
+    limit.write_text("max\n")
+    assert memory_limit(limit) == memory_limit(tmp_path / "none") > 1_000_000
+    assert Settings(store="", memory_mb=3).memory_bytes == 3 << 20
+
+
+def test_a_log_format_that_is_none() -> None:
+    with pytest.raises(ConfigError, match="VITS_LOG_FORMAT"):
+        Settings.from_environment({"VITS_LOG_FORMAT": "xml"})
 
 
 def test_every_problem_at_once() -> None:

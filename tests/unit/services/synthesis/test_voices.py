@@ -225,3 +225,14 @@ def test_who_gives_up_while_a_voice_loads_does_not_keep_it(speaker: Speaker, ope
         assert loaded.leases == 0
 
     asyncio.run(scene())
+
+
+def test_a_lexicon_is_the_voices_own_and_read_again(
+    registry: Registry, opener: Opener, metrics: Metrics, tmp_path: Path
+) -> None:
+    (tmp_path / "ana.json").write_text('{"Nguyen": "nuyen"}')
+    shelf = VoiceShelf(registry, opener, metrics, lexicons=tmp_path)
+    lexicon = shelf.get("ana").lexicon
+    assert lexicon is not None
+    assert lexicon.current().entries["Nguyen"].text == "nuyen"
+    assert shelf.get("luis").lexicon is None

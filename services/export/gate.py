@@ -1,0 +1,500 @@
+"""The quality gate: a variant is published only where it is measured to sound like fp32, and to be faster.
+
+Every variant speaks the same held-out sentences as fp32, with the same noise. Sentence by sentence, judges score
+both, and the differences are compared with `Limits`. Two judges of naturalness, because one alone passes bad
+models: decoders that DNSMOS finds equal lose a whole point of DistillMOS.
+
+A reference that nobody understands (random weights, a broken model) cannot be worse: the gate then says that
+it judged nothing, and that only speed was measured.
+
+Shapes: S samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.evaluation import Difference, Score, compare, log_spectral_distance
+from services.evaluation.transcripts import Errors
+from services.export.sentences import GATE_WORDS, words
+from shared.errors import MissingExtraError, QualityError, UserError
+from shared.voice import Utterance, Voice
+
+#: The variant that all others are compared with.
+REFERENCE = "fp32"
+
+#: The judges without which the gate cannot decide, by the names that `services.evaluation.Judges` gives them.
+NEEDED_JUDGES = ("recogniser", "dnsmos", "distillmos")
+
+#: The noise of the gate; another than that of calibration.
+SEED = 20_000
+
+#: A reference with more word errors than this is not speech, and what it is compared with cannot be judged.
+INTELLIGIBLE_WER = 0.5
+
+#: Sentences that are timed, and how often each.
+TIMED_SENTENCES, REPEATS = 8, 3
+
+#: Sentences that the report lets one hear.
+HEARD = 4
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a variant may lose. Means are compared with these; the report shows each mean's 95 % interval."""
+
+    dnsmos_drop: float = 0.05
+    distillmos_drop: float = 0.10
+    wer_rise: float = 0.01
+    """Of the upper end of the paired-bootstrap 95 % interval, not of the mean."""
+    words: int = GATE_WORDS
+    log_spectral_distance: float = 3.0
+    """dB, the mean over sentences of `services.evaluation.log_spectral_distance`: see docs/quantization.md."""
+
+
+class Judging(Protocol):
+    """What the gate asks of `services.evaluation.Judges`."""
+
+    @property
+    def missing(self) -> Mapping[str, str]:
+        """Judges that cannot score, and why."""
+        ...
+
+    def score(self, samples: NDArray[np.float32], sampling_rate: int, text: str | None = None) -> Score:
+        """Score one clip."""
+        ...
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A variant that wants to be published.
+
+    Attributes:
+        variant: Its name in ``voice.json``.
+        replaces: The variant that it must be faster than.
+    """
+
+    variant: str
+    replaces: str = REFERENCE
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One thing that the gate measured.
+
+    Attributes:
+        name: What.
+        value: The candidate's mean difference from fp32, or its figure.
+        low: Lower end of its 95 % interval, where it has one.
+        high: Upper end.
+        limit: What it was compared with; None where it is for information.
+        passed: Whether that was met.
+        complaint: What to say where it was not.
+    """
+
+    name: str
+    value: float
+    low: float | None
+    high: float | None
+    limit: float | None
+    passed: bool
+    complaint: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of one candidate.
+
+    Attributes:
+        variant: Its name.
+        replaces: The variant that it was to be faster than.
+        judged: Whether quality could be judged at all.
+        measures: All of them, passed or not.
+    """
+
+    variant: str
+    replaces: str
+    judged: bool
+    measures: tuple[Measure, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Judged, and nothing failed."""
+        return self.judged and all(measure.passed for measure in self.measures)
+
+    @property
+    def complaints(self) -> list[str]:
+        """Which measures failed, and by how much."""
+        return [measure.complaint for measure in self.measures if not measure.passed]
+
+    def explain(self) -> str:
+        """One line for people."""
+        if self.passed:
+            return f"{self.variant} passed the quality gate"
+        if not self.judged:
+            return f"{self.variant}: quality was not judged"
+        return f"{self.variant} failed the quality gate: {'; '.join(self.complaints)}"
+
+
+@dataclass(frozen=True)
+class GateReport:
+    """What the gate found.
+
+    Attributes:
+        verdicts: One a candidate.
+        why_not_judged: Empty where quality was judged; else why not.
+        sentences: How many were scored.
+        words: Words in them.
+        limits: What was allowed.
+        reference: fp32's own figures: ``dnsmos``, ``distillmos``, ``wer``.
+        milliseconds: Time to speak the timed sentences, by variant: the sum of each sentence's fastest.
+    """
+
+    verdicts: tuple[Verdict, ...]
+    why_not_judged: str
+    sentences: int
+    words: int
+    limits: Limits
+    reference: Mapping[str, float]
+    milliseconds: Mapping[str, float]
+    heard: Sequence[Heard] = field(default=(), repr=False)
+
+    def verdict(self, variant: str) -> Verdict:
+        """The verdict on a variant."""
+        return next(verdict for verdict in self.verdicts if verdict.variant == variant)
+
+    def require(self, variant: str) -> None:
+        """Raise unless a variant passed.
+
+        Raises:
+            QualityError: It did not; the message says which measure failed and by how much.
+        """
+        verdict = self.verdict(variant)
+        if not verdict.passed:
+            raise QualityError(f"{verdict.explain()}{self.why_not_judged and ': ' + self.why_not_judged}")
+
+    def to_json(self) -> dict[str, Any]:
+        """For ``report.json``."""
+        return {
+            "judged": not self.why_not_judged,
+            "why_not_judged": self.why_not_judged or None,
+            "sentences": self.sentences,
+            "words": self.words,
+            "seed": SEED,
+            "limits": asdict(self.limits),
+            "reference": {"variant": REFERENCE, **self.reference},
+            "milliseconds": dict(self.milliseconds),
+            "variants": {
+                verdict.variant: {
+                    "passed": verdict.passed,
+                    "replaces": verdict.replaces,
+                    "measures": [asdict(measure) for measure in verdict.measures],
+                }
+                for verdict in self.verdicts
+            },
+        }
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A sentence that the report lets one hear, as each variant says it."""
+
+    text: str
+    sampling_rate: int
+    samples: Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sentence of one variant, judged."""
+
+    score: Score
+    distance: float
+
+
+def gate(
+    folder: Path,
+    candidates: Sequence[Candidate],
+    *,
+    sentences: Sequence[str],
+    judges: Judging,
+    cache: Path,
+    threads: int | None = None,
+    limits: Limits | None = None,
+    progress: Progress = lambda line: None,
+) -> GateReport:
+    """Measure variants of a voice against its fp32.
+
+    Args:
+        folder: The voice folder; ``voice.json`` lists the candidates already.
+        candidates: Which to measure.
+        sentences: What they say: held out from calibration, one segment each.
+        judges: Who scores.
+        cache: A folder that may be kept from run to run: a sentence once scored is not scored again.
+        threads: Threads of the engines; all that this process may use where not given.
+        limits: What is allowed.
+        progress: Called with a line about each step.
+
+    Raises:
+        MissingExtraError: A judge without which nothing can be decided is not installed.
+        UserError: There are too few words.
+    """
+    limits = limits or Limits()
+    if judges.missing.keys() & set(NEEDED_JUDGES):
+        reasons = [judges.missing[name] for name in NEEDED_JUDGES if name in judges.missing]
+        raise MissingExtraError(
+            "The quality gate cannot run without its judges:\n"
+            + "\n".join(f"  - {reason}" for reason in reasons)
+            + "\nWith --no-gate the voice is published and marked as ungated."
+        )
+    count = words(tuple(sentences))
+    if count < limits.words:
+        raise UserError(
+            f"The gate needs at least {limits.words} words to tell an error rate, and was given {count}"
+        )
+    names = list(dict.fromkeys([REFERENCE, *(name for c in candidates for name in (c.replaces, c.variant))]))
+    voices = {name: Voice.open(folder, variant=name, threads=threads) for name in names}
+    try:
+        progress("Timing the variants, one sentence each in turn")
+        times = time_variants(voices, sentences[:TIMED_SENTENCES])
+        speed = {name: 1000 * sum(values) for name, values in times.items()}
+        scorer = _Scorer(folder, voices, judges, cache, progress)
+        reference = [row.score for row in scorer.rows(REFERENCE, sentences)]
+        figures = reference_figures(reference)
+        why_not = ""
+        if figures["wer"] > INTELLIGIBLE_WER:
+            why_not = (
+                f"fp32 itself cannot be understood (word error rate {figures['wer']:.0%}): an untrained or broken "
+                "model, or sentences of another language. Only speed was measured"
+            )
+        verdicts = []
+        for candidate in candidates:
+            faster = speed_measure(candidate, times)
+            rows = [] if why_not else scorer.rows(candidate.variant, sentences)
+            quality = quality_measures(reference, rows, limits) if rows else []
+            verdicts.append(Verdict(candidate.variant, candidate.replaces, not why_not, (*quality, faster)))
+            progress(verdicts[-1].explain())
+        heard = scorer.hear(sentences[:HEARD])
+    finally:
+        for voice in voices.values():
+            voice.close()
+    return GateReport(tuple(verdicts), why_not, len(sentences), count, limits, figures, speed, heard)
+
+
+def time_variants(voices: Mapping[str, Voice], sentences: Sequence[str]) -> dict[str, list[float]]:
+    """Seconds that each variant takes for each sentence: the fastest of some, the variants taking turns."""
+    for voice in voices.values():
+        for sentence in sentences:
+            voice.synthesize(sentence, seed=SEED)
+    best = {name: [float("inf")] * len(sentences) for name in voices}
+    for _ in range(REPEATS):
+        for index, sentence in enumerate(sentences):
+            for name, voice in voices.items():
+                begin = time.perf_counter()
+                voice.synthesize(sentence, seed=SEED)
+                best[name][index] = min(best[name][index], time.perf_counter() - begin)
+    return best
+
+
+def speed_measure(candidate: Candidate, times: Mapping[str, Sequence[float]]) -> Measure:
+    """How many times faster a candidate is than what it replaces: the median over sentences, and the range."""
+    ratios = [old / new for old, new in zip(times[candidate.replaces], times[candidate.variant], strict=True)]
+    middle = statistics.median(ratios)
+    return Measure(
+        name=f"speed against {candidate.replaces}",
+        value=middle,
+        low=min(ratios),
+        high=max(ratios),
+        limit=1.0,
+        passed=middle > 1,
+        complaint=f"it is no faster than {candidate.replaces}, which it would replace ({middle:.2f} times)",
+    )
+
+
+def reference_figures(scores: Sequence[Score]) -> dict[str, float]:
+    """fp32's own figures."""
+    errors = [score.words for score in scores if score.words is not None]
+    return {
+        "dnsmos": statistics.fmean(score.dnsmos or 0.0 for score in scores),
+        "distillmos": statistics.fmean(score.distillmos or 0.0 for score in scores),
+        "wer": sum(error.edits for error in errors) / max(1, sum(error.total for error in errors)),
+    }
+
+
+def quality_measures(reference: Sequence[Score], rows: Sequence[Row], limits: Limits) -> list[Measure]:
+    """Compare a candidate's scores with fp32's, sentence by sentence."""
+    found = compare(reference, [row.score for row in rows])
+    distances = [row.distance for row in rows]
+    distance = statistics.fmean(distances)
+    return [
+        _drop("DNSMOS", found["dnsmos"], limits.dnsmos_drop),
+        _drop("DistillMOS", found["distillmos"], limits.distillmos_drop),
+        _rise(found["wer"], limits.wer_rise),
+        Measure(
+            name="log-spectral distance (dB)",
+            value=distance,
+            low=None,
+            high=None,
+            limit=limits.log_spectral_distance,
+            passed=distance <= limits.log_spectral_distance,
+            complaint=f"its log-spectral distance from fp32 is {distance:.2f} dB, "
+            f"{distance - limits.log_spectral_distance:.2f} more than the {limits.log_spectral_distance:.2f} allowed",
+        ),
+    ]
+
+
+def _drop(name: str, found: Difference, limit: float) -> Measure:
+    return Measure(
+        name=f"{name} change",
+        value=found.mean,
+        low=found.low,
+        high=found.high,
+        limit=-limit,
+        passed=-found.mean <= limit,
+        complaint=f"{name} drops by {-found.mean:.3f}, {-found.mean - limit:.3f} more than the {limit:.2f} allowed",
+    )
+
+
+def _rise(found: Difference, limit: float) -> Measure:
+    bound = found.mean if found.high is None else found.high
+    return Measure(
+        name="word error rate change",
+        value=found.mean,
+        low=found.low,
+        high=found.high,
+        limit=limit,
+        passed=bound <= limit,
+        complaint=f"the word error rate may be {100 * bound:.2f} points higher (95 % bound; mean "
+        f"{100 * found.mean:+.2f}), {100 * (bound - limit):.2f} more than the {100 * limit:.0f} allowed",
+    )
+
+
+class _Scorer:
+    """Speaks and scores, and remembers what was scored."""
+
+    def __init__(
+        self, folder: Path, voices: Mapping[str, Voice], judges: Judging, cache: Path, progress: Progress
+    ) -> None:
+        self.folder, self.voices, self.judges, self.cache, self.progress = (
+            folder,
+            voices,
+            judges,
+            cache,
+            progress,
+        )
+
+    def rows(self, variant: str, sentences: Sequence[str]) -> list[Row]:
+        """Score a variant on sentences, from the cache where they are in it."""
+        path = self.cache / f"gate-{self.fingerprint(variant)}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        known = _read_rows(path)
+        rows = []
+        for index, sentence in enumerate(sentences):
+            if sentence not in known:
+                known[sentence] = self.judge(variant, sentence)
+                with path.open("a", encoding="utf-8") as file:
+                    # On a line of its own, even after one that was cut off.
+                    file.write("\n" + _row_to_line(sentence, known[sentence]))
+            rows.append(known[sentence])
+            if (index + 1) % 20 == 0 or index + 1 == len(sentences):
+                self.progress(f"Judging {variant}: {index + 1} of {len(sentences)} sentences")
+        return rows
+
+    def fingerprint(self, variant: str) -> str:
+        """Of everything that a row depends on: the graphs, how they are run, the voice and what it is compared to."""
+        digest = hashlib.sha256(str(SEED).encode())
+        for name in dict.fromkeys([REFERENCE, variant]):
+            entry = self.voices[name].spec.variant(name)
+            digest.update(entry.model_dump_json().encode())
+            for graph in (entry.encoder, entry.flow, entry.decoder):
+                digest.update((self.folder / graph).read_bytes())
+        spec = self.voices[REFERENCE].spec
+        digest.update(json.dumps([spec.front_end, spec.defaults.model_dump()]).encode())
+        return digest.hexdigest()[:16]
+
+    def judge(self, variant: str, sentence: str) -> Row:
+        """Score one sentence."""
+        reference = self.voices[REFERENCE].prepare(sentence, seed=SEED)
+        expected = _decode(self.voices[REFERENCE], reference)
+        samples = expected
+        if variant != REFERENCE:
+            samples = _decode(self.voices[variant], self.in_step(variant, sentence, reference))
+        rate = self.voices[REFERENCE].sampling_rate
+        score = self.judges.score(samples, rate, sentence)
+        return Row(score, log_spectral_distance(expected, samples, rate))
+
+    def in_step(self, variant: str, sentence: str, reference: Utterance) -> Utterance:
+        """A variant's own latents; fp32's where a rounding difference gave a token another duration."""
+        own = self.voices[variant].prepare(sentence, seed=SEED)
+        if np.array_equal(own.durations, reference.durations):
+            return own
+        return replace(reference, tokens=own.tokens)
+
+    def hear(self, sentences: Sequence[str]) -> list[Heard]:
+        """Every variant's samples of some sentences."""
+        rate = self.voices[REFERENCE].sampling_rate
+        return [
+            Heard(
+                sentence,
+                rate,
+                {
+                    name: _decode(voice, voice.prepare(sentence, seed=SEED))
+                    for name, voice in self.voices.items()
+                },
+            )
+            for sentence in sentences
+        ]
+
+
+def _decode(voice: Voice, utterance: Utterance) -> NDArray[np.float32]:
+    return np.concatenate(list(voice.decode(utterance)))
+
+
+def _row_to_line(sentence: str, row: Row) -> str:
+    score = row.score
+    return json.dumps(
+        {
+            "sentence": sentence,
+            "seconds": score.seconds,
+            "dnsmos": score.dnsmos,
+            "distillmos": score.distillmos,
+            "transcript": score.transcript,
+            "words": asdict(score.words) if score.words else None,
+            "distance": row.distance,
+        },
+        ensure_ascii=False,
+    )
+
+
+def _read_rows(path: Path) -> dict[str, Row]:
+    """What was scored before; a last line that was cut off is left out."""
+    rows: dict[str, Row] = {}
+    if not path.is_file():
+        return rows
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue
+        errors = Errors(**values["words"]) if values["words"] else None
+        score = Score(
+            seconds=values["seconds"],
+            dnsmos=values["dnsmos"],
+            distillmos=values["distillmos"],
+            transcript=values["transcript"],
+            words=errors,
+        )
+        rows[values["sentence"]] = Row(score, values["distance"])
+    return rows

@@ -1,0 +1,108 @@
+"""``report.html``: the gate's findings, self-contained, with the sentences to be heard."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from services.export.gate import REFERENCE, GateReport, Heard, Measure, Verdict
+
+REPORT_PAGE = "report.html"
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a }
+table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .3rem .8rem; text-align: right }
+th:first-child, td:first-child { text-align: left } tr { border-bottom: 1px solid #ddd }
+.passed { color: #0a6b2d } .failed { color: #a40000 } audio { width: 15rem; vertical-align: middle }
+p.note { color: #555 }
+"""
+
+
+def write_page(folder: Path, report: GateReport, *, title: str) -> None:
+    """Write ``report.html`` into a voice folder."""
+    parts = [
+        "<!doctype html>",
+        f'<html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>',
+        f"<h1>{escape(title)}</h1>",
+        _summary(report),
+        *(_verdict(verdict) for verdict in report.verdicts),
+        _speeds(report),
+        _players(report.heard),
+        "</html>",
+    ]
+    (folder / REPORT_PAGE).write_text("\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+
+
+def _summary(report: GateReport) -> str:
+    if report.why_not_judged:
+        return f'<p class="failed">Quality was not judged: {escape(report.why_not_judged)}.</p>'
+    figures = report.reference
+    return (
+        f"<p>{report.sentences} held-out sentences of {report.words} words, spoken by every variant with the noise "
+        f"of {REFERENCE}, which scores DNSMOS {figures['dnsmos']:.3f}, DistillMOS {figures['distillmos']:.3f} and a "
+        f"word error rate of {figures['wer']:.1%}. Differences are a variant's minus {REFERENCE}'s, with the 95 % "
+        "interval of a paired bootstrap over sentences. Drops in naturalness are held to their means, the word error "
+        "rate to the upper end of its interval.</p>"
+    )
+
+
+def _verdict(verdict: Verdict) -> str:
+    state = "passed" if verdict.passed else "failed"
+    rows = "".join(_row(measure) for measure in verdict.measures)
+    return (
+        f"<h2>{escape(verdict.variant)}</h2><p class={state}>{escape(verdict.explain())}</p>"
+        "<table><tr><th>measure</th><th>value</th><th>interval</th><th>limit</th><th></th></tr>"
+        f"{rows}</table>"
+    )
+
+
+def _row(measure: Measure) -> str:
+    interval = (
+        "" if measure.low is None or measure.high is None else f"{measure.low:+.3f} to {measure.high:+.3f}"
+    )
+    limit = "" if measure.limit is None else f"{measure.limit:+.3f}"
+    state = "passed" if measure.passed else "failed"
+    return (
+        f"<tr><td>{escape(measure.name)}</td><td>{measure.value:+.3f}</td><td>{interval}</td><td>{limit}</td>"
+        f"<td class={state}>{state}</td></tr>"
+    )
+
+
+def _speeds(report: GateReport) -> str:
+    base = report.milliseconds[REFERENCE]
+    rows = "".join(
+        f"<tr><td>{escape(name)}</td><td>{value:.0f} ms</td><td>{base / value:.2f}</td></tr>"
+        for name, value in report.milliseconds.items()
+    )
+    return (
+        "<h2>Speed here</h2><table><tr><th>variant</th><th>time</th><th>times as fast as "
+        f"{REFERENCE}</th></tr>{rows}</table><p class=note>From text to samples, the fastest of several turns.</p>"
+    )
+
+
+def _players(heard: Sequence[Heard]) -> str:
+    if not heard:
+        return ""
+    names = list(heard[0].samples)
+    head = "".join(f"<th>{escape(name)}</th>" for name in names)
+    rows = "".join(
+        f"<tr><td>{escape(one.text)}</td>"
+        + "".join(f"<td>{_player(one.samples[name], one.sampling_rate)}</td>" for name in names)
+        + "</tr>"
+        for one in heard
+    )
+    return f"<h2>Listen</h2><table><tr><th>sentence</th>{head}</tr>{rows}</table>"
+
+
+def _player(samples: NDArray[np.float32], sampling_rate: int) -> str:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, sampling_rate, format="FLAC", subtype="PCM_16")
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return f'<audio controls preload="none" src="data:audio/flac;base64,{data}"></audio>'

@@ -1,0 +1,82 @@
+"""What voices say when they are calibrated and when they are judged, one list a language, written for this.
+
+The sentences that the gate scores are never those that calibrated. A language without a list here is spoken from
+a text file of one's own.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared.errors import UserError
+
+#: The gate wants at least so many words, or an error rate says too little.
+GATE_WORDS = 2000
+
+#: Of a text file, every so manieth sentence calibrates, and the others are the gate's, until there are enough.
+CALIBRATION_EVERY = 6
+CALIBRATION_SENTENCES = 32
+
+#: ISO 639-3 codes, which MMS voices carry, of the languages with a list.
+LANGUAGES = {"en": "en", "eng": "en", "es": "es", "spa": "es"}
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """What to say.
+
+    Attributes:
+        calibration: Sentences that calibrate and tune.
+        gate: Sentences that the gate scores; none of the former.
+        source: Where they are from, for the report.
+    """
+
+    calibration: tuple[str, ...]
+    gate: tuple[str, ...]
+    source: str
+
+    def __post_init__(self) -> None:
+        shared = sorted(set(self.calibration) & set(self.gate))
+        if shared:
+            raise UserError(
+                f"{self.source}: {len(shared)} sentences would calibrate and be judged too, the first "
+                f"{shared[0]!r}. Leave each in once."
+            )
+
+
+def words(sentences: tuple[str, ...]) -> int:
+    """How many words, parted by spaces, sentences have."""
+    return sum(len(sentence.split()) for sentence in sentences)
+
+
+def sentences_for(language: str) -> Sentences | None:
+    """The list of a language, given as BCP 47 or ISO 639-3 tag; None where there is none."""
+    name = LANGUAGES.get(language.replace("_", "-").split("-")[0].lower())
+    if name is None:
+        return None
+    lists = json.loads((Path(__file__).parent / f"{name}.json").read_text(encoding="utf-8"))
+    return Sentences(tuple(lists["calibration"]), tuple(lists["gate"]), f"the list for {name!r}")
+
+
+def read_sentences(path: Path) -> Sentences:
+    """Sentences of a text file, one a line, shared out between calibration and gate.
+
+    Raises:
+        UserError: It cannot be read, or is too short for the gate.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as UTF-8 text: {error}") from error
+    every = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    calibration = tuple(every[::CALIBRATION_EVERY][:CALIBRATION_SENTENCES])
+    taken = set(calibration)
+    gate = tuple(sentence for sentence in every if sentence not in taken)
+    if words(gate) < GATE_WORDS:
+        raise UserError(
+            f"{path} leaves {words(gate)} words for the gate, beside {len(calibration)} sentences that calibrate; "
+            f"the gate needs {GATE_WORDS}. Add sentences, one a line."
+        )
+    return Sentences(calibration, gate, str(path))

@@ -1,0 +1,246 @@
+"""Quantisation on tiny decoders: exact where it must be exact, close where it rounds."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from services.export.quantization import calibration, quantise
+from services.export.quantization.calibration import calibrate
+from services.export.quantization.decoder import Decoder, in_two_dimensions, scale_stream
+from services.export.quantization.equalisation import equalise
+from services.export.quantization.grids import Grid, grid_of, integer_weight, write_grids
+from services.export.quantization.search import Finding, choose_layers, savings, within
+from shared.errors import ModelError
+from shared.voice import Voice
+from tests.unit.services.export.conftest import Exported
+
+SENTENCES = ["hola, buenas tardes a todos", "la casa de la colina", "un perro ladraba lejos"]
+
+
+def compute(model: onnx.ModelProto, frames: int = 30, *, speaker: int = 0) -> NDArray[np.float32]:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    # QDQ as it is written: no fusing, so that float rounding is all that may differ.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    latents = np.random.default_rng(0).normal(size=(1, 4, frames)).astype(np.float32)
+    waveform: NDArray[np.float32] = session.run(
+        None, {"latents": latents, "speaker_id": np.array([speaker])}
+    )[0]
+    return waveform
+
+
+def test_layers_are_found_in_their_stages(exported: Exported) -> None:
+    decoder = Decoder.read(exported.folder / "fp32/decoder.onnx")
+    blocks = 2 * 2  # kernels, stages
+    convolutions = (
+        2 if "stochastic" in str(exported.model()) or exported.model().config.num_speakers > 1 else 4
+    )
+    assert len(decoder.residual_layers) == blocks * convolutions
+    assert {layer.stage for layer in decoder.residual_layers} == {1, 2}
+    assert [layer.name for layer in decoder.layers if layer.transposed] == ["upsampler.0", "upsampler.1"]
+    assert not any(
+        layer.residual for layer in decoder.layers if layer.name in ("conv_pre", "conv_post", "cond")
+    )
+
+
+def test_a_graph_that_is_no_decoder_is_refused(exported: Exported) -> None:
+    with pytest.raises(ModelError, match="no residual blocks"):
+        Decoder.read(exported.folder / "fp32/flow.onnx")
+
+
+def test_two_dimensions_change_nothing(exported: Exported) -> None:
+    path = exported.folder / "fp32/decoder.onnx"
+    decoder = Decoder.read(path)
+    in_two_dimensions(decoder)
+    planar, plain = compute(decoder.store_weights(), speaker=0), compute(onnx.load(path), speaker=0)
+    assert planar.shape == plain.shape
+    np.testing.assert_allclose(planar, plain, atol=1e-6)
+
+
+def test_scales_pass_through_every_stream(exported: Exported) -> None:
+    path = exported.folder / "fp32/decoder.onnx"
+    decoder = Decoder.read(path)
+    rng = np.random.default_rng(1)
+    streams = decoder.streams()
+    assert streams
+    for stream in streams:
+        writer = stream.writers[0]
+        channels = decoder.weights[writer.weight].shape[1 if writer.transposed else 0]
+        scale_stream(decoder, stream, np.exp(rng.normal(size=channels)).astype(np.float32))
+    np.testing.assert_allclose(compute(decoder.store_weights()), compute(onnx.load(path)), atol=1e-5)
+
+
+def test_every_residual_layer_reads_a_stream_that_can_be_scaled(exported: Exported) -> None:
+    decoder = Decoder.read(exported.folder / "fp32/decoder.onnx")
+    scaled = {layer.name for stream in decoder.streams() for layer in stream.readers}
+    assert {layer.name for layer in decoder.residual_layers} <= scaled
+
+
+def test_a_scale_of_zero_is_refused(exported: Exported) -> None:
+    decoder = Decoder.read(exported.folder / "fp32/decoder.onnx")
+    with pytest.raises(ValueError, match="positive"):
+        scale_stream(decoder, decoder.streams()[0], np.zeros(1, dtype=np.float32))
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.floats(-100, 100, width=32), min_size=2, max_size=50))
+def test_a_grid_holds_zero_exactly_and_everything_else_to_half_a_step(values: list[float]) -> None:
+    signal = np.array(values, dtype=np.float32)
+    grid = grid_of(signal, 100)
+    assert float(grid.round(np.zeros(1, dtype=np.float32))[0]) == 0.0
+    # The zero point is a whole number, which moves either end by half a step at most.
+    assert np.abs(grid.round(signal) - signal).max() <= grid.scale * 1.01 + 1e-6
+
+
+def test_a_percentile_clips_the_extremes() -> None:
+    signal = np.concatenate([np.linspace(-1, 1, 100_000), [1000.0]]).astype(np.float32)
+    assert grid_of(signal, 99.99).scale < 0.01
+    assert grid_of(signal, 100).scale > 3
+
+
+def test_weights_are_within_half_a_step_of_each_channel() -> None:
+    weight = (
+        np.random.default_rng(0).normal(size=(5, 3, 7)).astype(np.float32)
+        * np.array([1, 10, 0.1, 5, 0])[:, None, None]
+    )
+    integers, scale = integer_weight(weight.astype(np.float32), axis=0)
+    assert integers.min() >= -127
+    np.testing.assert_array_less(
+        np.abs(integers * scale[:, None, None] - weight).max(axis=(1, 2)), scale * 0.501 + 1e-9
+    )
+
+
+@pytest.mark.parametrize("planar", [False, True])
+def test_quantised_inputs_round_as_the_grid_says(exported: Exported, planar: bool) -> None:
+    """Near the graph in which weights alone are rounded, and nowhere farther from it than elsewhere."""
+    path = exported.folder / "fp32/decoder.onnx"
+
+    def written(names: list[str], grids: dict[str, Grid]) -> onnx.ModelProto:
+        decoder = Decoder.read(path)
+        if planar:
+            in_two_dimensions(decoder)
+        write_grids(decoder, names, grids)
+        model = decoder.store_weights()
+        onnx.checker.check_model(model)
+        return model
+
+    layers = Decoder.read(path).residual_layers
+    weights_alone = compute(written([], {}))
+    grids = {layer.input: Grid(0.02, 128) for layer in layers}
+    quantised = compute(written([layer.name for layer in layers], grids))
+    assert np.abs(weights_alone - compute(onnx.load(path))).max() < 0.05
+    assert np.abs(quantised - weights_alone).max() > 0
+    assert np.corrcoef(quantised[0], weights_alone[0])[0, 1] > 0.95
+    # Padding means nought, not the grid's lowest value: the ends are no worse than the middle.
+    error = np.abs(quantised - weights_alone)[0]
+    assert error[:16].max() < 4 * error[16:-16].max()
+
+
+def test_equalisation_scales_the_samples_with_the_decoder(exported: Exported, tmp_path: Path) -> None:
+    path = exported.folder / "fp32/decoder.onnx"
+    voice = exported.voice()
+    seen = calibrate(voice, path, SENTENCES, cache=tmp_path)
+    voice.close()
+    decoder = Decoder.read(path)
+    scaled = equalise(decoder, seen.samples, alpha=1.0, percentile=100)
+    np.testing.assert_allclose(compute(decoder.store_weights()), compute(onnx.load(path)), atol=1e-5)
+    stream = decoder.streams()[1]
+    ranges = [np.abs(scaled[layer.input].astype(np.float32)).max(axis=1) for layer in stream.readers]
+    loudest = np.maximum.reduce(ranges)
+    np.testing.assert_allclose(loudest, np.median(loudest), rtol=0.01)
+
+
+def test_calibration_goes_on_where_it_stopped(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    voice = exported.voice()
+    path = exported.folder / "fp32/decoder.onnx"
+    spoken: list[str] = []
+    observe = calibration._observe
+
+    def interrupted(*arguments: object) -> None:
+        if len(spoken) == 2:
+            raise KeyboardInterrupt
+        spoken.append(str(arguments[3]))
+        observe(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(calibration, "_observe", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(voice, path, SENTENCES, cache=tmp_path)
+    spoken.clear()
+    resumed = calibrate(voice, path, SENTENCES, cache=tmp_path)
+    assert spoken == SENTENCES[2:]
+    monkeypatch.undo()
+    whole = calibrate(voice, path, SENTENCES, cache=tmp_path / "other")
+    voice.close()
+    assert resumed.seconds == whole.seconds
+    for tensor, samples in whole.samples.items():
+        np.testing.assert_array_equal(samples, resumed.samples[tensor])
+
+
+def test_savings_charge_rounding_and_padding_to_their_layers(exported: Exported) -> None:
+    layers = Decoder.read(exported.folder / "fp32/decoder.onnx").residual_layers[:2]
+    real = {f"{layer.node}/WithoutBiases": 10.0 for layer in layers}
+    integer = {f"{layer.node}/WithoutBiases": 4.0 for layer in layers}
+    integer |= {f"{layer.name}.padded": 1.0 for layer in layers}
+    integer |= {f"{tensor}.q": 2.0 for tensor in {layer.input for layer in layers}}
+    shared = 1.0 if layers[0].input == layers[1].input else 2.0
+    assert savings(layers, real, integer) == {layer.name: 10 - 4 - 1 - shared for layer in layers}
+
+
+def test_the_cheapest_damage_is_taken_first_and_the_budget_kept() -> None:
+    findings = [
+        Finding("harmless", 0.1, 5.0),
+        Finding("bad", 3.0, 5.0),
+        Finding("slow", 0.1, -1.0),
+        Finding("fair", 1.0, 5.0),
+    ]
+    damages = {"harmless": 0.1, "bad": 3.0, "fair": 1.0}
+
+    def damage_of(names: Collection[str]) -> float:
+        return 1.5 * sum(damages[name] for name in names)
+
+    names, damage, curve = choose_layers(findings, damage_of, budget=2.0)
+    assert names == ["harmless", "fair"]
+    assert damage == pytest.approx(1.65)
+    assert all(point[1] >= 0 for point in curve)
+    assert choose_layers(findings, damage_of, budget=1.0)[0] == ["harmless"]
+    assert within(findings, 10.0) == ["harmless", "fair", "bad"]
+
+
+def test_an_int8_voice_speaks_like_fp32_from_a_quarter_of_the_weights(
+    stochastic: Exported, tmp_path: Path
+) -> None:
+    folder = tmp_path / "voice"
+    shutil.copytree(stochastic.folder, folder)
+    made = quantise(folder, sentences=SENTENCES, cache=tmp_path / "cache", budget=40.0)
+    assert made.record["int8_layers"]
+    assert list(made.variants) == ["int8-bf16", "int8"]
+    int8 = made.variants["int8"].model_copy(update={"requires": []})  # slow without them, not wrong
+    voice = stochastic.voice()
+    spec = voice.spec.model_copy(update={"variants": {**voice.spec.variants, "int8": int8}})
+    spec.write(folder)
+    quantised = Voice.open(folder, variant="int8", threads=1)
+    expected = voice.synthesize("hola a todos", seed=5).samples
+    spoken = quantised.synthesize("hola a todos", seed=5).samples
+    quantised.close()
+    voice.close()
+    assert spoken.shape == expected.shape
+    assert np.corrcoef(spoken, expected)[0, 1] > 0.99
+    model = onnx.load(folder / "int8/decoder.onnx")
+    weights = [tensor for tensor in model.graph.initializer if len(tensor.dims) == 4]
+    assert weights
+    assert all(tensor.data_type == onnx.TensorProto.INT8 for tensor in weights)

@@ -1,0 +1,234 @@
+"""The gate with judges that say what they are told to, on a tiny voice whose variants are real."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from services.evaluation import Score
+from services.evaluation.transcripts import Errors
+from services.export.gate import (
+    Candidate,
+    GateReport,
+    Limits,
+    Measure,
+    Row,
+    Verdict,
+    gate,
+    quality_measures,
+    speed_measure,
+)
+from services.export.gate_page import write_page
+from services.export.sentences import GATE_WORDS, read_sentences, sentences_for, words
+from shared.errors import MissingExtraError, QualityError, UserError
+from tests.unit.services.export.conftest import Exported
+
+SENTENCES = [f"la casa numero {word} de la calle" for word in ("uno", "dos", "tres", "cuatro")]
+FEW = Limits(words=20, log_spectral_distance=100.0)
+
+
+class FakeJudges:
+    """Scores fp32 with 3 and 4 (MOS); a variant, told by being asked a second time, loses what it is told to."""
+
+    def __init__(self, *, wrong: int = 0, missing: Mapping[str, str] | None = None) -> None:
+        self.wrong = wrong
+        self.missing: Mapping[str, str] = missing or {}
+        self.heard: list[str] = []
+
+    def score(self, samples: NDArray[np.float32], sampling_rate: int, text: str | None = None) -> Score:
+        assert text
+        self.heard.append(text)
+        count = len(text.split())
+        return Score(
+            len(samples) / sampling_rate, 3.0, 4.0, text, Errors(min(count, self.wrong), count), None
+        )
+
+
+@pytest.fixture
+def voice(stochastic: Exported, tmp_path: Path) -> Path:
+    """A voice with a second variant, which is fp32 under another name."""
+    folder = tmp_path / "voice"
+    shutil.copytree(stochastic.folder, folder)
+    opened = stochastic.voice()
+    spec = opened.spec
+    opened.close()
+    twin = spec.variants["fp32"].model_copy(update={"gate": "ungated"})
+    spec.model_copy(update={"variants": {**spec.variants, "twin": twin}}).write(folder)
+    return folder
+
+
+def run(folder: Path, judges: FakeJudges, cache: Path, limits: Limits = FEW) -> GateReport:
+    return gate(
+        folder, [Candidate("twin")], sentences=SENTENCES, judges=judges, cache=cache, threads=1, limits=limits
+    )
+
+
+def test_what_sounds_the_same_passes_but_for_speed_perhaps(voice: Path, tmp_path: Path) -> None:
+    report = run(voice, FakeJudges(), tmp_path / "cache")
+    verdict = report.verdict("twin")
+    *quality, speed = verdict.measures
+    assert len(quality) == 4
+    assert all(measure.passed for measure in quality)
+    assert [measure.value for measure in quality] == [0, 0, 0, 0]
+    assert verdict.passed == speed.passed == (speed.value > 1)
+    assert (report.sentences, report.words) == (4, 28)
+
+
+def test_a_sentence_once_scored_is_not_scored_again(voice: Path, tmp_path: Path) -> None:
+    judges = FakeJudges()
+    first = run(voice, judges, tmp_path / "cache")
+    assert len(judges.heard) == 2 * len(SENTENCES)
+    second = run(voice, judges, tmp_path / "cache")
+    assert len(judges.heard) == 2 * len(SENTENCES)
+    assert [m.value for m in second.verdict("twin").measures[:-1]] == [
+        m.value for m in first.verdict("twin").measures[:-1]
+    ]
+
+
+def test_a_cut_off_cache_is_mended(voice: Path, tmp_path: Path) -> None:
+    run(voice, FakeJudges(), tmp_path / "cache")
+    for path in (tmp_path / "cache").iterdir():
+        text = path.read_text(encoding="utf-8")
+        path.write_text(text[: len(text) - 20], encoding="utf-8")
+    judges = FakeJudges()
+    run(voice, judges, tmp_path / "cache")
+    assert judges.heard == [SENTENCES[-1]] * 2
+    judges.heard.clear()
+    run(voice, judges, tmp_path / "cache")
+    assert judges.heard == []
+
+
+def test_other_graphs_are_judged_anew(voice: Path, tmp_path: Path) -> None:
+    run(voice, FakeJudges(), tmp_path / "cache")
+    decoder = voice / "fp32/decoder.onnx"
+    decoder.write_bytes(decoder.read_bytes() + b"")
+    judges = FakeJudges()
+    (voice / "voice.json").write_text(
+        (voice / "voice.json")
+        .read_text(encoding="utf-8")
+        .replace('"noise_scale": 0.667', '"noise_scale": 0.5'),
+        encoding="utf-8",
+    )
+    run(voice, judges, tmp_path / "cache")
+    assert judges.heard
+
+
+def test_what_nobody_understands_is_not_judged(voice: Path, tmp_path: Path) -> None:
+    judges = FakeJudges(wrong=100)
+    report = run(voice, judges, tmp_path / "cache")
+    assert "Only speed was measured" in report.why_not_judged
+    verdict = report.verdict("twin")
+    assert not verdict.passed
+    assert [measure.name for measure in verdict.measures] == ["speed against fp32"]
+    assert len(judges.heard) == len(SENTENCES)  # the reference alone
+    with pytest.raises(QualityError, match="cannot be understood"):
+        report.require("twin")
+
+
+def test_missing_judges_are_named(voice: Path, tmp_path: Path) -> None:
+    judges = FakeJudges(missing={"distillmos": "distillmos is not installed", "likeness": "nor this"})
+    with pytest.raises(MissingExtraError, match="distillmos is not installed") as caught:
+        run(voice, judges, tmp_path)
+    assert "nor this" not in str(caught.value)
+    assert "--no-gate" in str(caught.value)
+
+
+def test_too_few_words_are_refused(voice: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="at least 2000 words"):
+        run(voice, FakeJudges(), tmp_path, Limits())
+
+
+def scores(dnsmos: float = 3.0, distillmos: float = 4.0, edits: int = 0, count: int = 40) -> list[Score]:
+    return [Score(1.0, dnsmos, distillmos, "", Errors(edits, 50)) for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("candidate", "distance", "failed"),
+    [
+        (scores(), 0.0, []),
+        (scores(dnsmos=2.951), 1.0, []),
+        (scores(dnsmos=2.949), 1.0, ["DNSMOS drops by 0.051, 0.001 more than the 0.05"]),
+        (scores(distillmos=3.89), 1.0, ["DistillMOS drops by 0.110, 0.010 more than the 0.10"]),
+        (scores(edits=1), 1.0, ["the word error rate may be 2.00 points higher"]),
+        (scores(), 9.0, ["log-spectral distance from fp32 is 9.00 dB, 6.00 more than the 3.00"]),
+        (scores(dnsmos=3.5, distillmos=4.5), 0.0, []),
+        (scores(dnsmos=2.0, distillmos=2.0), 0.0, ["DNSMOS", "DistillMOS"]),
+    ],
+)
+def test_each_measure_fails_alone_and_says_by_how_much(
+    candidate: list[Score], distance: float, failed: list[str]
+) -> None:
+    rows = [Row(score, distance) for score in candidate]
+    measures = quality_measures(scores(), rows, Limits())
+    complaints = [measure.complaint for measure in measures if not measure.passed]
+    assert len(complaints) == len(failed)
+    for complaint, expected in zip(complaints, failed, strict=True):
+        assert expected in complaint
+
+
+def test_an_error_rate_is_held_to_its_bound_not_its_mean() -> None:
+    """Half a point more on average, but on few sentences: nobody knows, so it does not pass."""
+    reference = scores(count=40)
+    spread = scores(count=39) + scores(edits=10, count=1)
+    rate = quality_measures(reference, [Row(score, 0.0) for score in spread], Limits())[2]
+    assert rate.value == pytest.approx(0.005)
+    assert rate.high is not None
+    assert rate.high > 0.01
+    assert not rate.passed
+
+
+def test_no_faster_than_what_it_replaces_fails() -> None:
+    measure = speed_measure(Candidate("new", "old"), {"old": [1.0, 1.0, 1.0], "new": [0.5, 1.1, 1.2]})
+    assert not measure.passed
+    assert "no faster than old" in measure.complaint
+    assert speed_measure(Candidate("new", "old"), {"old": [1.0, 1.0], "new": [0.5, 0.25]}).value == 3.0
+
+
+def test_the_page_holds_players_and_verdicts(voice: Path, tmp_path: Path) -> None:
+    report = run(voice, FakeJudges(), tmp_path / "cache")
+    write_page(voice, report, title="A voice <of> tests")
+    page = (voice / "report.html").read_text(encoding="utf-8")
+    assert "A voice &lt;of&gt; tests" in page
+    assert page.count("<audio") == 2 * len(SENTENCES)
+    assert "http" not in page
+    report.to_json()
+
+
+def test_a_failure_is_told_whole() -> None:
+    measure = Measure(
+        "DNSMOS change", -0.2, None, None, -0.05, passed=False, complaint="DNSMOS drops by 0.200"
+    )
+    verdict = Verdict("int8", "fp32", judged=True, measures=(measure,))
+    report = GateReport((verdict,), "", 1, 1, Limits(), {}, {})
+    with pytest.raises(QualityError, match=r"int8 failed the quality gate: DNSMOS drops by 0\.200"):
+        report.require("int8")
+
+
+@pytest.mark.parametrize("tag", ["es", "es-419", "spa", "en-us", "eng"])
+def test_lists_are_long_enough_and_apart(tag: str) -> None:
+    found = sentences_for(tag)
+    assert found is not None
+    assert words(found.gate) >= GATE_WORDS
+    assert not set(found.gate) & set(found.calibration)
+    assert len(set(found.gate)) == len(found.gate)
+    assert not any(character.isdigit() for sentence in found.gate for character in sentence)
+
+
+def test_a_language_without_a_list_has_none() -> None:
+    assert sentences_for("und") is None
+
+
+def test_a_file_is_shared_out(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("\n".join(f"esta es la frase número {number}" for number in range(500)), encoding="utf-8")
+    found = read_sentences(path)
+    assert len(found.calibration) == 32
+    assert len(found.gate) == 468
+    path.write_text("muy corto", encoding="utf-8")
+    with pytest.raises(UserError, match="needs 2000"):
+        read_sentences(path)

@@ -160,12 +160,17 @@ class SynthesisServicer(pb_grpc.SynthesisServiceServicer):
                 await abort(context, error, request_id)
             finally:
                 self._speaker.metrics.responses.labels("grpc", status.name).inc()
-                logger.info(
-                    "call %s %s in %.3f s%s",
+                seconds = time.perf_counter() - start
+                # What was spoken the speaker has logged itself.
+                level = logging.DEBUG if status is StatusCode.OK else logging.INFO
+                details = {"request_id": request_id, "door": "grpc", "caller": name, "status": status.name}
+                logger.log(
+                    level,
+                    "call %s %s in %.3f s",
                     request_id,
                     status.name,
-                    time.perf_counter() - start,
-                    f" by {name}" if name else "",
+                    seconds,
+                    extra={"details": details},
                 )
 
     async def Synthesize(  # noqa: N802 - the method's name in the protocol

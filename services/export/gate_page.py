@@ -1,20 +1,24 @@
-"""``report.html``: the gate's findings, self-contained, with the sentences to be heard."""
+"""What the gate leaves in a voice: ``report.json``, ``report.html`` with players, and the variants that passed."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
 from services.export.gate import REFERENCE, GateReport, Heard, Measure, Verdict
+from shared.voice import VoiceSpec
 
 REPORT_PAGE = "report.html"
+REPORT_FILE = "report.json"
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a }
@@ -23,6 +27,60 @@ th:first-child, td:first-child { text-align: left } tr { border-bottom: 1px soli
 .passed { color: #0a6b2d } .failed { color: #a40000 } audio { width: 15rem; vertical-align: middle }
 p.note { color: #555 }
 """
+
+
+def settle(folder: Path, report: GateReport, *, title: str) -> VoiceSpec:
+    """Leave in a voice folder the variants that passed, marked so, and the report; the others are taken out.
+
+    On what could not be judged nothing is taken out and nothing marked: it stays ``ungated``.
+
+    Args:
+        folder: The voice folder.
+        report: What the gate found.
+        title: Of the page.
+
+    Returns:
+        What ``voice.json`` says now; ``recommended`` is in the order of measured speed.
+    """
+    spec = VoiceSpec.read(folder)
+    variants = dict(spec.variants)
+    for verdict in report.verdicts:
+        if verdict.passed:
+            variants[verdict.variant] = variants[verdict.variant].model_copy(update={"gate": "passed"})
+        elif verdict.judged:
+            del variants[verdict.variant]
+    by_speed = sorted(
+        (name for name in variants if name in report.milliseconds), key=report.milliseconds.__getitem__
+    )
+    others = [name for name in spec.recommended if name in variants and name not in by_speed]
+    spec = spec.model_copy(update={"variants": variants, "recommended": [*others, *by_speed]})
+    for path in _files_of_failed(folder, report, spec):
+        path.unlink(missing_ok=True)
+    spec.write(folder)
+    add_to_report(folder, {"gate": report.to_json()})
+    write_page(folder, report, title=title)
+    return spec
+
+
+def _files_of_failed(folder: Path, report: GateReport, spec: VoiceSpec) -> list[Path]:
+    """Graphs that only failed variants read."""
+    before = VoiceSpec.read(folder).variants
+    failed = [before[verdict.variant] for verdict in report.verdicts if verdict.variant not in spec.variants]
+    kept = {
+        path
+        for variant in spec.variants.values()
+        for path in (variant.encoder, variant.flow, variant.decoder)
+    }
+    read = {path for variant in failed for path in (variant.encoder, variant.flow, variant.decoder)}
+    return [folder / path for path in sorted(read - kept)]
+
+
+def add_to_report(folder: Path, sections: Mapping[str, Any]) -> None:
+    """Add sections to a voice's ``report.json``, or replace them."""
+    path = folder / REPORT_FILE
+    document = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"schema_version": 1}
+    text = json.dumps({**document, **sections}, indent=2, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def write_page(folder: Path, report: GateReport, *, title: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,9 +24,10 @@ from services.export.gate import (
     quality_measures,
     speed_measure,
 )
-from services.export.gate_page import write_page
+from services.export.gate_page import settle, write_page
 from services.export.sentences import GATE_WORDS, read_sentences, sentences_for, words
 from shared.errors import MissingExtraError, QualityError, UserError
+from shared.voice import VoiceSpec
 from tests.unit.services.export.conftest import Exported
 
 SENTENCES = [f"la casa numero {word} de la calle" for word in ("uno", "dos", "tres", "cuatro")]
@@ -197,6 +199,42 @@ def test_the_page_holds_players_and_verdicts(voice: Path, tmp_path: Path) -> Non
     assert page.count("<audio") == 2 * len(SENTENCES)
     assert "http" not in page
     report.to_json()
+
+
+def found(passed: bool, *, judged: bool = True) -> GateReport:
+    measure = Measure("DNSMOS change", 0.0, None, None, -0.05, passed=passed, complaint="DNSMOS drops")
+    verdict = Verdict("twin", "fp32", judged=judged, measures=(measure,))
+    why = "" if judged else "fp32 itself cannot be understood"
+    figures = {"dnsmos": 3.0, "distillmos": 4.0, "wer": 0.1}
+    return GateReport((verdict,), why, 4, 28, Limits(), figures, {"fp32": 20.0, "twin": 10.0})
+
+
+def test_what_passed_is_marked_and_recommended(voice: Path) -> None:
+    spec = settle(voice, found(passed=True), title="t")
+    assert VoiceSpec.read(voice) == spec
+    assert spec.variants["twin"].gate == "passed"
+    assert spec.recommended[:2] == ["twin", "fp32"]
+    report = json.loads((voice / "report.json").read_text(encoding="utf-8"))
+    assert report["gate"]["variants"]["twin"]["passed"]
+    assert "parity" in report
+
+
+def test_what_failed_is_taken_out_with_its_own_files_alone(voice: Path) -> None:
+    spec = VoiceSpec.read(voice)
+    (voice / "twin").mkdir()
+    shutil.copy(voice / "fp32/decoder.onnx", voice / "twin/decoder.onnx")
+    twin = spec.variants["twin"].model_copy(update={"decoder": "twin/decoder.onnx"})
+    spec.model_copy(update={"variants": {**spec.variants, "twin": twin}}).write(voice)
+    spec = settle(voice, found(passed=False), title="t")
+    assert list(spec.variants) == ["fp32"]
+    assert not (voice / "twin/decoder.onnx").exists()
+    assert (voice / "fp32/decoder.onnx").exists()
+
+
+def test_what_was_not_judged_stays_ungated(voice: Path) -> None:
+    spec = settle(voice, found(passed=True, judged=False), title="t")
+    assert spec.variants["twin"].gate == "ungated"
+    assert "not judged" in (voice / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_failure_is_told_whole() -> None:

@@ -14,6 +14,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import groupby
 
 from shared.text import characters, espeak, piper
 from shared.text.front_end import FrontEnd
@@ -83,10 +84,12 @@ def speak(front_end: FrontEnd, units: Sequence[Unit]) -> Spoken:
 
 def _spans(units: Sequence[Unit], owners: Sequence[int | None]) -> tuple[tuple[Span, ...], tuple[int, ...]]:
     """The words' tokens and every unit's first, from the unit that owns each token."""
-    ranges: dict[int, list[int]] = {}
-    for token, owner in enumerate(owners):
+    ranges: dict[int, tuple[int, int]] = {}
+    token = 0
+    for owner, run in groupby(owners):
+        first, token = token, token + sum(1 for _ in run)
         if owner is not None:
-            ranges.setdefault(owner, [token, token])[1] = token + 1
+            ranges[owner] = (ranges[owner][0] if owner in ranges else first, token)
     spans = []
     starts = []
     position = 0
@@ -115,20 +118,12 @@ def _speak_characters(spec: CharacterSpec, units: Sequence[Unit]) -> tuple[Token
         if token < len(owners):
             owners[token] = owner
     if spec.add_blank:
-        is_blank = [True] * len(owners)
-        for token in placed.places:
-            if token < len(owners):
-                is_blank[token] = False
-        for token, blank in enumerate(is_blank):
-            if blank:
-                before = owners[token - 1] if token else None
-                after = owners[token + 1] if token + 1 < len(owners) else None
-                owners[token] = before if before is not None and _is_word(units, before) else after
+        words = [unit.kind == "word" for unit in units]
+        for token in set(range(len(owners))).difference(placed.places):
+            before = owners[token - 1] if token else None
+            after = owners[token + 1] if token + 1 < len(owners) else None
+            owners[token] = before if before is not None and words[before] else after
     return placed.tokens, owners
-
-
-def _is_word(units: Sequence[Unit], index: int) -> bool:
-    return units[index].kind == "word"
 
 
 def _character_owners(spec: CharacterSpec, units: Sequence[Unit], prepared: str) -> list[int | None]:

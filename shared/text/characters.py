@@ -35,6 +35,8 @@ def _lower_outside_vocabulary(spec: CharacterSpec, text: str) -> str:
     """Lower-case all but the stretches that are vocabulary entries as they stand, earliest entry first."""
     entries = spec.entries
     if not any(entry in text for entry in spec.long_entries):
+        if text == text.lower():
+            return text
         return "".join(
             character if character in entries and character in entries[character] else character.lower()
             for character in text
@@ -59,7 +61,7 @@ def prepare(spec: CharacterSpec, text: str, *, strip: bool = True) -> tuple[str,
     """
     if spec.lower_case:
         text = text.lower()
-    if " " in spec.vocab:
+    if " " in spec.vocab and not text.isprintable():
         text = "".join(" " if c.isspace() and c not in spec.vocab else c for c in text)
     if spec.normalize:
         text = _lower_outside_vocabulary(spec, text)
@@ -69,11 +71,11 @@ def prepare(spec: CharacterSpec, text: str, *, strip: bool = True) -> tuple[str,
         text = romanise(text)
     if spec.phonemize:
         return espeak.phonemes_like_transformers(text), ()
-    if spec.normalize:
+    if spec.normalize and not spec.vocab.keys() >= set(text):
         unknown = once_each(character for character in text if character not in spec.vocab)
         text = "".join(character for character in text if character in spec.vocab)
         return text.strip() if strip else text, unknown
-    return text, ()
+    return text.strip() if spec.normalize and strip else text, ()
 
 
 def _segments(spec: CharacterSpec, text: str) -> list[str]:

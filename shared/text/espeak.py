@@ -29,6 +29,10 @@ CLAUSE_END = re.compile(r"\.{3,}|[.,;:?!…–—¡¿]")
 #: Dashes separate clauses as a semicolon does; the rest of the marks that are kept stand for themselves.
 MARKS = {mark: mark for mark in ".,;:?!"} | {"–": ";", "—": ";"}
 
+#: So many points may come close together; espeak-ng crashes at some forty.
+MOST_POINTS = 5
+CROWDED = re.compile(rf"(?:[^.\s]{{1,12}}\.+){{{MOST_POINTS},}}")
+
 _lock = threading.Lock()
 
 
@@ -103,6 +107,17 @@ def clause_mark(clause: str, *, last: bool) -> str:
     return MARKS.get(end.group(), "") if end else ""
 
 
+def survivable(text: str) -> str:
+    """A text that espeak-ng lives through, as long as the text: spaces for points between crowded letters.
+
+    espeak-ng takes ``A.B.C.`` for one word, and writes beyond its buffer when that is long: some forty
+    letters kill the process.
+    """
+    if text.count(".") < MOST_POINTS:
+        return text
+    return CROWDED.sub(lambda run: run.group()[:-1].replace(".", " ") + run.group()[-1], text)
+
+
 @dataclass(frozen=True)
 class Clause:
     """One clause of a text.
@@ -126,7 +141,7 @@ def read_clauses(text: str, voice: str) -> list[Clause]:
     with _lock:
         espeak = _espeak()
         espeak.select(voice)
-        read = list(espeak.clauses(text))
+        read = list(espeak.clauses(survivable(text)))
     clauses = []
     position = 0
     for spoken, clause, last in read:

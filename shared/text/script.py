@@ -11,7 +11,9 @@ they are, with `FrontEnd.tokenize`.
 
 from __future__ import annotations
 
+import unicodedata
 from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import itemgetter
@@ -133,12 +135,7 @@ def plan_script(
         )
     marked = parse_ssml(text, front_end, language=language) if ssml else _plain(text)
     units = [
-        replace(
-            unit,
-            spoken=fit_vocabulary(front_end, unit.spoken),
-            start=marked.origins[unit.start],
-            end=marked.origins[unit.end - 1] + 1 if unit.end > unit.start else marked.origins[unit.end],
-        )
+        _placed(unit, fit_vocabulary(front_end, unit.spoken), marked.origins, text)
         for unit in _units(marked, front_end, language, lexicon or Lexicon())
     ]
     pieces, unspoken = arrange(units, front_end, max_tokens=max_tokens)
@@ -158,6 +155,21 @@ def plan_script(
     unknown = once_each(map(report, [*marked.dropped, *(s for s in unspoken if s not in SILENT)]))
     require_speakable(text, (s for segment in segments for s in segment.tokens.symbols), unknown)
     return Script(segments, unknown)
+
+
+def _placed(unit: Unit, spoken: str, origins: Sequence[int], source: str) -> Unit:
+    """A unit as the voice can speak it, and with its place in the source text."""
+    if spoken == unit.spoken and isinstance(origins, range):
+        return unit
+    limit = origins[unit.end]
+    if unit.end == unit.start:
+        return replace(unit, spoken=spoken, start=limit, end=limit)
+    end = origins[unit.end - 1] + 1
+    while end < limit and unicodedata.combining(source[end]):
+        end += 1
+    if source[end - 1] == "&" and ";" in source[end:limit]:
+        end = source.index(";", end) + 1
+    return replace(unit, spoken=spoken, start=origins[unit.start], end=end)
 
 
 def _plain(text: str) -> Marked:

@@ -83,20 +83,20 @@ def arrange(
         for stretch in sentences(units)
         for part in ([stretch] if front_end.hears_commas else _clauses(stretch))
     ]
-    if stretches and not stretches[-1].asked:
-        stretches[-1] = replace(stretches[-1], pause_seconds=0.0)
     pieces: list[Piece] = []
     unknown: list[str] = []
+    asked = False
     for stretch in stretches:
         for piece in _fit(stretch, front_end, max_tokens):
             unknown += piece.tokens.unknown
-            if piece.tokens.ids:
+            if piece.tokens.ids or (piece.pause_seconds and stretch.asked):
                 pieces.append(piece)
-            elif piece.pause_seconds and pieces and not stretch.asked:
+                asked = stretch.asked
+            elif piece.pause_seconds and pieces and not asked:
                 last = pieces[-1]
                 pieces[-1] = replace(last, pause_seconds=max(last.pause_seconds, piece.pause_seconds))
-            elif piece.pause_seconds and stretch.asked:
-                pieces.append(piece)
+    if pieces and not asked:
+        pieces[-1] = replace(pieces[-1], pause_seconds=0.0)
     return pieces, once_each(unknown)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from html import escape
 from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.text.script import Script
+from shared.text.script import Script, Segment
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def word_times(
     times: list[Timed] = []
     position = 0
     for segment, durations in zip(script.segments, durations_per_segment, strict=False):
-        ends = [0, *accumulate(int(frames) for frames in durations)]
+        ends = _ends(segment, durations)
         for word in segment.words:
             start, end = ends[word.first_token], ends[word.last_token]
             times.append(
@@ -72,7 +73,7 @@ def token_times(
     times: list[Timed] = []
     position = 0
     for segment, durations in zip(script.segments, durations_per_segment, strict=False):
-        ends = [0, *accumulate(int(frames) for frames in durations)]
+        ends = _ends(segment, durations)
         times += [
             Timed(
                 symbol,
@@ -96,7 +97,7 @@ def to_json(words: Sequence[Timed], tokens: Sequence[Timed] | None = None) -> st
 def to_srt(words: Sequence[Timed]) -> str:
     """SubRip captions."""
     return "".join(
-        f"{number}\n{_clock(t.start_seconds, ',')} --> {_clock(t.end_seconds, ',')}\n{t.text}\n\n"
+        f"{number}\n{_clock(t.start_seconds, ',')} --> {_clock(t.end_seconds, ',')}\n{_line(t.text)}\n\n"
         for number, t in enumerate(words, 1)
     )
 
@@ -104,8 +105,21 @@ def to_srt(words: Sequence[Timed]) -> str:
 def to_vtt(words: Sequence[Timed]) -> str:
     """WebVTT captions."""
     return "WEBVTT\n\n" + "".join(
-        f"{_clock(t.start_seconds, '.')} --> {_clock(t.end_seconds, '.')}\n{t.text}\n\n" for t in words
+        f"{_clock(t.start_seconds, '.')} --> {_clock(t.end_seconds, '.')}\n{escape(_line(t.text), quote=False)}\n\n"
+        for t in words
     )
+
+
+def _ends(segment: Segment, durations: NDArray[np.int64] | Sequence[int]) -> list[int]:
+    """Where each token ends, in frames, with a zero before."""
+    if len(durations) != len(segment.tokens.ids):
+        raise ValueError(f"a segment of {len(segment.tokens.ids)} tokens has {len(durations)} durations")
+    return [0, *accumulate(int(frames) for frames in durations)]
+
+
+def _line(text: str) -> str:
+    """A word on one line that no caption format takes for its own syntax."""
+    return " ".join(text.split()).replace("-->", "→")
 
 
 def _clock(seconds: float, mark: str) -> str:

@@ -72,8 +72,6 @@ def readings(text: str, language: str, taken: bytearray | None = None) -> list[R
             if answer is None:
                 continue
             spoken, end = answer if isinstance(answer, tuple) else (answer, end)
-            if spoken[:1] == " ":
-                start += len(match.group()) - len(match.group().lstrip())
             taken[start:end] = b"\x01" * (end - start)
             claimed.append(Reading(start, end, spoken.strip().replace("\u00a0", " ")))
     return sorted(claimed, key=lambda reading: reading.start)
@@ -144,7 +142,7 @@ def say_as(text: str, kind: str, form: str, language: str) -> str | None:
         case "ordinal":
             return tables.ordinal(int(digits)) if 0 < len(digits) < 13 else None
         case "date":
-            return _date(text, form, tables) or _if_changed(text, language)
+            return _date(text, form, tables) if form else _if_changed(text, language)
         case "time" | "currency" | "unit" | "fraction":
             return _if_changed(text, language)
     return None

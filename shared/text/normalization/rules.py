@@ -340,7 +340,9 @@ class _Rules:
         vulgar = "".join(self.language.fractions)
         if not vulgar:
             return
-        yield self.rule("vulgar fraction", rf"(\d{{1,4}})?\s?([{vulgar}])", self._vulgar, digits=False)
+        yield self.rule(
+            "vulgar fraction", rf"(?:(?<!\d)(\d{{1,4}})\s?)?([{vulgar}])", self._vulgar, digits=False
+        )
         yield self.rule(
             "mixed fraction",
             r"(?<![\w.,/])(\d{1,4})\s(\d{1,2})/(\d{1,3})(?![\w/]|[.,]\d)",
@@ -352,8 +354,7 @@ class _Rules:
         above, below = map(int, self.language.fractions[match[2]].split("/"))
         if match[1]:
             return self.language.mixed_fraction(int(match[1]), above, below)
-        spoken = self.language.simple_fraction(above, below)
-        return f" {spoken}" if spoken and match.group()[0].isspace() else spoken
+        return self.language.simple_fraction(above, below)
 
     def _fraction(self, match: re.Match[str]) -> Answer:
         above, below = int(match[1]), int(match[2])
@@ -512,7 +513,7 @@ class _Rules:
         consonants = "".join(letter for letter in language.letters if letter not in language.letter_words)
         yield self.rule(
             "letter",
-            rf"(?<![\w'’.])([{consonants}])(?![\w'’.&]|\.\w)",
+            rf"(?<![\w'’.])([{consonants}])(?![\w'’&]|\.\S)",
             lambda m: language.letters[m[1]],
             digits=False,
         )

@@ -422,25 +422,8 @@ class Spanish(Language):
     }  # fmt: skip
     closing = frozenset(
         [
-            "etc",
-            "EE. UU",
-            "EE.UU",
-            "RR. HH",
-            "RR.HH",
-            "JJ. OO",
-            "JJ.OO",
-            "S. A",
-            "S.A",
-            "S.L",
-            "a. C",
-            "a.C",
-            "d. C",
-            "d.C",
-            "a. m",
-            "a.m",
-            "p. m",
-            "p.m",
-            "Cía",
+            *("etc", "EE. UU", "EE.UU", "RR. HH", "RR.HH", "JJ. OO", "JJ.OO", "S. A", "S.A", "S.L", "Cía"),
+            *("a. C", "a.C", "d. C", "d.C", "a. m", "a.m", "p. m", "p.m"),
         ]
     )
     needs_number = frozenset(["No", "cap", "vol", "art", "fig", "núm", "pág", "págs", "ej", "máx", "mín"])

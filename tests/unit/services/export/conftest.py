@@ -19,6 +19,8 @@ from shared.voice import Voice
 
 ALPHABET = "_abcdefghijklmnopqrstuvwxyzáéíóúüñ ',."
 
+VARIANTS = ("fp32", "fp32-openvino", "bf16")
+
 MakeModel = Callable[..., Path]
 
 
@@ -59,8 +61,8 @@ class Exported:
     def model(self) -> VitsModel:
         return load_model(self.model_folder)
 
-    def voice(self) -> Voice:
-        return Voice.open(self.folder, threads=1)
+    def voice(self, variant: str = "fp32", *, streams: int = 1) -> Voice:
+        return Voice.open(self.folder, variant=variant, threads=streams, streams=streams)
 
 
 @pytest.fixture(scope="session")
@@ -98,7 +100,7 @@ def stochastic(make_model: MakeModel, tmp_path_factory: pytest.TempPathFactory) 
     folder = make_model(num_speakers=3, speaker_embedding_size=3, resblock_type="2")
     (folder / "speakers.json").write_text('{"ana": 0, "luis": 1, "eva": 2}')
     output = tmp_path_factory.mktemp("voice")
-    export_voice(folder, output, provenance=Provenance(licence="CC0-1.0"))
+    export_voice(folder, output, provenance=Provenance(licence="CC0-1.0"), variants=VARIANTS)
     return Exported(folder, output)
 
 
@@ -107,7 +109,7 @@ def deterministic(make_model: MakeModel, tmp_path_factory: pytest.TempPathFactor
     """Deterministic durations, one speaker, the first residual block."""
     folder = make_model(use_stochastic_duration_prediction=False)
     output = tmp_path_factory.mktemp("voice")
-    export_voice(folder, output, provenance=Provenance())
+    export_voice(folder, output, provenance=Provenance(), variants=VARIANTS)
     return Exported(folder, output)
 
 

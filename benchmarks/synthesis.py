@@ -1,0 +1,420 @@
+"""How fast does a voice speak and how much memory does it take, beside the programs that others use?
+
+`python -m benchmarks.synthesis --model MODEL` measures a model folder: `transformers` (its pipeline where it can
+load the model, its forward otherwise), ONNX Runtime as it comes on the whole utterance, `piper-tts` and
+`sherpa-onnx` where they are installed, and each variant of our voice. Without ``--model`` the model has MMS's size
+and random weights.
+
+Every system is a process of its own, with the same number of threads. The rounds go through all systems in turn,
+so that what else the machine does falls on all alike; the figures are medians. The audio is as long as the system
+itself makes it: the real-time factor divides by that. First audio is when the first samples could be played.
+Memory is the process's high-water mark after all lengths.
+
+Let nothing else run meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.voice import Voice
+from shared.voice.noise import Stream, standard_normal
+
+SECONDS = (1, 5, 20, 60)
+SENTENCES = (
+    "the boat lay in the bay until the evening came.",
+    "nobody had told them how long the road would be.",
+    "by the time the rain was over, the market had closed and the square was empty.",
+    "he opened the letter, read it twice, and put it back on the table.",
+    "there is a train at seven, and another one a little after nine.",
+)
+
+#: Makes audio piece by piece: (text) → samples of each piece, and the sampling rate.
+Speak = Callable[[str], Iterator[int]]
+
+
+@dataclass(frozen=True)
+class Paths:
+    """What the systems read.
+
+    Attributes:
+        model: The model folder.
+        voice: Our voice folder.
+        piper: Piper's ONNX file, where there is one.
+        sherpa: A folder for sherpa-onnx, where there is one.
+        threads: For every system.
+    """
+
+    model: str
+    voice: str
+    piper: str | None
+    sherpa: str | None
+    threads: int
+
+
+# --- The systems, each imported in its own process --------------------------------------------------------
+
+
+def ours(paths: Paths, variant: str) -> tuple[Speak, int]:
+    """A variant of our voice, with its windows compiled beforehand, as a server does."""
+    voice = Voice.open(Path(paths.voice), variant=variant, threads=paths.threads)
+    voice.warm_up()
+    return lambda text: (len(piece) for piece in voice.stream(text, seed=0)), voice.sampling_rate
+
+
+def whole_latents(voice: Voice, text: str) -> NDArray[np.float32]:
+    """A text as one utterance, uncut, as far as the decoder: ``[D, F]``."""
+    ids = voice.front_end.tokenize(text).ids
+    scale = np.float32(voice.spec.defaults.noise_scale_duration)
+    noise = standard_normal(0, Stream.DURATION, length=len(ids), channels=2)
+    prior = voice.encode(ids, 0, noise * scale)
+    durations = voice.durations(prior, speaking_rate=voice.spec.defaults.speaking_rate)
+    channels = voice.spec.latent_channels
+    noise = standard_normal(0, Stream.PRIOR, length=int(durations.sum()), channels=channels)
+    return voice.transform(prior, durations, noise * np.float32(voice.spec.defaults.noise_scale), 0)
+
+
+def raw_onnxruntime(paths: Paths, _: str) -> tuple[Speak, int]:
+    """The same graphs in ONNX Runtime with its default settings, each once for the whole utterance."""
+    import onnxruntime
+
+    voice = Voice.open(Path(paths.voice), threads=paths.threads)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = paths.threads
+    sessions = {
+        name: onnxruntime.InferenceSession(Path(paths.voice) / f"fp32/{name}.onnx", options)
+        for name in ("encoder", "flow", "decoder")
+    }
+    voice.close()
+    engine: Any = voice.engine
+    engine.sessions.update(sessions)
+
+    def speak(text: str) -> Iterator[int]:
+        inputs = {"latents": whole_latents(voice, text)[None], "speaker_id": np.zeros(1, dtype=np.int64)}
+        yield engine.run("decoder", inputs)["waveform"].shape[1]
+
+    return speak, voice.sampling_rate
+
+
+def transformers_model(paths: Paths, _: str) -> tuple[Speak, int]:
+    """The pipeline of `transformers`; for a model that it refuses, the same forward by our subclass."""
+    import torch
+
+    from shared.modeling import load_model
+    from shared.text import FrontEnd
+
+    torch.set_num_threads(paths.threads)
+    config = json.loads((Path(paths.model) / "config.json").read_text())
+    if config["model_type"] == "vits":
+        import transformers
+
+        pipeline: Any = transformers.pipeline  # its overloads name every task but this one
+        speech = pipeline("text-to-speech", model=paths.model, device="cpu")
+        return lambda text: iter([np.asarray(speech(text)["audio"]).size]), config["sampling_rate"]
+    model, front_end = load_model(Path(paths.model)), FrontEnd.from_folder(Path(paths.model))
+
+    def speak(text: str) -> Iterator[int]:
+        with torch.no_grad():
+            yield model(torch.tensor([front_end.tokenize(text).ids])).waveform.shape[1]
+
+    return speak, config["sampling_rate"]
+
+
+def piper(paths: Paths, _: str) -> tuple[Speak, int]:
+    """`piper-tts`, whose session is opened anew with the number of threads."""
+    import onnxruntime
+    from piper import PiperVoice
+
+    voice = PiperVoice.load(str(paths.piper))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = paths.threads
+    voice.session = onnxruntime.InferenceSession(paths.piper, options)
+    return (
+        lambda text: (chunk.audio_float_array.size for chunk in voice.synthesize(text)),
+        voice.config.sample_rate,
+    )
+
+
+def sherpa(paths: Paths, _: str) -> tuple[Speak, int]:
+    """`sherpa-onnx`, on the graph that ``--format sherpa-onnx`` writes."""
+    import sherpa_onnx
+
+    folder = Path(str(paths.sherpa))
+    files = {"model": str(folder / "model.onnx"), "tokens": str(folder / "tokens.txt")}
+    data = importlib.util.find_spec("piper")
+    if (folder / "espeak").exists() and data and data.origin:
+        files["data_dir"] = str(Path(data.origin).parent / "espeak-ng-data")
+    model = sherpa_onnx.OfflineTtsModelConfig(
+        vits=sherpa_onnx.OfflineTtsVitsModelConfig(**files), num_threads=paths.threads
+    )
+    speech = sherpa_onnx.OfflineTts(sherpa_onnx.OfflineTtsConfig(model=model))
+
+    def speak(text: str) -> Iterator[int]:
+        pieces: list[tuple[float, int]] = []
+
+        def heard(samples: Any, progress: float) -> int:
+            pieces.append((time.perf_counter(), len(samples)))
+            return 1
+
+        audio = speech.generate(text, callback=heard)
+        speak.first = pieces[0][0]  # type: ignore[attr-defined]  # it calls back; a generator cannot be suspended
+        yield len(audio.samples)
+
+    return speak, speech.sample_rate
+
+
+SYSTEMS: dict[str, Callable[[Paths, str], tuple[Speak, int]]] = {
+    "transformers": transformers_model,
+    "onnxruntime, raw": raw_onnxruntime,
+    "piper-tts": piper,
+    "sherpa-onnx": sherpa,
+    "ours": ours,
+}
+
+
+def serve(system: str, paths: Paths) -> int:
+    """A child: read a text a line, answer with times; at the end of input say the memory's high-water mark."""
+    kind, _, variant = system.partition(": ")
+    started = time.perf_counter()
+    speak, rate = SYSTEMS[kind](paths, variant)
+    print(json.dumps({"load": time.perf_counter() - started}), flush=True)
+    for line in sys.stdin:
+        start = time.perf_counter()
+        samples, first = 0, 0.0
+        for piece in speak(json.loads(line)):
+            first = first or time.perf_counter()
+            samples += piece
+        end = time.perf_counter()
+        first = getattr(speak, "first", first)
+        answer = {"seconds": end - start, "first": first - start, "audio": samples / rate}
+        print(json.dumps(answer), flush=True)
+    status = Path("/proc/self/status").read_text()
+    peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+    print(json.dumps({"peak": peak * 1024}), flush=True)
+    return 0
+
+
+# --- The measurement ---------------------------------------------------------------------------------------
+
+
+class Child:
+    """A system in its own process."""
+
+    def __init__(self, system: str, paths: Paths) -> None:
+        self.system = system
+        command = [sys.executable, "-m", "benchmarks.synthesis", "--child", system, json.dumps(vars(paths))]
+        environment = os.environ | {"OMP_NUM_THREADS": str(paths.threads), "HF_HUB_OFFLINE": "1"}
+        self.log: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115 (it lives as long as the child)
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env=environment,
+        )
+        self.times: dict[int, list[dict[str, float]]] = {seconds: [] for seconds in SECONDS}
+        self.load = self._answer().get("load")
+
+    def _answer(self) -> dict[str, float]:
+        """The next answer; libraries print lines of their own between them. Empty where the child has died."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                return dict(json.loads(line))
+        return {}
+
+    def ask(self, text: str) -> dict[str, float]:
+        """Speak a text."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(text) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def why(self) -> str:
+        """The last line that a child which failed has said."""
+        self.log.seek(0)
+        return (self.log.read().strip().splitlines() or ["no word"])[-1]
+
+    def end(self) -> float:
+        """End the process: its high-water mark in bytes."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        peak = self._answer().get("peak", float("nan"))
+        self.process.wait()
+        return peak
+
+
+def choose_texts(paths: Paths) -> dict[int, str]:
+    """Texts that our voice speaks in about so many seconds, whole sentences where more than one is needed."""
+    voice = Voice.open(Path(paths.voice))
+    texts = {}
+    for seconds in SECONDS:
+        words = " ".join(SENTENCES * 30).split()
+        frames_a_word = whole_latents(voice, " ".join(words[:40])).shape[1] / 40
+        count = max(1, round(seconds * voice.sampling_rate / voice.spec.hop_length / frames_a_word))
+        texts[seconds] = " ".join(words[:count]).rstrip(".,") + "."
+    voice.close()
+    return texts
+
+
+def prepare(model: Path | None, piper_file: Path | None, scratch: Path, threads: int) -> Paths:
+    """Export the model for everybody."""
+    from services.export.export import export_voice
+    from services.export.formats.write import write_format
+    from shared.errors import VitsError
+    from shared.provenance import Provenance
+
+    if model is None:
+        model = random_model(scratch / "mms-size")
+    export_voice(model, scratch / "voice", provenance=Provenance(), variants=["fp32-openvino", "bf16"])
+    sherpa_folder: Path | None = scratch / "sherpa"
+    try:
+        write_format("sherpa-onnx", model, scratch / "sherpa")
+    except VitsError as error:
+        print(f"sherpa-onnx cannot be given this model: {error}", file=sys.stderr)
+        sherpa_folder = None
+    if sherpa_folder and piper_file:
+        (sherpa_folder / "espeak").touch()
+    return Paths(
+        str(model),
+        str(scratch / "voice"),
+        str(piper_file) if piper_file else None,
+        str(sherpa_folder) if sherpa_folder else None,
+        threads,
+    )
+
+
+def random_model(folder: Path) -> Path:
+    """A model of MMS's size with random weights."""
+    import torch
+    from transformers import VitsConfig
+
+    from shared.modeling import VitsForTraining
+
+    alphabet = "_ abcdefghijklmnopqrstuvwxyz.,'"
+    torch.manual_seed(0)
+    VitsForTraining(VitsConfig(vocab_size=len(alphabet))).save_pretrained(folder)
+    (folder / "vocab.json").write_text(json.dumps({symbol: n for n, symbol in enumerate(alphabet)}))
+    tokenizer = {
+        "tokenizer_class": "VitsTokenizer",
+        "add_blank": True,
+        "language": "eng",
+        "normalize": True,
+        "pad_token": "_",
+        "unk_token": "_",
+        "phonemize": False,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    return folder
+
+
+def systems(paths: Paths) -> list[str]:
+    """Those that can be measured here; which cannot is printed."""
+    from shared.voice import VoiceSpec
+    from shared.voice.engine import why_not
+
+    names = ["transformers", "onnxruntime, raw"]
+    for name, module, given in (
+        ("piper-tts", "piper", paths.piper),
+        ("sherpa-onnx", "sherpa_onnx", paths.sherpa),
+    ):
+        if importlib.util.find_spec(module) is None:
+            print(f"not measured: {name} is not installed")
+        elif not given:
+            print(f"not measured: {name} cannot speak this model")
+        else:
+            names.append(name)
+    for name, variant in VoiceSpec.read(Path(paths.voice)).variants.items():
+        reason = why_not(variant)
+        if reason:
+            print(f"not measured: {name}: {reason}")
+        else:
+            names.append(f"ours: {name}")
+    return names
+
+
+def measure(paths: Paths, rounds: int) -> None:
+    """Measure every system and print the table."""
+    texts = choose_texts(paths)
+    children = []
+    for system in systems(paths):
+        child = Child(system, paths)
+        if child.load is None:
+            print(f"not measured: {system} failed: {child.why()}")
+        else:
+            children.append(child)
+    for number in range(rounds + 1):  # the first warms up
+        for seconds, text in texts.items():
+            for child in children:
+                answer = child.ask(text)
+                if number and answer:
+                    child.times[seconds].append(answer)
+                time.sleep(0.05)  # worker threads that spin after their work would disturb the next
+    packages = ", ".join(
+        f"{name} {version(name)}" for name in ("torch", "transformers", "onnxruntime", "openvino")
+    )
+    print(f"\n{packages}; {paths.threads} threads, medians of {rounds}\n")
+    head = " | ".join(f"{s} s: factor | first audio ms" for s in SECONDS)
+    print(f"| system | {head} | load s | peak MB |")
+    print("|---" * (2 * len(SECONDS) + 3) + "|")
+    for child in children:
+        cells = []
+        for seconds in SECONDS:
+            runs = child.times[seconds]
+            if not runs:
+                cells += ["failed", "–"]
+                continue
+            cells.append(f"{median(run['seconds'] / run['audio'] for run in runs):.3f}")
+            cells.append(f"{1000 * median(run['first'] for run in runs):.0f}")
+        why = "" if all(child.times.values()) else f" ({child.why()})"
+        row = " | ".join(cells)
+        print(f"| {child.system}{why} | {row} | {child.load:.1f} | {child.end() / 1e6:.0f} |", flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, help="a model folder (default: MMS's size, random weights)")
+    parser.add_argument("--piper", type=Path, help="the Piper ONNX file that the model was converted from")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--scratch", type=Path, help="keep what is exported here, and use it again")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.child:
+        return serve(arguments.child[0], Paths(**json.loads(arguments.child[1])))
+    with tempfile.TemporaryDirectory() as temporary:
+        scratch = arguments.scratch or Path(temporary)
+        kept = scratch / "paths.json"
+        if kept.is_file():
+            paths = Paths(**json.loads(kept.read_text()))
+        else:
+            scratch.mkdir(parents=True, exist_ok=True)
+            paths = prepare(arguments.model, arguments.piper, scratch, arguments.threads)
+            kept.write_text(json.dumps(vars(paths)))
+        if arguments.rounds:
+            measure(paths, arguments.rounds)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,271 @@
+"""Variants on real graphs: the law of a voice in each, the same durations in all, memory that stays flat."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from services.export.export import VARIANTS, export_voice
+from services.export.graphs import OPSET, SIGNATURES, export_fp16
+from shared.errors import EngineError, ModelError, NotFoundError
+from shared.provenance import Provenance
+from shared.voice import Voice, VoiceSpec
+from shared.voice.engine import GPU_PROVIDER, cpu_features, open_engine
+from shared.voice.openvino_engine import MOST_SHAPES, OpenVinoEngine
+from shared.voice.spec import DecoderPlan
+from shared.voice.windows import plan_windows
+
+from .conftest import ALPHABET, Exported, MakeModel
+
+EXACT = ["fp32", "fp32-openvino"]
+needs_bf16 = pytest.mark.skipif(
+    not cpu_features() & set(VARIANTS["bf16"].requires), reason="this CPU has no bf16"
+)
+EACH = [*EXACT, pytest.param("bf16", marks=needs_bf16)]
+FULL = {"fp32": 1e-5, "fp32-openvino": 1e-5, "bf16": 0.02}
+
+texts = st.text(alphabet=ALPHABET[1:], min_size=1, max_size=60).filter(
+    lambda text: any(map(str.isalpha, text))
+)
+slow = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=12)
+
+
+def decoded(voice: Voice, latents_DF: NDArray[np.float32], speaker_id: int) -> NDArray[np.float32]:
+    """Whole decoding: a halo of zeros after the end, and trimmed."""
+    halo = voice.spec.decoder.halo_frames
+    inputs = {
+        "latents": np.pad(latents_DF, ((0, 0), (0, halo)))[None],
+        "speaker_id": np.array([speaker_id]),
+    }
+    return voice.engine.run("decoder", inputs)["waveform"][0, : -halo * voice.spec.hop_length]
+
+
+@pytest.mark.parametrize("variant", EACH)
+def test_windows_are_the_whole_alone_and_in_a_crowd(exported: Exported, variant: str) -> None:
+    voice = exported.voice(variant, streams=2)
+    text = "la persona con la que desea hablar no se encuentra en este momento."
+    speakers = [seed % voice.spec.num_speakers for seed in range(4)]
+    alone = [
+        voice.synthesize(text, seed=seed, speaker=speaker).samples for seed, speaker in enumerate(speakers)
+    ]
+    with ThreadPoolExecutor(4) as crowd:
+        together = list(
+            crowd.map(
+                lambda pair: np.concatenate(list(voice.stream(text, seed=pair[0], speaker=pair[1]))),
+                enumerate(speakers),
+            )
+        )
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    utterance = voice.prepare(text, seed=0)
+    windowed = np.concatenate(list(voice.decode(utterance)))
+    np.testing.assert_allclose(windowed, decoded(voice, utterance.latents, 0), atol=FULL[variant])
+    voice.close()
+
+
+@pytest.mark.parametrize("variant", EXACT)
+@slow
+@given(
+    frames=st.integers(1, 90),
+    first=st.integers(1, 20),
+    later=st.integers(1, 40),
+    seed=st.integers(0, 2**31),
+)
+def test_any_split_into_windows(
+    deterministic: Exported, variant: str, frames: int, first: int, later: int, seed: int
+) -> None:
+    voice = opened(deterministic.folder, variant)
+    plan = DecoderPlan(
+        halo_frames=voice.spec.decoder.halo_frames, first_window_frames=first, window_frames=later
+    )
+    latents = np.random.default_rng(seed).standard_normal((4, frames), dtype=np.float32)
+    pieces = [
+        window.trim(
+            voice.engine.run(
+                "decoder", {"latents": window.cut(latents), "speaker_id": np.zeros(1, np.int64)}
+            )["waveform"][0],
+            voice.spec.hop_length,
+        )
+        for window in plan_windows(frames, plan)
+    ]
+    np.testing.assert_allclose(np.concatenate(pieces), decoded(voice, latents, 0), atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", EXACT)
+@slow
+@given(st.data())
+def test_any_split_into_batches(stochastic: Exported, variant: str, data: st.DataObject) -> None:
+    voice = opened(stochastic.folder, variant)
+    rows = data.draw(st.integers(1, 4))
+    frames = data.draw(st.integers(1, 40))
+    speakers = np.array(data.draw(st.lists(st.integers(0, 2), min_size=rows, max_size=rows)))
+    generator = np.random.default_rng(data.draw(st.integers(0, 2**31)))
+    latents = generator.standard_normal((rows, 4, frames), dtype=np.float32)
+    together = voice.engine.run("decoder", {"latents": latents, "speaker_id": speakers})["waveform"]
+    for row in range(rows):
+        inputs = {"latents": latents[row : row + 1], "speaker_id": speakers[row : row + 1]}
+        alone = voice.engine.run("decoder", inputs)["waveform"][0]
+        np.testing.assert_allclose(together[row], alone, atol=1e-5)
+
+
+@slow
+@given(text=texts, seed=st.integers(0, 2**53 - 1), speaker=st.integers(0, 2))
+def test_any_text_and_seed_in_every_variant(stochastic: Exported, text: str, seed: int, speaker: int) -> None:
+    """The durations are the same bits in all variants, the samples the same numbers in the exact ones."""
+    speeches = [
+        opened(stochastic.folder, variant).synthesize(text, seed=seed, speaker=speaker) for variant in EXACT
+    ]
+    for one, other in zip(speeches[0].durations, speeches[1].durations, strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_allclose(speeches[0].samples, speeches[1].samples, atol=1e-4)
+    assert np.abs(speeches[0].samples).max(initial=0) <= 1
+
+
+@needs_bf16
+def test_bf16_differs_a_little_and_speaks_as_long(exported: Exported) -> None:
+    text = "por favor espere un momento."
+    exact, rounded = (exported.voice(name).synthesize(text, seed=1) for name in ("fp32", "bf16"))
+    for one, other in zip(exact.durations, rounded.durations, strict=True):
+        np.testing.assert_array_equal(one, other)
+    difference = np.abs(exact.samples - rounded.samples)
+    assert 1e-6 < difference.mean() < 0.02
+
+
+def test_memory_is_bounded_however_many_widths_come(deterministic: Exported) -> None:
+    voice = deterministic.voice("fp32-openvino")
+    engine = voice.engine
+    assert isinstance(engine, OpenVinoEngine)
+    for width in [*range(1, 40), 5, 39]:
+        latents = np.ones((1, 4, width), dtype=np.float32)
+        samples = engine.run("decoder", {"latents": latents, "speaker_id": np.zeros(1, np.int64)})["waveform"]
+        assert samples.shape == (1, width * voice.spec.hop_length)
+    assert len(engine._decoders) == MOST_SHAPES
+    # All that a voice decodes fits, so that speaking never compiles after the warm-up.
+    widths = {window.width for frames in range(1, 500) for window in plan_windows(frames, voice.spec.decoder)}
+    assert len(widths) <= MOST_SHAPES
+
+
+def test_results_are_not_overwritten_by_the_next_call(deterministic: Exported) -> None:
+    engine = deterministic.voice("fp32-openvino").engine
+    inputs: dict[str, NDArray[np.generic]] = {
+        "latents": np.ones((1, 4, 9), dtype=np.float32),
+        "speaker_id": np.zeros(1, np.int64),
+    }
+    first = engine.run("decoder", inputs)["waveform"]
+    kept = first.copy()
+    engine.run(
+        "decoder", {"latents": np.zeros((1, 4, 9), dtype=np.float32), "speaker_id": np.zeros(1, np.int64)}
+    )
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_files_are_shared_between_variants(exported: Exported) -> None:
+    spec = VoiceSpec.read(exported.folder)
+    assert list(spec.variants) == ["fp32", "fp32-openvino", "bf16"]
+    assert {variant.encoder for variant in spec.variants.values()} == {"fp32/encoder.onnx"}
+    assert {variant.flow for variant in spec.variants.values()} == {"fp32/flow.onnx"}
+    assert spec.variants["bf16"].decoder == spec.variants["fp32-openvino"].decoder == "fp32/decoder-2d.onnx"
+    assert {name: variant.gate for name, variant in spec.variants.items()} == {
+        "fp32": "reference",
+        "fp32-openvino": "reference",
+        "bf16": "ungated",
+    }
+    report = json.loads((exported.folder / "report.json").read_text())
+    assert report["parity_of_variants"].keys() == {"fp32-openvino"}
+    assert max(report["parity_of_variants"]["fp32-openvino"]["max_abs_difference"].values()) < 1e-4
+
+
+def test_the_flat_decoder_is_the_decoder(exported: Exported) -> None:
+    flat = onnx.load(exported.folder / "fp32/decoder-2d.onnx")
+    assert [(opset.domain, opset.version) for opset in flat.opset_import] == [("", OPSET)]
+    assert [value.name for value in flat.graph.input] == list(SIGNATURES["decoder"][0])
+    kernels = {
+        len(tensor.dims)
+        for node in flat.graph.node
+        if node.op_type in ("Conv", "ConvTranspose")
+        for tensor in flat.graph.initializer
+        if tensor.name == node.input[1]
+    }
+    assert kernels == {4}
+
+
+def test_an_unknown_variant_is_refused_before_anything_is_written(
+    deterministic: Exported, tmp_path: Path
+) -> None:
+    with pytest.raises(NotFoundError, match="'bf61', did you mean 'bf16'"):
+        export_voice(deterministic.model_folder, tmp_path / "out", provenance=Provenance(), variants=["bf61"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_and_a_damaged_graph(deterministic: Exported, tmp_path: Path) -> None:
+    variant = VARIANTS["fp32-openvino"].model_copy(
+        update={
+            name: str((deterministic.folder / f"fp32/{name}.onnx").resolve()) for name in ("encoder", "flow")
+        }
+    )
+    with pytest.raises(ModelError, match=r"decoder-2d\.onnx is missing"):
+        open_engine(tmp_path, variant, threads=1)
+    (tmp_path / "fp32").mkdir()
+    (tmp_path / "fp32/decoder-2d.onnx").write_bytes(b"not a graph")
+    with pytest.raises(ModelError, match="not a graph that OpenVINO reads"):
+        open_engine(tmp_path, variant, threads=1)
+
+
+def test_a_failed_computation(deterministic: Exported) -> None:
+    engine = deterministic.voice("fp32-openvino").engine
+    with pytest.raises(EngineError, match="OpenVINO could not compute the decoder"):
+        engine.run(
+            "decoder", {"latents": np.zeros((1, 5, 3), np.float32), "speaker_id": np.zeros(1, np.int64)}
+        )
+
+
+def test_fp16_graphs_are_half_as_large_and_nearly_the_same(make_model: MakeModel, tmp_path: Path) -> None:
+    """Computed here on the CPU, which is slow and proves the arithmetic; `gpu` tests run the variant itself."""
+    from shared.modeling import load_model
+
+    folder = make_model(num_speakers=3, speaker_embedding_size=3)
+    model = load_model(folder)
+    export_fp16("decoder", model, tmp_path / "decoder.onnx")
+    weights = onnx.load(tmp_path / "decoder.onnx").graph.initializer
+    assert sum(t.data_type == onnx.TensorProto.FLOAT16 for t in weights) > len(weights) / 2
+    latents = np.random.default_rng(0).standard_normal((2, 4, 20), dtype=np.float32)
+    session = onnxruntime.InferenceSession(tmp_path / "decoder.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(["waveform"], {"latents": latents, "speaker_id": np.array([0, 2])})
+    import torch
+
+    speakers = model.embed_speaker(torch.tensor([0, 2])).unsqueeze(-1)
+    with torch.no_grad():
+        expected = model.decoder(torch.tensor(latents), speakers)[:, 0].numpy()
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=5e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(GPU_PROVIDER not in onnxruntime.get_available_providers(), reason="needs onnxruntime-gpu")
+def test_fp16_on_a_gpu(make_model: MakeModel, tmp_path: Path) -> None:
+    export_voice(make_model(), tmp_path, provenance=Provenance(), variants=["fp16"])
+    exact, rounded = (
+        Voice.open(tmp_path, variant=name).synthesize("por favor espere.", seed=1)
+        for name in ("fp32", "fp16")
+    )
+    np.testing.assert_allclose(rounded.samples, exact.samples, atol=0.02)
+
+
+_VOICES: dict[tuple[Path, str], Voice] = {}
+
+
+def opened(folder: Path, variant: str) -> Voice:
+    """A voice that stays open from example to example."""
+    key = (folder, variant)
+    if key not in _VOICES:
+        _VOICES[key] = Voice.open(folder, variant=variant, threads=1)
+    return _VOICES[key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
+import httpx_ws
 import numpy as np
 import openai
 import pytest
@@ -364,3 +367,104 @@ def test_nonsense_never_fails_the_server(server: Server) -> None:
         assert status in {200, 400}, (text, content)
         assert content
     assert post(b"\x00" * 100)[0] == 400
+
+
+#: In a process of its own, since its imports warn.
+BENTOML_CLIENT = """
+import sys
+import bentoml
+url, token, text = sys.argv[1:]
+with bentoml.SyncHTTPClient(url, token=token or None) as client:
+    sys.stdout.buffer.write(client.synthesize(input=text, seed=7, response_format="pcm").read_bytes())
+"""
+
+
+def pcm_over_bentoml(server: Server, text: str, token: str = "") -> bytes:
+    command = [sys.executable, "-W", "ignore", "-c", BENTOML_CLIENT, server.url, token, text]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout
+
+
+def test_bentomls_client_gets_audio_and_errors(server: Server, client: openai.OpenAI) -> None:
+    assert pcm_over_bentoml(server, TEXT) == pcm_over_http(client, TEXT, 7)
+    with pytest.raises(subprocess.CalledProcessError):
+        pcm_over_bentoml(server, "你好")
+    for kind, body in (
+        ("multipart/form-data", b"x"),
+        ("application/json", b"{"),
+        ("application/json", b"1" * 200_000),
+    ):
+        answer = httpx.post(f"{server.url}/synthesize", content=body, headers={"Content-Type": kind})
+        assert 400 <= answer.status_code < 500
+        assert answer.json()["error"]
+
+
+def test_curl_gets_audio(server: Server, world: World) -> None:
+    output = world.root / "curl.mp3"
+    body = json.dumps({"input": TEXT})
+    done = world.run("curl", "-sf", f"{server.url}/v1/audio/speech", "-d", body, "-o", str(output))
+    assert done.returncode == 0
+    assert read_audio(output).duration_seconds > 0.1
+
+
+def test_a_text_in_pieces_over_a_real_connection(server: Server, client: openai.OpenAI) -> None:
+    with httpx_ws.connect_ws(f"{server.url}/v1/audio/speech/live", httpx.Client()) as socket:
+        socket.send_json({"type": "start", "response_format": "pcm", "seed": 7, "timestamps": True})
+        for piece in ("Hola, ", "¿cómo ", "estás? Uno"):
+            socket.send_json({"type": "text", "text": piece})
+        socket.send_json({"type": "end"})
+        messages = [socket.receive_json(timeout=30)]
+        while messages[-1]["type"] not in {"done", "error"}:
+            messages.append(socket.receive_json(timeout=30))
+    assert messages[-1]["type"] == "done"
+    audio = b"".join(base64.b64decode(m["audio"]) for m in messages if m["type"] == "audio")
+    assert audio == pcm_over_http(client, TEXT, 7) + pcm_over_http(client, "Uno", 7)
+    assert [t["text"] for m in messages for t in m.get("timestamps", [])]
+
+
+def test_our_page_is_at_the_root_and_nothing_from_outside(server: Server) -> None:
+    page = server.get("/")
+    assert 'id="spectrogram"' in page
+    assert "https://" not in page
+
+
+def test_tokens_hold_at_both_doors(world: World) -> None:
+    path = world.root / "tokens.json"
+    token = world.vits("serve", "--tokens", str(path), "--new-token", "web").strip()
+    with serving(world, "--tokens", str(path)) as server:
+        with (
+            pytest.raises(openai.AuthenticationError),
+            openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong", max_retries=0) as wrong,
+        ):
+            pcm_over_http(wrong, TEXT, 7)
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key=token, max_retries=0) as right:
+            heard = pcm_over_http(right, TEXT, 7)
+        assert pcm_over_bentoml(server, TEXT, token) == heard
+        with grpc.insecure_channel(server.grpc_address) as channel:
+            stub = SynthesisServiceStub(channel)
+            request = pb.SynthesizeRequest(text=TEXT, seed=7, audio_format=pb.AUDIO_FORMAT_PCM)
+            with pytest.raises(grpc.RpcError) as refused:
+                stub.Synthesize(request, timeout=30)
+            assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
+            metadata = (("authorization", f"Bearer {token}"),)
+            assert stub.Synthesize(request, timeout=30, metadata=metadata).audio == heard
+    assert token not in server.log.read_text()
+
+
+def test_nasty_texts_are_answered(server: Server, channel: grpc.Channel) -> None:
+    bomb = '<!DOCTYPE s [<!ENTITY a "aa"><!ENTITY b "&a;&a;">]><speak>&b;</speak>'
+    for text in (
+        "",
+        " ",
+        "👩‍👩‍👧",
+        "\u202eשלום",
+        "\0\x01\x7f",
+        "a\ud800",
+        bomb,
+        "<speak>" * 500,
+        "9" * 40,
+        "\u0323" * 500,
+    ):
+        answer = httpx.post(f"{server.url}/v1/audio/speech", content=json.dumps({"input": text}), timeout=60)
+        assert answer.status_code in {200, 400}, (text, answer.text)
+        if answer.status_code == 400:
+            assert answer.json()["error"]["message"]

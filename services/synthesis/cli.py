@@ -258,7 +258,12 @@ def main(argv: Sequence[str]) -> int:
     from services.synthesis.voices import default_voice
 
     registry.resolve("voices", arguments.voice or default_voice(registry))
-    Access(arguments.tokens)  # a file that cannot be used is said now
+    # Files that cannot be used are said now.
+    Access(arguments.tokens)
+    if arguments.grpc_tls_cert or arguments.grpc_tls_key or arguments.grpc_tls_client_ca:
+        from services.synthesis.grpc.tls import Tls
+
+        Tls.from_settings(arguments.grpc_tls_cert, arguments.grpc_tls_key, arguments.grpc_tls_client_ca)
     with listening_socket(arguments.host, arguments.http_port) as taken:
         settings = Settings(
             store=store,

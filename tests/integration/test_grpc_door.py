@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from shared.audio import read_audio
-from vits_client import Client, InvalidRequestError
+from vits_client import Client, InvalidRequestError, UnavailableError
 
 # The world of `test_serve`: a store with one tiny voice, and a server.
 _spec = importlib.util.spec_from_file_location("serve_world", Path(__file__).with_name("test_serve.py"))
@@ -105,3 +106,40 @@ def test_say_with_captions(world: Any, server: Any) -> None:
         captions.append(output.with_suffix(".srt").read_text())
     assert captions[0] == captions[1]
     assert captions[0].startswith("1\n00:00:00,")
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+def test_serve_with_tls(world: Any, tmp_path: Path) -> None:
+    certificate, key = tmp_path / "server.pem", tmp_path / "server.key"
+    subprocess.run(
+        [
+            "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1",
+            "-keyout", key, "-out", certificate, "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1",
+        ],
+        check=True,
+        capture_output=True,
+    )  # fmt: skip
+    with serve.serving(world, "--grpc-tls-cert", str(certificate), "--grpc-tls-key", str(key)) as server:
+        output = tmp_path / "hola.wav"
+        world.vits(
+            "say",
+            TEXT,
+            "-o",
+            str(output),
+            "--url",
+            f"grpcs://{server.grpc_address}",
+            "--ca",
+            str(certificate),
+        )
+        assert read_audio(output).duration_seconds > 0.5
+        with (
+            Client(f"grpc://{server.grpc_address}", timeout_seconds=5) as plain,
+            pytest.raises(UnavailableError),
+        ):
+            plain.voices()
+        assert server.stop() == 0
+    refused = world.run(
+        *serve.VITS, "serve", "--http-port", "0", "--grpc-port", "0", "--grpc-tls-cert", "no.pem"
+    )
+    assert refused.returncode == 2
+    assert "--grpc-tls-key is missing" in refused.stderr

@@ -407,6 +407,7 @@ def test_curl_gets_audio(server: Server, world: World) -> None:
 
 
 def test_a_text_in_pieces_over_a_real_connection(server: Server, client: openai.OpenAI) -> None:
+    socket: httpx_ws.WebSocketSession
     with httpx_ws.connect_ws(f"{server.url}/v1/audio/speech/live", httpx.Client()) as socket:
         socket.send_json({"type": "start", "response_format": "pcm", "seed": 7, "timestamps": True})
         for piece in ("Hola, ", "¿cómo ", "estás? Uno"):

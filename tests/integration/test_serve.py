@@ -58,7 +58,7 @@ tokenizer = {"pad_token": "_", "unk_token": "_", "language": "spa", "phonemize":
 Path(sys.argv[1], "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
 Path(sys.argv[1], "tokenizer_config.json").write_text(json.dumps(tokenizer), encoding="utf-8")
 from services.cli import main
-sys.exit(main(["export", sys.argv[1], "--name", "tiny"]))
+sys.exit(main(["export", sys.argv[1], "--name", "tiny", "--variants", "fp32"]))
 """
 
 RAISING_ENDPOINT = """
@@ -413,7 +413,7 @@ def test_a_text_in_pieces_over_a_real_connection(server: Server, client: openai.
         for piece in ("Hola, ", "¿cómo ", "estás? Uno"):
             socket.send_json({"type": "text", "text": piece})
         socket.send_json({"type": "end"})
-        messages = [socket.receive_json(timeout=30)]
+        messages: list[dict[str, Any]] = [socket.receive_json(timeout=30)]
         while messages[-1]["type"] not in {"done", "error"}:
             messages.append(socket.receive_json(timeout=30))
     assert messages[-1]["type"] == "done"

@@ -39,7 +39,7 @@ model = sherpa_onnx.OfflineTtsVitsModelConfig(
 config = sherpa_onnx.OfflineTtsConfig(model=sherpa_onnx.OfflineTtsModelConfig(vits=model))
 tts = sherpa_onnx.OfflineTts(config)
 request = sherpa_onnx.GenerationConfig()
-request.sid = 0  # of {num_speakers}{speakers}
+request.sid = 0  # the speaker, of {num_speakers}{speakers}
 request.silence_scale = 1.0  # pauses as the model makes them
 {speak}
 print(len(audio.samples) / audio.sample_rate, "seconds")

@@ -1,8 +1,8 @@
 """transformers.js: ``onnx/model.onnx``, ``config.json`` and a fast tokenizer, under the names that Optimum gives them.
 
-The pipeline of transformers.js feeds ``input_ids`` and ``attention_mask`` and nothing else, so the scales have
-values of their own in the file, which ONNX Runtime's other bindings may override. It has no ``VitsTokenizer`` in
-code: ``tokenizer.json`` says as a chain of replacements what ours does.
+The pipeline of transformers.js feeds ``input_ids`` and ``attention_mask`` and nothing else, so the scales are the
+model's own, in the file. It has no ``VitsTokenizer`` in code: ``tokenizer.json`` says as a chain of replacements
+what ours does.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ pipeline_tag: text-to-speech
 ```js
 import {{ env, pipeline }} from '@huggingface/transformers';
 
-env.localModelPath = '{parent}';  // the folder that holds this one; leave this out once it is on a model hub
+env.localModelPath = '..';  // where this folder lies; leave both lines out once it is on a model hub
 env.allowRemoteModels = false;
 const synthesizer = await pipeline('text-to-speech', '{name}');
 const speech = await synthesizer('hola');
@@ -100,7 +100,7 @@ def write(subject: Subject, folder: Path, name: str) -> Path:
     _write_json(folder / "tokenizer_config.json", _tokenizer_config(spec))
     _write_json(folder / "vocab.json", spec.vocab)
     (folder / "README.md").write_text(
-        _README.format(name=name, parent="..", provenance=provenance_lines(subject.provenance)),
+        _README.format(name=name, provenance=provenance_lines(subject.provenance)),
         encoding="utf-8",
     )
     return folder / MODEL

@@ -171,3 +171,18 @@ def _exported(name: str, model: VitsModel) -> onnx.GraphProto:
         part, f"{name}_", rename_inputs=False, rename_outputs=name == "decoder", rename_functions=False
     )
     return part.graph
+
+
+def fix_defaults(path: Path) -> None:
+    """Take away the inputs that need not be fed, so that the values in the file are the only ones.
+
+    ONNX Runtime can override them while they are inputs, which a comparison without noise needs, and warns of
+    each of them whenever it loads the file, which nobody needs.
+    """
+    whole = onnx.load(path)
+    defaults = {tensor.name for tensor in whole.graph.initializer}
+    needed = [value for value in whole.graph.input if value.name not in defaults]
+    if len(needed) < len(whole.graph.input):
+        del whole.graph.input[:]
+        whole.graph.input.extend(needed)
+        onnx.save(whole, path)

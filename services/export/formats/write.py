@@ -11,6 +11,7 @@ from pathlib import Path
 from services.export.formats import FORMATS, piper, sherpa_onnx, transformers_js
 from services.export.formats.subject import Subject
 from services.export.formats.verify import verify
+from services.export.formats.whole import fix_defaults
 from shared.errors import ModelError, RequestError, UserError, nearest
 
 
@@ -71,6 +72,7 @@ def write_format(
         subject.provenance.write(folder)
         progress("Comparing with PyTorch")
         difference = verify(graph, subject)
+        fix_defaults(graph)
         progress(f"The graph agrees with PyTorch within {difference:.1e}")
         written = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
         try:

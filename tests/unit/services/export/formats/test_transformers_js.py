@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from services.export.formats import transformers_js as written_for
@@ -51,6 +53,8 @@ def test_it_says_the_same(transformers_js: Callable[..., Any], make_model: MakeM
     files = write_format("transformers-js", folder, tmp_path / "tiny")
     names = ["README.md", "config.json", "onnx/model.onnx", "provenance.json", "tokenizer.json"]
     assert files[:5] == [tmp_path / "tiny" / name for name in names]
+    graph = onnx.load(tmp_path / "tiny/onnx/model.onnx").graph
+    assert [value.name for value in graph.input] == ["input_ids", "attention_mask"]
     texts = ["¡Hola, MUNDO!", "El pingüino y el ñandú.", "sí"]
     said = transformers_js(SPEAK, str(tmp_path), "tiny", *texts)
     longest = 0
@@ -63,6 +67,11 @@ def test_it_says_the_same(transformers_js: Callable[..., Any], make_model: MakeM
         assert not any(row[expected.size :])
         longest = max(longest, expected.size)
     assert {len(row) for row in said["batch"]} == {longest}
+
+    block = re.search(r"```js\n(.*?)```", (tmp_path / "tiny/README.md").read_text(), re.DOTALL)
+    assert block
+    lines = block[1].replace("'..'", json.dumps(str(tmp_path)))
+    assert transformers_js(f"{lines}console.log(speech.audio.length);") > 0
 
 
 PLAIN = "_abcdefgklmnoprstuvz áéíñ'-"

@@ -16,6 +16,7 @@ Let nothing else run meanwhile.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -155,25 +156,33 @@ def sherpa(paths: Paths, _: str) -> tuple[Speak, int]:
     """`sherpa-onnx`, on the graph that ``--format sherpa-onnx`` writes."""
     import sherpa_onnx
 
+    from shared.text import FrontEnd
+
     folder = Path(str(paths.sherpa))
-    files = {"model": str(folder / "model.onnx"), "tokens": str(folder / "tokens.txt")}
-    data = importlib.util.find_spec("piper")
-    if (folder / "espeak").exists() and data and data.origin:
-        files["data_dir"] = str(Path(data.origin).parent / "espeak-ng-data")
-    model = sherpa_onnx.OfflineTtsModelConfig(
-        vits=sherpa_onnx.OfflineTtsVitsModelConfig(**files), num_threads=paths.threads
+    vits = sherpa_onnx.OfflineTtsVitsModelConfig(
+        model=str(folder / "model.onnx"), tokens=str(folder / "tokens.txt")
     )
+    model = sherpa_onnx.OfflineTtsModelConfig(vits=vits, num_threads=paths.threads)
     speech = sherpa_onnx.OfflineTts(sherpa_onnx.OfflineTtsConfig(model=model))
+    front_end = FrontEnd.from_folder(Path(paths.model))
+    phonemes = front_end.spec["kind"] == "piper"
 
     def speak(text: str) -> Iterator[int]:
-        pieces: list[tuple[float, int]] = []
+        pieces: list[float] = []
 
         def heard(samples: Any, progress: float) -> int:
-            pieces.append((time.perf_counter(), len(samples)))
+            pieces.append(time.perf_counter())
             return 1
 
-        audio = speech.generate(text, callback=heard)
-        speak.first = pieces[0][0]  # type: ignore[attr-defined]  # it calls back; a generator cannot be suspended
+        request = sherpa_onnx.GenerationConfig()
+        if phonemes:  # it has none of its own for this model
+            symbols = [front_end.tokenize(part + ".").symbols for part in text.split(".") if part.strip()]
+            request.phoneme_codepoints = [
+                [ord(letter) for symbol in row for letter in symbol if letter not in "_^$"] for row in symbols
+            ]
+        audio = speech.generate("" if phonemes else text, request, heard)
+        # It calls back while it works, and a generator cannot be left from within a call.
+        speak.first = pieces[0] if pieces else time.perf_counter()  # type: ignore[attr-defined]
         yield len(audio.samples)
 
     return speak, speech.sample_rate
@@ -241,10 +250,13 @@ class Child:
         return {}
 
     def ask(self, text: str) -> dict[str, float]:
-        """Speak a text."""
+        """Speak a text; empty where the child has died."""
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(text) + "\n")
-        self.process.stdin.flush()
+        try:
+            self.process.stdin.write(json.dumps(text) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            return {}
         return self._answer()
 
     def why(self) -> str:
@@ -255,7 +267,8 @@ class Child:
     def end(self) -> float:
         """End the process: its high-water mark in bytes."""
         assert self.process.stdin is not None
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         peak = self._answer().get("peak", float("nan"))
         self.process.wait()
         return peak
@@ -290,8 +303,6 @@ def prepare(model: Path | None, piper_file: Path | None, scratch: Path, threads:
     except VitsError as error:
         print(f"sherpa-onnx cannot be given this model: {error}", file=sys.stderr)
         sherpa_folder = None
-    if sherpa_folder and piper_file:
-        (sherpa_folder / "espeak").touch()
     return Paths(
         str(model),
         str(scratch / "voice"),

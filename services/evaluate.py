@@ -105,7 +105,7 @@ def parser() -> argparse.ArgumentParser:
     )
     output = made.add_argument_group("what is written")
     output.add_argument(
-        "--output", type=Path, default=Path("evaluation"), metavar="DIR", help="(default: %(default)s)"
+        "--output", type=Path, default=Path("output/evaluation"), metavar="DIR", help="(default: %(default)s)"
     )
     output.add_argument(
         "--players", type=int, default=20, metavar="N",

@@ -25,6 +25,9 @@ from shared.text.units import Unit
 #: How many words may share a group of phonemes, and how many groups a word may have.
 MOST_WORDS, MOST_GROUPS = 4, 6
 
+#: Where there are more words times groups, each group goes to the word at the same share of the way.
+MOST_CELLS = 40_000
+
 #: What users write in IPA for lack of the right key.
 IPA_TYPED = str.maketrans({"g": "ɡ", "'": "ˈ", ":": "ː", ",": "ˌ"})
 
@@ -332,6 +335,8 @@ def match_groups(groups: Sequence[str], words: Sequence[str]) -> list[list[tuple
     """
     if not words:
         return [[] for _ in groups]
+    if len(groups) * len(words) > MOST_CELLS:
+        return [[(at * len(words) // len(groups), 1)] for at in range(len(groups))]
     width = 8 + abs(len(groups) - len(words))
     best: dict[tuple[int, int], tuple[float, tuple[int, int]]] = {(0, 0): (0.0, (0, 0))}
     for at_word in range(len(words) + 1):

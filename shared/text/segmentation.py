@@ -26,6 +26,9 @@ CUT_BETWEEN_WORDS = 0.3
 #: A part of a long sentence may fill so much of a segment: read apart, it may have a few tokens more.
 FILL = 0.95
 
+#: A sentence of so many characters for each token of a segment is cut before it is read.
+LONG = 4
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -200,6 +203,9 @@ def _fit(stretch: Stretch, front_end: FrontEnd, max_tokens: int) -> Iterator[Pie
     if not units:
         yield Piece("", Tokens((), (), ()), (), stretch.pause_seconds, 1.0)
         return
+    if sum(len(unit.spoken) + 1 for unit in units) > LONG * max_tokens:
+        yield from _fit_long(stretch, front_end, max_tokens)
+        return
     spoken = speak(front_end, units)
     if len(spoken.tokens.ids) <= max_tokens:
         yield Piece(spoken.text, spoken.tokens, spoken.spans, stretch.pause_seconds, units[0].speaking_rate)
@@ -219,6 +225,24 @@ def _fit(stretch: Stretch, front_end: FrontEnd, max_tokens: int) -> Iterator[Pie
     for part, pause in zip(firsts, pauses, strict=True):
         yield from _fit(Stretch(tuple(part), pause), front_end, max_tokens)
     yield from _fit(Stretch(tuple(last), stretch.pause_seconds, stretch.asked), front_end, max_tokens)
+
+
+def _fit_long(stretch: Stretch, front_end: FrontEnd, max_tokens: int) -> Iterator[Piece]:
+    """A stretch that is surely far too long, cut by its characters: it would be slow to read as one."""
+    most = LONG * max_tokens // 2
+    units = [
+        part
+        for unit in stretch.units
+        for part in (_cut_unit(unit, -(-len(unit.spoken) // most)) if len(unit.spoken) > most else [unit])
+    ]
+    begun, length = 0, 0
+    for index, unit in enumerate(units):
+        if index > begun and length + len(unit.spoken) > most:
+            yield from _fit(Stretch(tuple(units[begun:index]), 0.0), front_end, max_tokens)
+            begun, length = index, 0
+        length += len(unit.spoken) + 1
+    last = Stretch(tuple(units[begun:]), stretch.pause_seconds, stretch.asked)
+    yield from _fit(last, front_end, max_tokens)
 
 
 def _cuts(units: Sequence[Unit], spoken: Spoken, max_tokens: int) -> list[int]:

@@ -121,7 +121,7 @@ def export(registry: Registry) -> bool:
         if model.id in str(voice.manifest.lineage):
             print(f"    {voice.reference} is there already")
             return True
-    vits("export", f"{MODEL}@latest", "--language", "es")
+    vits("export", f"{MODEL}@latest", "--language", "es", "--variants", "fp32,fp32-openvino")
     return False
 
 

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from services.export.formats import FORMATS
 from shared.errors import UserError
 from shared.manifests import check_name
 from shared.model_source import ModelSource, find_model
@@ -17,16 +18,24 @@ from shared.store import Store, default_store_url
 
 EPILOG = """\
 what it does:
-  1. writes the model as three ONNX graphs: encoder, flow, decoder
+  1. writes the model as ONNX graphs: encoder, flow, decoder
   2. compares each of them, and the whole, with PyTorch on the same noise; stops where they differ
-  3. publishes the voice, and points its alias 'latest' (and any --alias) to it
+  3. calibrates an int8 decoder on sentences of the voice's language
+  4. lets judges hear what is not exact (bf16, int8) beside fp32, on over 2,000 words, and takes out what they hear
+     to be worse or what is not faster; the voice's report.html shows it, with players
+  5. publishes the voice, and points its alias 'latest' (and any --alias) to it
+Steps 3 and 4 take minutes to an hour, go on where they were interrupted, and need the extra 'judges'.
 
 examples:
   vits export output/my-voice                            a folder that 'vits train' wrote
   vits export my-voice@latest                            a model in the store
+  vits export my-voice@latest --variants fp32            the exact voice alone, in a minute
   vits export my-voice --alias production                and let servers of @production take it up
   vits export output/my-voice --output voices/my-voice   into a folder, not into a store
-"""
+  vits export my-voice --format sherpa-onnx --output ana for another program: one graph in its own format
+
+formats:
+""" + "\n".join(f"  {name:<16} {what}" for name, what in FORMATS.items())
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,60 +46,89 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "model",
+        nargs="?",
         metavar="MODEL",
         help="a model folder, or a model in the store: name, name@alias, name/version",
     )
-    parser.add_argument("--name", metavar="VOICE", help="the voice's name (default: the model's)")
-    parser.add_argument(
+    add("--model", dest="model_option", metavar="MODEL", help="the same, by name")
+    add("--name", "--voice", metavar="VOICE", help="the voice's name (default: the model's)")
+    add(
         "--store",
         metavar="URL",
         help="where models are found and voices published: a folder, s3://, gs://, az:// "
         "(default: $VITS_STORE, or file://./store)",
     )
-    parser.add_argument(
+    add(
         "--alias",
         action="append",
         default=[],
         metavar="ALIAS",
         help="another alias, besides 'latest', to point to the new voice; may be given several times",
     )
-    parser.add_argument(
+    add(
         "--output",
         type=Path,
         metavar="DIR",
         help="write the voice into a folder; without --store it is then not published",
     )
-    parser.add_argument(
+    add(
         "--language",
         metavar="TAG",
         help="what the voice speaks, such as 'es' (default: what its text front end says)",
     )
+    add(
+        "--variants",
+        type=lambda text: tuple(name.strip() for name in text.split(",") if name.strip()),
+        metavar="LIST",
+        help="what to make, with commas between: fp32 (always made), fp32-openvino, bf16, int8, int8-bf16, fp16 "
+        "(default: all but fp16 that this machine computes)",
+    )
+    add("--no-gate", action="store_true", help="do not judge; what is not exact is marked as ungated")
+    add(
+        "--sentences",
+        type=Path,
+        metavar="FILE",
+        help="text to calibrate and to judge with, one sentence a line, over 2,000 words "
+        "(default: our own lists, for Spanish and English)",
+    )
+    add(
+        "--recogniser",
+        type=Path,
+        metavar="DIR",
+        help="a local faster-whisper model that tells how well the voice is understood (default: Whisper base)",
+    )
+    add("--format", choices=FORMATS, help="write the model for another program, into --output; see below")
     return parser
 
 
 def main(argv: Sequence[str]) -> int:
     """Run ``vits export``."""
     arguments = parser().parse_args(argv)
-    publish = arguments.store is not None or arguments.output is None
     for alias in arguments.alias:
         check_name(alias, "alias")
     if arguments.name:
         check_name(arguments.name, "voice's name")
-    source = find_model(arguments.model, arguments.store or default_store_url())
-    name = check_name(arguments.name or source.name, "voice's name (give another with --name)")
+    reference = arguments.model_option or arguments.model
+    if not reference or (arguments.model and arguments.model_option):
+        raise UserError("Name one model: a folder, or a model in the store such as my-voice@latest")
+    source = find_model(reference, arguments.store or default_store_url())
     if source.provenance.licence == UNKNOWN_LICENCE:
         print("Warning: nobody said what licence the model is under, so the voice says 'unknown'", flush=True)
+    if arguments.format:
+        return write_other_format(source, arguments)
+    name = check_name(arguments.name or source.name, "voice's name (give another with --name)")
 
     # Built aside, so that what stops half-way leaves nothing that looks like a voice.
     with tempfile.TemporaryDirectory(prefix="vits-export-") as temporary:
         folder = Path(temporary)
-        write_voice(source, folder, arguments.language)
+        write_voice(source, folder, arguments)
         if arguments.output:
             copy_voice(folder, arguments.output)
             print(f"Wrote the voice into {arguments.output}")
-        if publish:
+        if arguments.store is not None or arguments.output is None:
             registry = Registry(Store.open(arguments.store or default_store_url()))
             version = publish_voice(registry, name, folder, source)
             print(f"Published {version.reference} in {registry.store.url}")
@@ -100,20 +138,38 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def write_voice(source: ModelSource, folder: Path, language: str | None) -> None:
-    """Export a model into a folder, a line for each step."""
-    from services.export.export import export_voice  # here, so that --help does not wait for torch
-    from shared.voice.spec import ModelReference
+def write_voice(source: ModelSource, folder: Path, arguments: argparse.Namespace) -> None:
+    """Build a model's voice in a folder, a line for each step."""
+    from services.export.build import Wishes, build_voice  # here, so that --help does not wait for torch
 
-    version = source.version
-    export_voice(
-        source.folder,
-        folder,
-        provenance=source.provenance,
-        model=ModelReference(name=version.name, version=version.id) if version else None,
-        language=language,
-        progress=lambda line: print(line, flush=True),
+    wishes = Wishes(
+        variants=arguments.variants,
+        judge=not arguments.no_gate,
+        language=arguments.language,
+        sentences=arguments.sentences,
+        recogniser=arguments.recogniser,
     )
+    spec = build_voice(source, folder, wishes, progress=lambda line: print(line, flush=True))
+    listed = (f"{name} ({variant.gate})" for name, variant in spec.variants.items())
+    print(f"The voice has {', '.join(listed)}")
+
+
+def write_other_format(source: ModelSource, arguments: argparse.Namespace) -> int:
+    """Write a model for another program.
+
+    Raises:
+        UserError: Nobody said where.
+    """
+    from services.export.formats.write import write_format
+
+    if arguments.output is None:
+        raise UserError(f"--format {arguments.format} writes into a folder: name it with --output DIR")
+    written = write_format(
+        arguments.format, source.folder, arguments.output, progress=lambda line: print(line, flush=True)
+    )
+    for path in written:
+        print(f"Wrote {path}")
+    return 0
 
 
 def copy_voice(folder: Path, output: Path) -> None:

@@ -58,7 +58,7 @@ tokenizer = {"pad_token": "_", "unk_token": "_", "language": "spa", "phonemize":
 Path(sys.argv[1], "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
 Path(sys.argv[1], "tokenizer_config.json").write_text(json.dumps(tokenizer), encoding="utf-8")
 from services.cli import main
-sys.exit(main(["export", sys.argv[1], "--name", "tiny"]))
+sys.exit(main(["export", sys.argv[1], "--name", "tiny", "--variants", "fp32"]))
 """
 
 RAISING_ENDPOINT = """

@@ -42,6 +42,9 @@ INT8_FEATURES = ["avx512_vnni", "avx_vnni", "amx_int8"]
 #: Those of which one makes bf16 fast.
 BF16_FEATURES = ["avx512_bf16", "amx_bf16"]
 
+#: The variants that `quantise` makes, and the CPU features of which each needs one.
+QUANTISED = {"int8": INT8_FEATURES, "int8-bf16": BF16_FEATURES}
+
 Progress = Callable[[str], None]
 
 
@@ -108,8 +111,8 @@ def quantise(
     size = target.stat().st_size / (folder / source.decoder).stat().st_size
     common = {"engine": "openvino", "precision": "int8", "decoder": DECODER, "gate": "ungated"}
     variants = {
-        "int8-bf16": source.model_copy(update={**common, "rest": "bf16", "requires": BF16_FEATURES}),
-        "int8": source.model_copy(update={**common, "requires": INT8_FEATURES}),
+        "int8-bf16": source.model_copy(update={**common, "rest": "bf16", "requires": QUANTISED["int8-bf16"]}),
+        "int8": source.model_copy(update={**common, "requires": QUANTISED["int8"]}),
     }
     record = {
         "calibration": {

@@ -115,6 +115,7 @@ def test_a_folder_in_and_a_published_voice_out(
 ) -> None:
     store = str(tmp_path / "store")
     arguments = [str(deterministic.model_folder), "--name", "eva", "--store", store, "--alias", "production"]
+    arguments += ["--variants", "fp32"]
     assert main([*arguments, "--output", str(tmp_path / "voice"), "--language", "es"]) == 0
 
     registry = Registry(Store.open(store))
@@ -144,7 +145,7 @@ def test_a_registered_model_hands_down_its_origin(deterministic: Exported, tmp_p
         consent="a letter",
         lineage={},
     )
-    assert main(["eva", "--store", store.url]) == 0
+    assert main(["eva", "--store", store.url, "--variants", "fp32"]) == 0
     manifest = registry.resolve("voices", "eva@latest").manifest
     assert (manifest.licence, manifest.sources, manifest.consent) == (
         "CC-BY-SA-3.0",

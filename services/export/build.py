@@ -1,0 +1,178 @@
+"""From a model to a voice that may be published: exported, quantised, judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.evaluation import Judges
+from services.export.export import VARIANTS, export_voice, language_of
+from services.export.gate import NEEDED_JUDGES, Candidate, gate
+from services.export.gate_page import add_to_report, settle
+from services.export.quantization import QUANTISED, quantise
+from services.export.sentences import Sentences, read_sentences, sentences_for
+from shared.errors import MissingExtraError, NotFoundError, UserError, nearest
+from shared.model_source import ModelSource
+from shared.registry import default_cache
+from shared.text import FrontEnd
+from shared.voice import VoiceSpec
+from shared.voice.engine import cpu_features, why_not
+from shared.voice.spec import ModelReference
+
+#: Every variant that can be asked for, and the CPU features of which it needs one.
+KNOWN = {name: variant.requires for name, variant in VARIANTS.items()} | QUANTISED
+
+#: Those that are made where nobody says which. No processor computes fp16.
+USUAL = ("fp32", "fp32-openvino", "bf16", "int8", "int8-bf16")
+
+#: What a judged variant must be faster than, where the voice has it: the first of these; fp32 otherwise.
+REPLACED = {
+    "bf16": ("fp32-openvino",),
+    "int8": ("fp32-openvino",),
+    "int8-bf16": ("bf16", "fp32-openvino"),
+}
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a user wants of a voice.
+
+    Attributes:
+        variants: Which of `KNOWN` to make; None for `USUAL`, without those that this machine does not compute.
+        judge: Whether the quality gate decides; without it, what differs from fp32 is marked ``ungated``.
+        language: What the voice speaks; what its text front end says where not given.
+        sentences: A text file to calibrate and judge with, one sentence a line; our own list where not given.
+        recogniser: A local faster-whisper model; the packaged one where not given.
+    """
+
+    variants: tuple[str, ...] | None = None
+    judge: bool = True
+    language: str | None = None
+    sentences: Path | None = None
+    recogniser: Path | None = None
+
+
+def build_voice(
+    source: ModelSource, folder: Path, wishes: Wishes, progress: Callable[[str], None] = lambda line: None
+) -> VoiceSpec:
+    """Write a model's voice into a folder: only variants that agree with PyTorch, or passed the gate, or are unjudged.
+
+    What calibration and gate found is kept in the cache: what was interrupted goes on where it stopped.
+
+    Args:
+        source: The model.
+        folder: The voice folder to write. It is complete only when this function returns.
+        wishes: What to make.
+        progress: Called with a line about each step.
+
+    Returns:
+        What ``voice.json`` says.
+
+    Raises:
+        NotFoundError: There is no such variant.
+        ModelError: The folder is not a model that can be exported.
+        QualityError: The graphs do not compute what the model computes.
+        MissingExtraError: A judge without which the gate cannot decide is not installed.
+        UserError: There are no sentences to calibrate or to judge with.
+    """
+    language = wishes.language or language_of(FrontEnd.from_folder(source.folder))
+    sentences = read_sentences(wishes.sentences) if wishes.sentences else sentences_for(language)
+    judges = Judges(recogniser=wishes.recogniser, language=language, only=NEEDED_JUDGES)
+    if wishes.variants is None:
+        names = _usual(wishes, sentences, judges, language, progress)
+    else:
+        names = _checked(wishes.variants)
+    quantised = [name for name in names if name in QUANTISED]
+    judged = [name for name in names if name in REPLACED]
+    if sentences is None and (quantised or (wishes.judge and judged)):
+        raise UserError(f"{_no_sentences(language)}, or make only --variants fp32,fp32-openvino")
+    if wishes.judge and judged and judges.missing:
+        raise MissingExtraError(f"{_no_judges(judges)}\nWith --no-gate the voice is marked as ungated.")
+    version = source.version
+    spec = export_voice(
+        source.folder,
+        folder,
+        provenance=source.provenance,
+        model=ModelReference(name=version.name, version=version.id) if version else None,
+        language=language,
+        variants=[name for name in names if name in VARIANTS],
+        progress=progress,
+    )
+    cache = default_cache() / "export"
+    if quantised and sentences:
+        spec = _quantise(folder, spec, quantised, sentences, cache, progress)
+    for name in judged:
+        if reason := why_not(spec.variants[name]):
+            progress(f"{name} is left ungated: {reason}")
+    judged = [name for name in judged if why_not(spec.variants[name]) is None]
+    if wishes.judge and judged and sentences:
+        candidates = [Candidate(name, _replaced(name, spec)) for name in judged]
+        report = gate(
+            folder, candidates, sentences=sentences.gate, judges=judges, cache=cache, progress=progress
+        )
+        spec = settle(folder, report, title=f"{source.name}: what its variants sound like")
+    return spec
+
+
+def _usual(
+    wishes: Wishes,
+    sentences: Sentences | None,
+    judges: Judges,
+    language: str,
+    progress: Callable[[str], None],
+) -> list[str]:
+    """`USUAL`, without what cannot be made or judged here, which is said."""
+    here = cpu_features()
+    lacking = {name for name in USUAL if KNOWN[name] and not here & set(KNOWN[name])}
+    if lacking:
+        progress(f"Left out, since this processor does not compute them: {', '.join(sorted(lacking))}")
+    unjudged = set(REPLACED) - lacking if wishes.judge else set(QUANTISED) - lacking
+    if unjudged and sentences is None:
+        progress(f"Left out: {', '.join(sorted(unjudged))}. {_no_sentences(language)}")
+        lacking |= unjudged
+    elif unjudged and wishes.judge and judges.missing:
+        progress(f"Left out: {', '.join(sorted(unjudged))}. {_no_judges(judges)}")
+        lacking |= unjudged
+    return [name for name in USUAL if name not in lacking]
+
+
+def _no_sentences(language: str) -> str:
+    return (
+        f"There is no list of sentences for {language!r}, to calibrate and to judge with: give a text file of that "
+        "language, one sentence a line (--sentences), or the right tag (--language)"
+    )
+
+
+def _no_judges(judges: Judges) -> str:
+    reasons = "\n".join(f"  - {reason}" for reason in judges.missing.values())
+    return f"The quality gate cannot run without its judges:\n{reasons}"
+
+
+def _checked(names: Sequence[str]) -> list[str]:
+    for name in names:
+        if name not in KNOWN:
+            raise NotFoundError(
+                f"There is no variant {name!r}{nearest(name, list(KNOWN))}; there are {', '.join(KNOWN)}"
+            )
+    return [name for name in KNOWN if name in names]
+
+
+def _quantise(
+    folder: Path,
+    spec: VoiceSpec,
+    wanted: Sequence[str],
+    sentences: Sentences,
+    cache: Path,
+    progress: Callable[[str], None],
+) -> VoiceSpec:
+    made = quantise(folder, sentences=sentences.calibration, cache=cache, progress=progress)
+    variants = {name: variant for name, variant in made.variants.items() if name in wanted}
+    spec = spec.model_copy(update={"variants": spec.variants | variants})
+    spec.write(folder)
+    add_to_report(folder, {"quantisation": {"sentences": sentences.source, **made.record}})
+    return spec
+
+
+def _replaced(name: str, spec: VoiceSpec) -> str:
+    return next((other for other in REPLACED[name] if other in spec.variants), "fp32")

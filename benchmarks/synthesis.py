@@ -238,7 +238,7 @@ class Child:
             text=True,
             env=environment,
         )
-        self.times: dict[int, list[dict[str, float]]] = {seconds: [] for seconds in SECONDS}
+        self.times: dict[int, list[dict[str, float]]] = {}
         self.load = self._answer().get("load")
 
     def _answer(self) -> dict[str, float]:
@@ -274,11 +274,11 @@ class Child:
         return peak
 
 
-def choose_texts(paths: Paths) -> dict[int, str]:
+def choose_texts(paths: Paths, lengths: Sequence[int]) -> dict[int, str]:
     """Texts that our voice speaks in about so many seconds, whole sentences where more than one is needed."""
     voice = Voice.open(Path(paths.voice))
     texts = {}
-    for seconds in SECONDS:
+    for seconds in lengths:
         words = " ".join(SENTENCES * 30).split()
         frames_a_word = whole_latents(voice, " ".join(words[:40])).shape[1] / 40
         count = max(1, round(seconds * voice.sampling_rate / voice.spec.hop_length / frames_a_word))
@@ -361,9 +361,9 @@ def systems(paths: Paths) -> list[str]:
     return names
 
 
-def measure(paths: Paths, rounds: int) -> None:
+def measure(paths: Paths, rounds: int, lengths: Sequence[int]) -> None:
     """Measure every system and print the table."""
-    texts = choose_texts(paths)
+    texts = choose_texts(paths, lengths)
     children = []
     for system in systems(paths):
         child = Child(system, paths)
@@ -376,25 +376,25 @@ def measure(paths: Paths, rounds: int) -> None:
             for child in children:
                 answer = child.ask(text)
                 if number and answer:
-                    child.times[seconds].append(answer)
+                    child.times.setdefault(seconds, []).append(answer)
                 time.sleep(0.05)  # worker threads that spin after their work would disturb the next
     packages = ", ".join(
         f"{name} {version(name)}" for name in ("torch", "transformers", "onnxruntime", "openvino")
     )
     print(f"\n{packages}; {paths.threads} threads, medians of {rounds}\n")
-    head = " | ".join(f"{s} s: factor | first audio ms" for s in SECONDS)
+    head = " | ".join(f"{s} s: factor | first audio ms" for s in lengths)
     print(f"| system | {head} | load s | peak MB |")
-    print("|---" * (2 * len(SECONDS) + 3) + "|")
+    print("|---" * (2 * len(lengths) + 3) + "|")
     for child in children:
         cells = []
-        for seconds in SECONDS:
-            runs = child.times[seconds]
+        for seconds in lengths:
+            runs = child.times.get(seconds, [])
             if not runs:
                 cells += ["failed", "–"]
                 continue
             cells.append(f"{median(run['seconds'] / run['audio'] for run in runs):.3f}")
             cells.append(f"{1000 * median(run['first'] for run in runs):.0f}")
-        why = "" if all(child.times.values()) else f" ({child.why()})"
+        why = "" if len(child.times) == len(lengths) else f" ({child.why()})"
         row = " | ".join(cells)
         print(f"| {child.system}{why} | {row} | {child.load:.1f} | {child.end() / 1e6:.0f} |", flush=True)
 
@@ -407,6 +407,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, help="a model folder (default: MMS's size, random weights)")
     parser.add_argument("--piper", type=Path, help="the Piper ONNX file that the model was converted from")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--seconds", type=int, nargs="+", default=SECONDS, help="lengths of the texts")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scratch", type=Path, help="keep what is exported here, and use it again")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
@@ -423,7 +424,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             paths = prepare(arguments.model, arguments.piper, scratch, arguments.threads)
             kept.write_text(json.dumps(vars(paths)))
         if arguments.rounds:
-            measure(paths, arguments.rounds)
+            measure(paths, arguments.rounds, arguments.seconds)
     return 0
 
 

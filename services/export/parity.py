@@ -12,9 +12,10 @@ Shapes: B batch, T tokens, F frames, S samples, D latent channels.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -31,7 +32,12 @@ from shared.voice.voice import Prior
 from shared.voice.windows import plan_windows
 
 #: The largest absolute difference that is allowed, in each output of each graph and in the samples.
-TOLERANCE = 1e-3
+TOLERANCE = 1e-4
+
+#: Samples may differ by this many times what PyTorch's own fp32 differs from its float64, where that is more. It is
+#: for decoders that amplify rounding: one of MMS's size with random weights turns it into 9e-5, and two runs in
+#: different orders of summation into 3e-4. A trained one (Joe) makes 5e-6 of it.
+ROUNDINGS = 4
 
 #: A duration may differ only where the reference, before ``ceil``, is this near to a whole number.
 INTEGER_MARGIN = 1e-4
@@ -149,6 +155,9 @@ def reference(model: VitsModel, case: Case) -> Reference:
 
 OUTPUTS = ("prior_mean", "prior_log_std", "log_duration", "latents", "waveform", "voice")
 
+#: Those of them that are samples.
+SAMPLES = ("waveform", "voice")
+
 
 @dataclass(frozen=True)
 class Figures:
@@ -166,6 +175,7 @@ class Figures:
         voice: Of all from tokens and noise to samples, with the reference's durations, but for the last halo.
         duration_mismatches: Tokens whose durations differ.
         mismatch_distance: How far from a whole number the worst of them was, before ``ceil``.
+        rounding: Of the samples, what PyTorch's own fp32 differs from its float64; measured where it matters.
     """
 
     case: str
@@ -179,6 +189,15 @@ class Figures:
     voice: float
     duration_mismatches: int
     mismatch_distance: float
+    rounding: float = 0.0
+
+    def allowed(self, output: str) -> float:
+        """The bound of an output."""
+        return max(TOLERANCE, ROUNDINGS * self.rounding) if output in SAMPLES else TOLERANCE
+
+    def beyond(self) -> bool:
+        """Whether the samples differ by more than `TOLERANCE`."""
+        return any(value > TOLERANCE for name, value in self.differences().items() if name in SAMPLES)
 
     def differences(self) -> dict[str, float]:
         """The figures that `TOLERANCE` bounds, by name."""
@@ -199,12 +218,16 @@ class Parity:
 
     def failures(self) -> list[str]:
         """What is beyond its bound, in words."""
-        rows = [(row.case, row.differences()) for row in self.cases] + [("a mixed batch", dict(self.batch))]
+        rows = [
+            (row.case, output, value, row.allowed(output))
+            for row in self.cases
+            for output, value in row.differences().items()
+        ]
+        rows += [("a mixed batch", output, value, TOLERANCE) for output, value in self.batch.items()]
         failures = [
-            f"{name}: {output} differs by {value:.2g}, more than {TOLERANCE:.0e}"
-            for name, differences in rows
-            for output, value in differences.items()
-            if not value <= TOLERANCE  # also where it is NaN
+            f"{name}: {output} differs by {value:.2g}, more than {allowed:.2g}"
+            for name, output, value, allowed in rows
+            if not value <= allowed  # also where it is NaN
         ]
         failures += [
             f"{row.case}: {row.duration_mismatches} durations differ, one that is "
@@ -225,6 +248,7 @@ class Parity:
             "reference": "the model's own forward in PyTorch",
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
             "tolerance": TOLERANCE,
+            "largest_rounding": max(row.rounding for row in self.cases),
             "max_abs_difference": {
                 output: max(row.differences()[output] for row in self.cases) for output in OUTPUTS
             },
@@ -321,6 +345,21 @@ def compare_batch(voice: Voice, cases: Sequence[Case], references: Sequence[Refe
     return worst
 
 
+@torch.no_grad()
+def rounding(model: VitsModel, expected: Reference, case: Case) -> float:
+    """What the samples of PyTorch's own fp32 differ by from those of its float64, from the same prior sample."""
+    double = copy.deepcopy(model).double()
+    prior = expected.prior
+    sample = expand_prior(prior.mean, prior.log_std, expected.durations, expected.prior_noise)
+    speaker = None
+    if model.config.num_speakers > 1:
+        speaker = double.embed_speaker(torch.tensor([case.speaker_id])).unsqueeze(-1)
+    sample_1DF = torch.tensor(sample, dtype=torch.float64)[None]
+    latents = double.flow(sample_1DF, torch.ones_like(sample_1DF[:, :1]), speaker, reverse=True)
+    waveform = double.decoder(latents, speaker)[0, 0].numpy()
+    return difference(expected.waveform, waveform.astype(np.float32))
+
+
 def choose_cases(model: VitsModel, front_end: FrontEnd) -> list[Case]:
     """Real sentences that the front end can read, and random tokens of 1 to 400; the speakers in turn."""
     named: list[tuple[str, tuple[int, ...]]] = []
@@ -351,6 +390,10 @@ def measure(model: VitsModel, voice: Voice) -> Parity:
     cases = choose_cases(model, voice.front_end)
     references = [reference(model, case) for case in cases]
     figures = [compare(voice, expected, case) for case, expected in zip(cases, references, strict=True)]
+    figures = [
+        replace(row, rounding=rounding(model, expected, case)) if row.beyond() else row
+        for row, expected, case in zip(figures, references, cases, strict=True)
+    ]
     short = [row for row, case in enumerate(cases) if len(case.ids) <= LONGEST_IN_BATCH]
     batch = compare_batch(voice, [cases[row] for row in short], [references[row] for row in short])
     parity = Parity(figures, batch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -201,6 +202,23 @@ def test_durations_may_differ_only_at_whole_numbers() -> None:
     assert "from a whole number" in parity.Parity([figures], {}).failures()[0]
     figures = parity.Figures("x", 1, 1, 0.0, 0.0, 0.0, 0.0, 0.0, float("nan"), 0, 0.0)
     assert "voice differs by nan" in parity.Parity([figures], {}).failures()[0]
+
+
+def test_samples_may_differ_as_much_as_pytorch_rounds_and_nothing_else_may() -> None:
+    figures = parity.Figures("x", 1, 1, 0.0, 0.0, 0.0, 0.0, 2e-4, 3e-4, 0, 0.0)
+    assert figures.beyond()
+    assert len(parity.Parity([figures], {}).failures()) == 2
+    assert parity.Parity([replace(figures, rounding=8e-5)], {}).failures() == []
+    assert len(parity.Parity([replace(figures, rounding=6e-5)], {}).failures()) == 1
+    figures = parity.Figures("x", 1, 1, 0.0, 0.0, 0.0, 2e-4, 0.0, 0.0, 0, 0.0, rounding=1.0)
+    assert "latents differs by" in parity.Parity([figures], {}).failures()[0]
+
+
+def test_the_rounding_is_pytorchs_own(exported: Exported) -> None:
+    model, voice = exported.model(), exported.voice()
+    case = parity.choose_cases(model, voice.front_end)[0]
+    found = parity.rounding(model, parity.reference(model, case), case)
+    assert 0 < found < 1e-4
 
 
 def test_a_tokenizer_of_another_model(deterministic: Exported, tmp_path: Path) -> None:

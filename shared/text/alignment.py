@@ -14,7 +14,6 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import groupby
 
 from shared.text import characters, espeak, piper
 from shared.text.front_end import FrontEnd
@@ -88,11 +87,12 @@ def speak(front_end: FrontEnd, units: Sequence[Unit]) -> Spoken:
 def _spans(units: Sequence[Unit], owners: Sequence[int | None]) -> tuple[tuple[Span, ...], tuple[int, ...]]:
     """The words' tokens and every unit's first, from the unit that owns each token."""
     ranges: dict[int, tuple[int, int]] = {}
-    token = 0
-    for owner, run in groupby(owners):
-        first, token = token, token + sum(1 for _ in run)
-        if owner is not None:
-            ranges[owner] = (ranges[owner][0] if owner in ranges else first, token)
+    first, current = 0, None
+    for token, owner in enumerate([*owners, None]):
+        if owner != current:
+            if current is not None:
+                ranges[current] = (ranges[current][0] if current in ranges else first, token)
+            first, current = token, owner
     spans = []
     starts = []
     position = 0
@@ -122,10 +122,13 @@ def _speak_characters(spec: CharacterSpec, units: Sequence[Unit]) -> tuple[Token
             owners[token] = owner
     if spec.add_blank:
         words = [unit.kind == "word" for unit in units]
+        last = len(owners) - 1
         for token in set(range(len(owners))).difference(placed.places):
             before = owners[token - 1] if token else None
-            after = owners[token + 1] if token + 1 < len(owners) else None
-            owners[token] = before if before is not None and words[before] else after
+            if before is not None and words[before]:
+                owners[token] = before
+            elif token < last:
+                owners[token] = owners[token + 1]
     return placed.tokens, owners
 
 
@@ -133,21 +136,33 @@ def _character_owners(spec: CharacterSpec, units: Sequence[Unit], prepared: str)
     """The unit that each prepared character belongs to; none for the spaces between units."""
     if spec.phonemize:
         return _group_owners(prepared, units)
+    if not spec.is_uroman:
+        lengths = characters.kept_lengths(spec)
+        owners = _unit_owners(
+            spec, units, prepared, [sum(map(lengths.__getitem__, unit.spoken)) for unit in units]
+        )
+        if owners is not None:
+            return owners
+    parts = [len(characters.prepare(spec, unit.spoken, strip=False)[0]) for unit in units]
+    return _unit_owners(spec, units, prepared, parts) or _proportional_owners(units, prepared)
+
+
+def _unit_owners(
+    spec: CharacterSpec, units: Sequence[Unit], prepared: str, lengths: Sequence[int]
+) -> list[int | None] | None:
+    """Owners of prepared characters from how many each unit has; none if they do not add up."""
     owners: list[int | None] = []
-    parts: list[str] = []
-    for index, unit in enumerate(units):
-        if unit.spaced and index and " " in spec.vocab:
+    has_space = " " in spec.vocab
+    for index, (unit, length) in enumerate(zip(units, lengths, strict=True)):
+        if unit.spaced and index and has_space:
             owners.append(None)
-            parts.append(" ")
-        part = characters.prepare(spec, unit.spoken, strip=False)[0]
-        owners += [index] * len(part)
-        parts.append(part)
-    text = "".join(parts)
-    left = len(text) - len(text.lstrip()) if spec.normalize else 0
-    owners = owners[left : left + len(prepared)]
-    if len(owners) == len(prepared):
-        return owners
-    return _proportional_owners(units, prepared)
+        owners += [index] * length
+    if spec.normalize:
+        while owners and owners[0] is None and len(owners) > len(prepared):
+            del owners[0]
+        while owners and owners[-1] is None and len(owners) > len(prepared):
+            del owners[-1]
+    return owners if len(owners) == len(prepared) else None
 
 
 def _proportional_owners(units: Sequence[Unit], prepared: str) -> list[int | None]:

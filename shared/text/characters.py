@@ -91,6 +91,26 @@ def _segments(spec: CharacterSpec, text: str) -> list[str]:
     return [segment for segment in re.split(f"({pattern})", text) if segment]
 
 
+class _KeptLengths(dict[str, int]):
+    """How many characters each character becomes in the prepared text, where each stands for itself."""
+
+    def __init__(self, spec: CharacterSpec) -> None:
+        super().__init__()
+        self._spec = spec
+
+    def __missing__(self, character: str) -> int:
+        length = len(prepare(self._spec, character, strip=False)[0])
+        if len(self) < 20_000:
+            self[character] = length
+        return length
+
+
+def kept_lengths(spec: CharacterSpec) -> dict[str, int]:
+    """How many characters of `prepare`'s text come of each character, made when first asked for."""
+    lengths: dict[str, int] | None = spec.__dict__.get("_kept_lengths")
+    return lengths if lengths is not None else spec.__dict__.setdefault("_kept_lengths", _KeptLengths(spec))
+
+
 @dataclass(frozen=True)
 class Placed:
     """A text's tokens, and where each character of the prepared text went.
@@ -127,17 +147,17 @@ def place(spec: CharacterSpec, text: str) -> Placed:
         blanks = spec.add_blank and segment not in special
         before = len(symbols)
         for token in [segment] if segment in special else segment:
-            if token in vocab:
-                spoken.append(token)
+            known = token in vocab
+            (spoken if known else unknown).append(token)
+            kept = known or has_unknown_token
+            if kept and blanks:
+                symbols.append(blank)
+            if len(token) == 1:
+                places.append(len(symbols))
             else:
-                unknown.append(token)
-            if token in vocab or has_unknown_token:
-                if blanks:
-                    symbols.append(blank)
                 places += [len(symbols)] * len(token)
+            if kept:
                 symbols.append(token)
-            else:
-                places += [len(symbols)] * len(token)
         if blanks and len(symbols) > before:
             symbols.append(blank)
 

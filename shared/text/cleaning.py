@@ -137,7 +137,7 @@ def fit_vocabulary(front_end: FrontEnd, spoken: str) -> str:
     if not isinstance(spec, CharacterSpec) or spec.phonemize or spec.is_uroman:
         return spoken
     vocab = spec.vocab
-    if all(character in vocab for character in spoken):
+    if vocab.keys() >= set(spoken):
         return spoken
     lowers = spec.normalize or spec.lower_case
     return "".join(

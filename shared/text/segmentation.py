@@ -284,7 +284,7 @@ def _cut_unit(unit: Unit, parts: int) -> list[Unit]:
             replace(unit, phonemes=half, spoken=spoken[min(index, len(spoken) - 1)])
             for index, half in enumerate(halves)
         ]
-    as_written = unit.end - unit.start == len(unit.spoken)
+    as_written = unit.as_written and unit.end - unit.start == len(unit.spoken)
     cut = []
     position = unit.start
     for text in _cut_text(unit.spoken, parts):

@@ -42,6 +42,7 @@ class Unit:
         speaking_rate: Multiplies the request's.
         language: espeak-ng's code, for a stretch in another language than the voice's.
         seconds: How long a break is.
+        as_written: Whether ``spoken`` is the text itself, character for character.
     """
 
     kind: Literal["word", "mark", "paragraph", "break"]
@@ -53,6 +54,7 @@ class Unit:
     speaking_rate: float = 1.0
     language: str | None = None
     seconds: float = 0.0
+    as_written: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,4 +108,4 @@ def _scan(text: str, start: int, end: int, units: list[Unit]) -> None:
         elif found in MARKS:
             units.append(Unit("mark", found, first, last, bool(first and text[first - 1].isspace())))
         else:
-            units.append(Unit("word", found, first, last, _is_spaced(text, first, units)))
+            units.append(Unit("word", found, first, last, _is_spaced(text, first, units), as_written=True))

@@ -328,7 +328,10 @@ def say_over_http(arguments: argparse.Namespace) -> Speak:
             said.seconds = len(audio) / 2 / int(headers.get("X-Vits-Sampling-Rate", 0) or 1)
         else:
             container = FORMATS[arguments.format].container or arguments.format
-            said.seconds = read_audio(audio, format=container.replace("adts", "aac")).duration_seconds
+            heard = read_audio(audio, format=container.replace("adts", "aac"))
+            said.seconds = heard.duration_seconds
+            if arguments.format == "wav":  # streamed, it did not know its length
+                said.audio = [encode("wav", heard.samples, heard.sampling_rate)]
         return said
 
     return speak

@@ -359,7 +359,7 @@ def test_nonsense_never_fails_the_server(server: Server) -> None:
         "‮שלום‬",
         "a\u0301" * 500,
         "<speak>&x;</speak>",
-        "1" * 4096,
+        "1" * 100,
         "x" * 1_000_000,
     ]
     for text in texts:

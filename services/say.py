@@ -138,7 +138,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--variant",
         metavar="NAME",
-        help="the voice's precision: such as fp32 or bf16, or auto for what fits here (default: fp32)",
+        help="the voice's precision: such as fp32 or bf16, or auto for what its export recommends for this processor (default: auto)",
     )
     add("--speaker", metavar="NAME", help="name or number of a speaker of the voice (default: its first)")
     add("--seed", type=int, help="0 to 2^53 - 1; the same seed gives the same samples (default: drawn)")
@@ -169,7 +169,7 @@ def say_in_process(arguments: argparse.Namespace) -> Speak:
 
     registry = Registry(Store.open(arguments.store or default_store_url()))
     version = registry.resolve("voices", arguments.voice or default_voice(registry))
-    voice = Voice.open(registry.fetch(version), variant=arguments.variant or "fp32")
+    voice = Voice.open(registry.fetch(version), variant=arguments.variant or "auto")
 
     def speak() -> Said:
         options = {"ssml": arguments.ssml, "language": arguments.language}

@@ -43,8 +43,8 @@ class Settings:
     """File of the callers' tokens; see `services.synthesis.access`. Empty: everybody may call."""
     max_audio_seconds: int = 600
     """The longest audio of one request."""
-    variant: str = "fp32"
-    """Which of a voice's precisions; ``auto`` measures which is fastest here."""
+    variant: str = "auto"
+    """Which of a voice's precisions; ``auto``: what its export recommends for this processor."""
     streams: int = 0
     """Computations at once, which share the threads; 0 measures how many are best."""
     memory_mb: int = 0

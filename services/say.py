@@ -138,7 +138,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--variant",
         metavar="NAME",
-        help="the voice's precision: such as fp32 or bf16, or auto for what its export recommends for this processor (default: auto)",
+        help="the voice's precision: fp32, bf16…, or auto: what its export recommends here (default: auto)",
     )
     add("--speaker", metavar="NAME", help="name or number of a speaker of the voice (default: its first)")
     add("--seed", type=int, help="0 to 2^53 - 1; the same seed gives the same samples (default: drawn)")

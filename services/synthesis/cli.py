@@ -90,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--variant",
         default=defaults.variant,
-        help="precision of the voices, or 'auto' for what their export recommends for this processor (default: %(default)s)",
+        help="precision of the voices, or 'auto': what their export recommends here (default: %(default)s)",
     )
     add(
         "--memory",

@@ -9,6 +9,8 @@ BIN    := $(VENV)/bin
 # Where to take torch from, for instance PyTorch's own CPU or CUDA index (see https://pytorch.org/get-started).
 # Empty: whatever pip is set up with.
 TORCH_INDEX ?=
+# What the benchmark of serving serves, from ./store; 'make demo' makes this one.
+VOICE  ?= demo-spanish
 EXTRAS := train,export,serve,phonemes,judges,wandb,demo,dev
 TORCH  := $(shell grep '^torch==' constraints.txt)
 # Images: docker or podman, whichever has an engine that answers; BUILD_FLAGS go to its 'build'.
@@ -53,6 +55,8 @@ bench: install
 	$(BIN)/python -m benchmarks.preprocessing
 	$(BIN)/python -m benchmarks.checkpoints
 	$(BIN)/python -m benchmarks.training --quick
+	$(BIN)/python -m benchmarks.synthesis --seconds 1 5 --rounds 2
+	$(BIN)/python -m benchmarks.serving --voice $(VOICE)
 
 proto: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" shared/protos/generate.sh

@@ -123,7 +123,8 @@ def main(argv: Sequence[str]) -> int:
 
     # Built aside, so that what stops half-way leaves nothing that looks like a voice.
     with tempfile.TemporaryDirectory(prefix="vits-export-") as temporary:
-        folder = Path(temporary)
+        folder = Path(temporary) / "voice"  # not the temporary folder itself, which only its owner may read
+        folder.mkdir()
         write_voice(source, folder, arguments)
         if arguments.output:
             copy_voice(folder, arguments.output)

@@ -118,6 +118,8 @@ def test_a_folder_in_and_a_published_voice_out(
     arguments = [str(deterministic.model_folder), "--name", "eva", "--store", store, "--alias", "production"]
     arguments += ["--variants", "fp32"]
     assert main([*arguments, "--output", str(tmp_path / "voice"), "--language", "es"]) == 0
+    (tmp_path / "ordinary").mkdir()
+    assert (tmp_path / "voice").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
 
     registry = Registry(Store.open(store))
     version = registry.resolve("voices", "eva@production")

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.evaluation import Judges
-from services.export.export import VARIANTS, export_voice, language_of
-from services.export.gate import NEEDED_JUDGES, Candidate, gate
+from services.export.export import VARIANTS, check_variants, export_voice, language_of
+from services.export.gate import NEEDED_JUDGES, Candidate, gate, require_judges, without_judges
 from services.export.gate_page import add_to_report, settle
 from services.export.quantization import QUANTISED, quantise
 from services.export.sentences import Sentences, read_sentences, sentences_for
-from shared.errors import MissingExtraError, NotFoundError, UserError, nearest
+from shared.errors import UserError
 from shared.model_source import ModelSource
 from shared.registry import default_cache
 from shared.text import FrontEnd
@@ -82,13 +82,13 @@ def build_voice(
     if wishes.variants is None:
         names = _usual(wishes, sentences, judges, language, progress)
     else:
-        names = _checked(wishes.variants)
+        names = check_variants(wishes.variants, KNOWN)
     quantised = [name for name in names if name in QUANTISED]
     judged = [name for name in names if name in REPLACED]
     if sentences is None and (quantised or (wishes.judge and judged)):
         raise UserError(f"{_no_sentences(language)}, or make only --variants fp32,fp32-openvino")
-    if wishes.judge and judged and judges.missing:
-        raise MissingExtraError(f"{_no_judges(judges)}\nWith --no-gate the voice is marked as ungated.")
+    if wishes.judge and judged:
+        require_judges(judges)
     version = source.version
     spec = export_voice(
         source.folder,
@@ -131,8 +131,8 @@ def _usual(
     if unjudged and sentences is None:
         progress(f"Left out: {', '.join(sorted(unjudged))}. {_no_sentences(language)}")
         lacking |= unjudged
-    elif unjudged and wishes.judge and judges.missing:
-        progress(f"Left out: {', '.join(sorted(unjudged))}. {_no_judges(judges)}")
+    elif unjudged and wishes.judge and (reason := without_judges(judges)):
+        progress(f"Left out: {', '.join(sorted(unjudged))}. {reason}")
         lacking |= unjudged
     return [name for name in USUAL if name not in lacking]
 
@@ -142,20 +142,6 @@ def _no_sentences(language: str) -> str:
         f"There is no list of sentences for {language!r}, to calibrate and to judge with: give a text file of that "
         "language, one sentence a line (--sentences), or the right tag (--language)"
     )
-
-
-def _no_judges(judges: Judges) -> str:
-    reasons = "\n".join(f"  - {reason}" for reason in judges.missing.values())
-    return f"The quality gate cannot run without its judges:\n{reasons}"
-
-
-def _checked(names: Sequence[str]) -> list[str]:
-    for name in names:
-        if name not in KNOWN:
-            raise NotFoundError(
-                f"There is no variant {name!r}{nearest(name, list(KNOWN))}; there are {', '.join(KNOWN)}"
-            )
-    return [name for name in KNOWN if name in names]
 
 
 def _quantise(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from transformers import VitsModel
@@ -152,18 +152,18 @@ def export_voice(
     return spec
 
 
-def check_variants(names: Sequence[str]) -> list[str]:
-    """The variants that are asked for and `PORTABLE`, each once, in the order of `VARIANTS`.
+def check_variants(names: Collection[str], known: Collection[str] = VARIANTS) -> list[str]:
+    """The known variants that are asked for and `PORTABLE`, each once, in the order of ``known``.
 
     Raises:
         NotFoundError: There is no such variant.
     """
     for name in names:
-        if name not in VARIANTS:
+        if name not in known:
             raise NotFoundError(
-                f"There is no variant {name!r}{nearest(name, list(VARIANTS))}; there are {', '.join(VARIANTS)}"
+                f"There is no variant {name!r}{nearest(name, list(known))}; there are {', '.join(known)}"
             )
-    return [name for name in VARIANTS if name == PORTABLE or name in names]
+    return [name for name in known if name == PORTABLE or name in names]
 
 
 def write_graphs(

@@ -252,13 +252,7 @@ def gate(
         UserError: There are too few words.
     """
     limits = limits or Limits()
-    if judges.missing.keys() & set(NEEDED_JUDGES):
-        reasons = [judges.missing[name] for name in NEEDED_JUDGES if name in judges.missing]
-        raise MissingExtraError(
-            "The quality gate cannot run without its judges:\n"
-            + "\n".join(f"  - {reason}" for reason in reasons)
-            + "\nWith --no-gate the voice is published and marked as ungated."
-        )
+    require_judges(judges)
     count = words(tuple(sentences))
     if count < limits.words:
         raise UserError(
@@ -291,6 +285,22 @@ def gate(
         for voice in voices.values():
             voice.close()
     return GateReport(tuple(verdicts), why_not, len(sentences), count, limits, figures, speed, heard)
+
+
+def without_judges(judges: Judging) -> str:
+    """Why the gate cannot run, judge by judge; nothing where it can."""
+    reasons = [f"  - {judges.missing[name]}" for name in NEEDED_JUDGES if name in judges.missing]
+    return "\n".join(["The quality gate cannot run without its judges:", *reasons]) if reasons else ""
+
+
+def require_judges(judges: Judging) -> None:
+    """Refuse to go on where the gate cannot run.
+
+    Raises:
+        MissingExtraError: A judge without which nothing can be decided is not installed.
+    """
+    if reason := without_judges(judges):
+        raise MissingExtraError(f"{reason}\nWith --no-gate the voice is published and marked as ungated.")
 
 
 def time_variants(voices: Mapping[str, Voice], sentences: Sequence[str]) -> dict[str, list[float]]:

@@ -18,12 +18,12 @@ ENGINE      ?= $(shell for engine in docker podman; do if $$engine info >/dev/nu
 BASE_IMAGE  ?= python:3.11-slim-bookworm
 BUILD_FLAGS ?=
 
-.PHONY: help install demo test test-fast lint type bench images proto lint-proto lock clean
+.PHONY: help install demo test test-fast lint type bench images monitoring proto lint-proto lock clean
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
-	@echo "also: install lint type images proto lint-proto lock clean"
+	@echo "also: install lint type images monitoring proto lint-proto lock clean"
 
 install: $(VENV)/.installed
 
@@ -67,6 +67,10 @@ BUF ?= npx --yes @bufbuild/buf@1.75.0
 lint-proto:
 	cd shared/protos && $(BUF) lint && $(BUF) format --diff --exit-code
 	cd shared/protos && $(BUF) breaking --against '$(CURDIR)/.git#branch=main,subdir=shared/protos'
+
+# Dashboards and Kubernetes' PrometheusRule, of what deploy/monitoring says.
+monitoring: install
+	$(BIN)/python -m deploy.monitoring.generate
 
 # BUILDAH_FORMAT: podman's own image format has no health check.
 build-image = BUILDAH_FORMAT=docker $(ENGINE) build --file Dockerfile.$(1) --tag vits-$(1) \

@@ -1,0 +1,384 @@
+"""The manifests of ``deploy/kubernetes``: rendered, checked against the schemas, and held to what they promise."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.synthesis.settings import PREFIX, Settings
+from services.training.config_sources import load, read_overrides
+from tests.integration.manifests import (
+    KUBERNETES,
+    ROOT,
+    Object,
+    RenderError,
+    compose,
+    containers,
+    find,
+    pod_templates,
+    problems,
+    shipped,
+)
+
+#: A recent version of Kubernetes and the newest.
+VERSIONS = ("1.34", "1.37")
+SHIPPED = ("overlays/dev", "overlays/production", "training/job", "training/trainjob")
+#: Components that are in no overlay, and what each is rendered with.
+COMPOSED = {
+    "keda": (("base",), ("keda", "monitoring")),
+    "scale-to-zero": (("base",), ("scale-to-zero",)),
+    "gpu": (("base", "training/job"), ("gpu",)),
+    "kueue": (("training/job", "training/trainjob"), ("kueue",)),
+}
+AUTOSCALERS = ("hpa", "keda", "scale-to-zero")
+#: What the old Kubernetes of the e2e overlay says for the newer names.
+OLD = {
+    "autoscaling/v2beta2": "autoscaling/v2",
+    "policy/v1beta1": "policy/v1",
+    "batch/v1beta1": "batch/v1",
+}
+#: Our kinds whose schema nobody publishes in a form that can be had from Python.
+WITHOUT_SCHEMA = {"GRPCRoute"}
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Object]]:
+    """All that can be rendered, by name."""
+    composed = {
+        name: compose(tmp_path_factory.mktemp(name), resources=resources, components=components)
+        for name, (resources, components) in COMPOSED.items()
+        if name != "kueue"
+    }
+    # A Job and a TrainJob have the same configuration map, so each gets its own rendering.
+    for kind in ("job", "trainjob"):
+        name = f"kueue-{kind}"
+        folder = tmp_path_factory.mktemp(name)
+        composed[name] = compose(folder, resources=(f"training/{kind}",), components=("kueue",))
+    return {name: shipped(name) for name in SHIPPED} | composed
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_object_is_strictly_valid(everything: dict[str, list[Object]], version: str) -> None:
+    wrong = {}
+    without_schema = set()
+    for name, objects in everything.items():
+        for thing in objects:
+            try:
+                found = problems(thing, version)
+            except LookupError:
+                without_schema.add(thing["kind"])
+                continue
+            if found:
+                wrong[f"{name}: {thing['kind']}/{thing['metadata']['name']}"] = found
+    assert not wrong
+    assert without_schema == WITHOUT_SCHEMA
+
+
+@pytest.mark.parametrize(
+    ("rendered", "kind", "path"),
+    [
+        ("overlays/dev", "Deployment", "spec.template.spec.containers.0.readinessProbes"),
+        ("overlays/production", "ServiceMonitor", "spec.endpoints.0.intervals"),
+        ("keda", "ScaledObject", "spec.advanced.behaviour"),
+        ("training/trainjob", "TrainJob", "spec.trainer.nodes"),
+        ("training/trainjob", "TrainingRuntime", "spec.template.spec.failurePolicies"),
+    ],
+)
+def test_an_unknown_field_is_a_problem(
+    everything: dict[str, list[Object]], rendered: str, kind: str, path: str
+) -> None:
+    thing = copy.deepcopy(find(everything[rendered], kind))
+    *parents, field = path.split(".")
+    inside: Any = thing
+    for name in parents:
+        inside = inside[int(name)] if isinstance(inside, list) else inside[name]
+    inside[field] = 1
+    assert problems(thing, VERSIONS[-1])
+
+
+def test_every_component_is_rendered_and_explained(everything: dict[str, list[Object]]) -> None:
+    known = {path.name for path in (KUBERNETES / "components").iterdir()}
+    used = {name for _, components in COMPOSED.values() for name in components}
+    for overlay in ("dev", "production"):
+        text = (KUBERNETES / "overlays" / overlay / "kustomization.yaml").read_text()
+        used |= set(re.findall(r"\.\./\.\./components/([\w-]+)", text))
+    assert used == known
+    page = (ROOT / "docs" / "kubernetes.md").read_text()
+    assert [name for name in sorted(known) if f"`{name}`" not in page] == []
+
+
+def test_what_the_e2e_overlay_runs_is_the_base_in_older_words() -> None:
+    rendered = copy.deepcopy(shipped("overlays/e2e"))
+    versions = {thing["apiVersion"] for thing in rendered}
+    assert set(OLD) <= versions
+    for thing in rendered:
+        thing["apiVersion"] = OLD.get(thing["apiVersion"], thing["apiVersion"])
+        assert problems(thing, VERSIONS[-1]) == []
+    # Every way in which it differs from the production's service is one that its comment tells of.
+    told = (KUBERNETES / "overlays/e2e/kustomization.yaml").read_text()
+    downgraded = {"preStop.sleep", "podFailurePolicy", "podReplacementPolicy", "unhealthyPodEvictionPolicy"}
+    assert [name for name in downgraded if name not in told] == []
+    for component in (path.name for path in (KUBERNETES / "components").iterdir()):
+        run = f"../../components/{component}\n" in told
+        assert (
+            run
+            or component == "store-volume"
+            or re.search(rf"\b{component}\b", told.partition("apiVersion")[0])
+        )
+    ours, theirs = serving(rendered), serving(shipped("overlays/production"))
+    assert {key for key in ours if ours[key] != theirs.get(key)} == {
+        "image",
+        "resources",
+        "lifecycle",
+        "envFrom",
+    }
+    assert set(ours) == set(theirs)
+
+
+def test_pods_are_restricted(everything: dict[str, list[Object]]) -> None:
+    """The Pod Security Standard 'restricted', and a root file system that cannot be written to."""
+    for name, objects in everything.items():
+        for owner, template in pod_templates(objects):
+            where, spec = f"{name}: {owner}", template["spec"]
+            assert spec["automountServiceAccountToken"] is False, where
+            assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec), where
+            context = spec["securityContext"]
+            assert context["runAsNonRoot"], where
+            assert context["runAsUser"] == 10001, where
+            assert context["seccompProfile"] == {"type": "RuntimeDefault"}, where
+            allowed = {"name", "configMap", "emptyDir", "persistentVolumeClaim"}
+            assert all(set(volume) <= allowed for volume in spec.get("volumes", [])), where
+            for container in containers(template):
+                assert container["securityContext"] == {
+                    "allowPrivilegeEscalation": False,
+                    "readOnlyRootFilesystem": True,
+                    "capabilities": {"drop": ["ALL"]},
+                }, where
+                assert container["resources"]["requests"]["cpu"], where
+                assert container["resources"]["limits"]["memory"], where
+                # The images' scratch space, since the root cannot be written to.
+                mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+                assert {"/tmp", "/cache"} <= mounts, where  # noqa: S108
+    for overlay in ("dev", "production", "e2e"):
+        labels = find(shipped(f"overlays/{overlay}"), "Namespace")["metadata"]["labels"]
+        assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+def test_secrets_are_referred_to_and_never_written(everything: dict[str, list[Object]]) -> None:
+    for name, objects in everything.items():
+        assert not [thing for thing in objects if thing["kind"] == "Secret"], name
+        for owner, template in pod_templates(objects):
+            for container in containers(template):
+                sources = container["envFrom"]
+                secrets = [source["secretRef"]["name"] for source in sources if "secretRef" in source]
+                assert "vits-store-credentials" in secrets, (name, owner)
+                literal = [variable["name"] for variable in container.get("env", []) if "value" in variable]
+                assert not [word for word in literal if re.search("KEY|SECRET|TOKEN", word)], (name, owner)
+    written = [path for path in KUBERNETES.rglob("*.yaml") if "secretGenerator" in path.read_text()]
+    assert written == []
+
+
+def serving(objects: list[Object]) -> Object:
+    """The server's container."""
+    (container,) = find(objects, "Deployment", "vits-serve")["spec"]["template"]["spec"]["containers"]
+    return dict(container)
+
+
+def settings(objects: list[Object]) -> dict[str, str]:
+    """The environment that the configuration maps give a server."""
+    maps = {thing["metadata"]["name"]: thing["data"] for thing in objects if thing["kind"] == "ConfigMap"}
+    sources = [
+        source["configMapRef"]["name"] for source in serving(objects)["envFrom"] if "configMapRef" in source
+    ]
+    assert set(sources) <= set(maps)
+    return {key: value for name in sources for key, value in maps[name].items()}
+
+
+@pytest.mark.parametrize("overlay", ["overlays/dev", "overlays/production", "overlays/e2e"])
+def test_the_server_understands_what_it_is_told(overlay: str) -> None:
+    told = settings(shipped(overlay))
+    known = {PREFIX + field.name.upper() for field in dataclasses.fields(Settings)}
+    assert {name for name in told if name.startswith(PREFIX)} <= known
+    read = Settings.from_environment(told)
+    assert read.store == told["VITS_STORE"]
+
+
+@pytest.mark.parametrize("overlay", ["overlays/dev", "overlays/production", "overlays/e2e"])
+def test_a_pod_has_the_time_to_finish_what_it_speaks(overlay: str) -> None:
+    pod = find(shipped(overlay), "Deployment")["spec"]["template"]["spec"]
+    stop = serving(shipped(overlay))["lifecycle"]["preStop"]
+    pause = stop["sleep"]["seconds"] if "sleep" in stop else int(re.findall(r"sleep\((\d+)\)", str(stop))[0])
+    assert pause == 5
+    grace = Settings.from_environment(settings(shipped(overlay))).grace_seconds
+    assert pod["terminationGracePeriodSeconds"] >= pause + grace + 10
+
+
+def test_the_probes_mean_different_things() -> None:
+    container = serving(shipped("overlays/production"))
+    startup, ready, live = (container[f"{name}Probe"] for name in ("startup", "readiness", "liveness"))
+    assert [probe["httpGet"]["path"] for probe in (startup, ready, live)] == ["/readyz", "/readyz", "/livez"]
+
+    def patience(probe: dict[str, int]) -> int:
+        return probe["periodSeconds"] * probe["failureThreshold"]
+
+    # Out of the service in seconds, restarted after a minute, minutes to begin with.
+    assert patience(ready) <= 5 < patience(live) < patience(startup)
+    assert patience(startup) >= 300
+
+
+def test_a_rolling_update_never_has_fewer_pods() -> None:
+    strategy = find(shipped("overlays/production"), "Deployment")["spec"]["strategy"]["rollingUpdate"]
+    assert strategy == {"maxSurge": 1, "maxUnavailable": 0}
+
+
+def test_everything_that_selects_finds_the_servers() -> None:
+    objects = shipped("overlays/production")
+    labels = find(objects, "Deployment")["spec"]["template"]["metadata"]["labels"]
+    services = [thing for thing in objects if thing["kind"] == "Service"]
+    selectors = [
+        find(objects, "Deployment")["spec"]["selector"]["matchLabels"],
+        find(objects, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
+        *(thing["spec"]["selector"] for thing in services),
+        *(
+            thing["spec"]["podSelector"]["matchLabels"]
+            for thing in objects
+            if thing["kind"] == "NetworkPolicy"
+        ),
+    ]
+    assert all(selector.items() <= labels.items() for selector in selectors)
+    monitored = find(objects, "ServiceMonitor")["spec"]["selector"]["matchLabels"]
+    # One of the services, or every pod is scraped twice.
+    assert len([s for s in services if monitored.items() <= s["metadata"]["labels"].items()]) == 1
+    headless = find(objects, "Service", "vits-serve-grpc")
+    assert headless["spec"]["clusterIP"] == "None"
+    names = {port["name"] for port in serving(objects)["ports"]}
+    assert {port["targetPort"] for thing in services for port in thing["spec"]["ports"]} <= names
+
+
+def test_what_nobody_named_is_denied() -> None:
+    denied = find(shipped("overlays/production"), "NetworkPolicy", "vits-deny")["spec"]
+    assert denied["policyTypes"] == ["Ingress", "Egress"]
+    assert not {"ingress", "egress"} & set(denied)
+
+
+# One autoscaler, never two
+
+
+@pytest.mark.parametrize(
+    "others", [("hpa", "keda"), ("keda", "hpa"), ("hpa", "scale-to-zero"), ("keda", "scale-to-zero")]
+)
+def test_two_autoscalers_cannot_be_rendered_together(tmp_path: Path, others: tuple[str, str]) -> None:
+    with pytest.raises(RenderError, match=r"vits-serve-autoscaler|vits-serve"):
+        compose(tmp_path, resources=("base",), components=others)
+
+
+@pytest.mark.parametrize("name", AUTOSCALERS)
+def test_an_autoscaler_scales_the_servers_and_nobody_else_counts_them(tmp_path: Path, name: str) -> None:
+    objects = compose(tmp_path, resources=("base",), components=(name,))
+    (scaler,) = [o for o in objects if o["kind"] in {"HorizontalPodAutoscaler", "ScaledObject"}]
+    deployment = find(objects, "Deployment")
+    assert scaler["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+    assert "replicas" not in deployment["spec"]
+    least = scaler["spec"].get("minReplicas", scaler["spec"].get("minReplicaCount"))
+    assert least == (0 if name == "scale-to-zero" else 1)
+
+
+def test_a_first_pod_comes_by_what_is_counted_without_pods(everything: dict[str, list[Object]]) -> None:
+    triggers = find(everything["scale-to-zero"], "ScaledObject")["spec"]["triggers"]
+    active = [t["metadata"]["query"] for t in triggers if "activationThreshold" in t["metadata"]]
+    assert len(active) == 1
+    assert "vits_" not in active[0]
+
+
+def test_both_autoscalers_aim_at_the_same(everything: dict[str, list[Object]]) -> None:
+    hpa = find(shipped("overlays/production"), "HorizontalPodAutoscaler")["spec"]
+    keda = find(everything["keda"], "ScaledObject")["spec"]
+    assert hpa["behavior"] == keda["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    assert hpa["maxReplicas"] == keda["maxReplicaCount"]
+    aim = hpa["metrics"][0]["pods"]["target"]["averageValue"]
+    assert keda["triggers"][0]["metadata"]["threshold"] == aim
+    # Texts are refused later than pods are asked for.
+    assert (
+        float(aim) < Settings.from_environment(settings(shipped("overlays/production"))).max_backlog_seconds
+    )
+
+
+def test_kedas_queries_are_of_the_namespace_it_scales(everything: dict[str, list[Object]]) -> None:
+    scaled = find(everything["keda"], "ScaledObject")
+    for trigger in scaled["spec"]["triggers"]:
+        assert f'namespace="{scaled["metadata"]["namespace"]}"' in trigger["metadata"]["query"]
+
+
+# Training
+
+
+def test_a_job_saves_first_and_is_not_blamed_for_being_stopped() -> None:
+    job = find(shipped("training/job"), "Job")["spec"]
+    assert job["template"]["spec"]["terminationGracePeriodSeconds"] >= 60
+    assert job["template"]["spec"]["restartPolicy"] == "Never"  # a failure policy asks for it
+    rules = job["podFailurePolicy"]["rules"]
+    ignored = [rule for rule in rules if rule["action"] == "Ignore"]
+    assert {"type": "DisruptionTarget", "status": "True"} in [
+        c for r in ignored for c in r.get("onPodConditions", [])
+    ]
+    assert [143] in [rule["onExitCodes"]["values"] for rule in ignored if "onExitCodes" in rule]
+    (fatal,) = [rule for rule in rules if rule["action"] == "FailJob"]
+    assert fatal["onExitCodes"]["values"] == [2]  # UserError: trying again mends nothing
+
+
+@pytest.mark.parametrize("kind", ["job", "trainjob"])
+def test_the_shipped_run_is_a_configuration(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = KUBERNETES / "training" / kind / "run.json"
+    monkeypatch.setenv("VITS_CONFIGS", str(ROOT / "configs"))
+    (template,) = [template for _, template in pod_templates(shipped(f"training/{kind}"))]
+    (container,) = containers(template)
+    arguments = [str(run) if word == "/run/vits/run.json" else word for word in container["args"]]
+    config, _ = load(*read_overrides(arguments))
+    assert config.output_dir == Path("/output")
+    mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert {"/data", "/output", "/dev/shm"} <= mounts  # noqa: S108
+    if config.metrics_port:
+        assert [port["containerPort"] for port in container["ports"]] == [config.metrics_port]
+        assert config.metrics_host == "0.0.0.0"  # noqa: S104 - Prometheus comes from outside the pod
+
+
+def test_a_node_of_several_is_made_like_the_one(everything: dict[str, list[Object]]) -> None:
+    ((_, one),) = pod_templates(shipped("training/job"))
+    ((_, node),) = pod_templates(shipped("training/trainjob"))
+    one, node = copy.deepcopy(one), copy.deepcopy(node)
+    for template in (one, node):
+        for volume in template["spec"]["volumes"]:
+            volume.pop("configMap", None)  # named after its content in one of them
+        (container,) = template["spec"]["containers"]
+        for differs in ("name", "command", "args", "ports"):
+            container.pop(differs, None)
+    assert node["spec"] == one["spec"]
+
+
+def test_queued_training_waits_and_names_its_queue(everything: dict[str, list[Object]]) -> None:
+    for name, kind in (("kueue-job", "Job"), ("kueue-trainjob", "TrainJob")):
+        thing = find(everything[name], kind)
+        assert thing["spec"]["suspend"] is True
+        assert thing["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "vits"
+
+
+def test_gpus_go_to_servers_and_jobs(everything: dict[str, list[Object]]) -> None:
+    found = {
+        owner: container["resources"]["limits"].get("nvidia.com/gpu")
+        for owner, template in pod_templates(everything["gpu"])
+        for container in containers(template)
+    }
+    assert found == {"Deployment/vits-serve": "1", "Job/vits-train": "1", "CronJob/vits-collect": None}
+
+
+def test_one_machine_keeps_its_store_on_a_volume() -> None:
+    objects = shipped("overlays/dev")
+    assert settings(objects)["VITS_STORE"] == "file:///store"
+    for _, template in pod_templates(objects):
+        for container in containers(template):
+            assert "/store" in {mount["mountPath"] for mount in container["volumeMounts"]}

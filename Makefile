@@ -17,13 +17,14 @@ TORCH  := $(shell grep '^torch==' constraints.txt)
 ENGINE      ?= $(shell for engine in docker podman; do if $$engine info >/dev/null 2>&1; then echo $$engine; break; fi; done)
 BASE_IMAGE  ?= python:3.11-slim-bookworm
 BUILD_FLAGS ?=
+SCRIPTS     := $(shell grep -lE '^\#!.*sh$$' .ci/* tests/infra/* shared/protos/*.sh)
 
-.PHONY: help install demo test test-fast lint type bench images monitoring proto lint-proto lock clean
+.PHONY: help install demo test test-fast lint type bench images sbom monitoring proto lint-proto lock clean
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
-	@echo "also: install lint type images monitoring proto lint-proto lock clean"
+	@echo "also: install lint type images sbom monitoring proto lint-proto lock clean"
 
 install: $(VENV)/.installed
 
@@ -46,6 +47,8 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile.serve Dockerfile.train
+	$(BIN)/shellcheck $(SCRIPTS)
 
 type: install
 	$(BIN)/mypy
@@ -82,6 +85,13 @@ images:
 	$(if $(ENGINE),,$(error no container engine answers: install podman, or start docker, or say which to use: make images ENGINE=...))
 	$(call build-image,serve)
 	$(call build-image,train,--build-arg TORCH_INDEX='$(TORCH_INDEX)')
+
+# What is in the images, as CycloneDX documents.
+sbom:
+	$(if $(ENGINE),,$(error no container engine answers: install podman, or start docker, or say which to use: make sbom ENGINE=...))
+	@mkdir -p output/sbom
+	for image in vits-serve vits-train; do $(ENGINE) run --rm --network=none --entrypoint=python $$image -c \
+	    "print(open('/usr/share/sbom/$$image.cdx.json').read())" > output/sbom/$$image.cdx.json || exit 1; done
 
 # Pin what is installed now. Local build tags (+cpu, +cu…) are left out, so that any build of torch satisfies the pin.
 lock:

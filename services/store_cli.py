@@ -1,16 +1,20 @@
-"""``vits models`` and ``vits voices``: look into a store, and move aliases."""
+"""``vits models`` and ``vits voices``: look into a store, and move aliases.
+
+What reads everything, copies or deletes is in `services.store_upkeep`.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from shared.manifests import Kind, Manifest
+from services.store_upkeep import add_upkeep, run_upkeep
+from services.tables import print_json, print_table, size, time
+from shared.manifests import Alias, Kind, Manifest
+from shared.progress import byte_bar
 from shared.store import default_store_url
 
 if TYPE_CHECKING:
@@ -22,18 +26,26 @@ a REFERENCE is one of
   joe@production                     what an alias points to
   joe/20260102T030405-89abcdef       one version
 
-examples
+looking
   vits {kind} list
   vits {kind} show joe --json
-  vits {kind} promote joe production
-  vits {kind} promote joe/20260102T030405-89abcdef production     (roll back)
+  vits {kind} diff joe@production joe             what a promotion would change
+  vits {kind} history joe production
+  vits {kind} verify --all                        read every file, compare it with its manifest
+
+moving
   vits {kind} publish ./folder joe --store s3://bucket/prefix
-  vits {kind} history joe production --store s3://bucket/prefix
+  vits {kind} promote joe production
+  vits {kind} rollback joe production             to the version before; again: one further back
+  vits {kind} copy joe@production s3://bucket/prefix --alias production
+
+deleting; with --dry-run each says what it would do, and does nothing
+  vits {kind} gc --dry-run                        superseded versions, what crashed writers left, idle runs
+  vits {kind} delete joe/20260102T030405-89abcdef
+  vits {kind} delete joe --purge --reason 'consent withdrawn, letter of 3 May' --dry-run
+
+docs/store.md goes on from here.
 """
-
-
-#: Characters to a line where nobody looks at a screen: more than any table has.
-UNBOUNDED_WIDTH = 10_000
 
 
 def _parser(kind: str) -> argparse.ArgumentParser:
@@ -49,30 +61,39 @@ def _parser(kind: str) -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(
         prog=f"vits {kind}",
-        description=f"List and show the {kind} in a store, and move the aliases by which they are used.",
+        description=f"List and show the {kind} in a store, move their aliases, and look after both.",
         epilog=EPILOG.format(kind=kind),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    def command(name: str, text: str, *arguments: tuple[str, str]) -> None:
+    def command(name: str, text: str, *arguments: tuple[str, str]) -> argparse.ArgumentParser:
         subparser = commands.add_parser(
-            name, parents=[common], help=text, description=text.capitalize() + "."
+            name, parents=[common], help=text, description=text[0].upper() + text[1:] + "."
         )
         for argument, explanation in arguments:
             subparser.add_argument(argument, metavar=argument.upper(), help=explanation)
+        return subparser
 
     reference = ("reference", "name, name@alias or name/version")
+    name = ("name", "as 'list' prints it")
     command("list", f"list the {kind} with their newest versions and aliases")
     command("show", "show a version's manifest: files, licence, sources, lineage", reference)
     command(
-        "history",
-        "list every move of an alias",
-        ("name", "as 'list' prints it"),
-        ("alias", "such as production"),
+        "diff",
+        "compare two versions: files, and what has changed in their JSON",
+        ("old", "name, name@alias or name/version"),
+        ("new", "the same"),
     )
+    command("history", "list every move of an alias", name, ("alias", "such as production"))
     command(
         "promote", "point an alias to a version", reference, ("alias", "such as production; created when new")
+    )
+    command(
+        "rollback",
+        "point an alias to the version that it pointed to before; done again, one further back",
+        name,
+        ("alias", "such as production"),
     )
     command(
         "publish",
@@ -80,6 +101,7 @@ def _parser(kind: str) -> argparse.ArgumentParser:
         ("folder", "its files; licence and sources are read from its provenance.json"),
         ("name", "lower-case letters, digits, dashes, dots and underscores"),
     )
+    add_upkeep(kind, command)
     return parser
 
 
@@ -106,10 +128,17 @@ def main(argv: Sequence[str]) -> int:
             _show(registry, kind, options.reference, options.json)
         case "history":
             _history(registry, kind, options.name, options.alias, options.json)
+        case "diff":
+            _diff(registry, kind, options.old, options.new, options.json)
         case "promote":
-            _promote(registry, kind, options.reference, options.alias, options.json)
+            version = registry.resolve(kind, options.reference)
+            _tell_move(registry.move_alias(kind, version.name, options.alias, version.id), options.json)
+        case "rollback":
+            _tell_move(registry.roll_back(kind, options.name, options.alias), options.json)
         case "publish":
             _publish(registry, kind, Path(options.folder), options.name, options.json)
+        case _:
+            return run_upkeep(registry, kind, options)
     return 0
 
 
@@ -117,17 +146,19 @@ def _publish(registry: Registry, kind: Kind, folder: Path, name: str, as_json: b
     from shared.provenance import Provenance
 
     provenance = Provenance.read(folder)
-    version = registry.publish(
-        kind,
-        name,
-        folder,
-        licence=provenance.licence,
-        sources=provenance.sources,
-        consent=provenance.consent,
-        lineage={"folder": str(folder)},
-    )
+    with byte_bar(f"Publishing {name}") as progress:
+        version = registry.publish(
+            kind,
+            name,
+            folder,
+            licence=provenance.licence,
+            sources=provenance.sources,
+            consent=provenance.consent,
+            lineage={"folder": str(folder)},
+            progress=progress,
+        )
     if as_json:
-        _print_json({"name": name, "version": version.id})
+        print_json({"name": name, "version": version.id})
     else:
         print(f"published {version.reference} in {registry.store.url}")
 
@@ -138,7 +169,7 @@ def _list(registry: Registry, kind: Kind, as_json: bool) -> None:
         version = registry.resolve(kind, f"{name}/{registry.versions(kind, name)[-1]}")
         newest.append((version.manifest, registry.aliases(kind, name)))
     if as_json:
-        _print_json(
+        print_json(
             [
                 {
                     "name": manifest.name,
@@ -153,15 +184,15 @@ def _list(registry: Registry, kind: Kind, as_json: bool) -> None:
     elif not newest:
         print(registry.store.lack(kind))
     else:
-        _print_table(
+        print_table(
             ["name", "newest version", "aliases", "size", "created"],
             [
                 [
                     manifest.name,
                     manifest.version,
                     "\n".join(f"{alias} → {version}" for alias, version in aliases.items()),
-                    _size(manifest.total_bytes),
-                    _time(manifest.created),
+                    size(manifest.total_bytes),
+                    time(manifest.created),
                 ]
                 for manifest, aliases in newest
             ],
@@ -171,71 +202,101 @@ def _list(registry: Registry, kind: Kind, as_json: bool) -> None:
 def _show(registry: Registry, kind: Kind, reference: str, as_json: bool) -> None:
     manifest = registry.resolve(kind, reference).manifest
     if as_json:
-        _print_json(manifest.model_dump(mode="json"))
+        print_json(manifest.model_dump(mode="json"))
         return
-    _print_table(
+    print_table(
         ["", ""],
         [
             ["name", manifest.name],
             ["version", manifest.version],
-            ["created", _time(manifest.created)],
-            ["size", _size(manifest.total_bytes)],
+            ["created", time(manifest.created)],
+            ["size", size(manifest.total_bytes)],
             ["licence", manifest.licence],
             ["sources", "\n".join(manifest.sources) or "not given"],
             ["consent", manifest.consent or "not given"],
             *([key, json.dumps(value, ensure_ascii=False)] for key, value in manifest.lineage.items()),
         ],
     )
-    _print_table(
+    print_table(
         ["file", "size", "sha256"],
-        [[entry.path, _size(entry.bytes), f"{entry.sha256[:16]}…"] for entry in manifest.files],
+        [[entry.path, size(entry.bytes), f"{entry.sha256[:16]}…"] for entry in manifest.files],
     )
 
 
 def _history(registry: Registry, kind: Kind, name: str, alias: str, as_json: bool) -> None:
     moves = registry.history(kind, name, alias)
     if as_json:
-        _print_json([move.model_dump(mode="json") for move in moves])
+        print_json([move.model_dump(mode="json") for move in moves])
         return
-    _print_table(
+    print_table(
         ["move", "version", "when", "by"],
-        [[str(move.sequence), move.version, _time(move.created), move.writer] for move in reversed(moves)],
+        [[str(move.sequence), move.version, time(move.created), move.writer] for move in reversed(moves)],
     )
 
 
-def _promote(registry: Registry, kind: Kind, reference: str, alias: str, as_json: bool) -> None:
-    version = registry.resolve(kind, reference)
-    move = registry.move_alias(kind, version.name, alias, version.id)
+def _tell_move(move: Alias, as_json: bool) -> None:
     if as_json:
-        _print_json(move.model_dump(mode="json"))
+        print_json(move.model_dump(mode="json"))
     else:
-        print(f"{version.name}@{alias} is now {version.id} (move {move.sequence})")
+        print(f"{move.name}@{move.alias} is now {move.version} (move {move.sequence})")
 
 
-def _time(moment: datetime) -> str:
-    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+#: Larger JSON files are compared by their digest alone.
+LARGEST_JSON_BYTES = 1 << 20
 
 
-def _size(size: int) -> str:
-    """A number of bytes for people."""
-    from rich.filesize import decimal
+def _diff(registry: Registry, kind: Kind, old_reference: str, new_reference: str, as_json: bool) -> None:
+    old, new = registry.resolve(kind, old_reference), registry.resolve(kind, new_reference)
+    rows = [
+        ("manifest", key, _shown(before), _shown(after))
+        for key, before, after in _changes(_described(old.manifest), _described(new.manifest))
+    ]
+    before, after = ({entry.path: entry for entry in each.manifest.files} for each in (old, new))
+    for path in sorted(before | after):
+        was, is_ = before.get(path), after.get(path)
+        if was == is_:
+            continue
+        rows.append(
+            (path, "", size(was.bytes) if was else "not there", size(is_.bytes) if is_ else "not there")
+        )
+        if was and is_ and path.endswith(".json") and max(was.bytes, is_.bytes) <= LARGEST_JSON_BYTES:
+            contents = (json.loads(registry.store.read(f"{each.prefix}/{path}")) for each in (old, new))
+            rows += [(path, key, _shown(a), _shown(b)) for key, a, b in _changes(*contents)]
+    if as_json:
+        print_json(
+            {
+                "old": old.reference,
+                "new": new.reference,
+                "changes": [dict(zip(("where", "what", "old", "new"), row, strict=True)) for row in rows],
+            }
+        )
+    elif rows:
+        print_table(["where", "what", old.reference, new.reference], [list(row) for row in rows])
+    else:
+        print(f"{old.reference} and {new.reference} hold the same")
 
-    return decimal(size)
+
+def _described(manifest: Manifest) -> dict[str, object]:
+    return {
+        "licence": manifest.licence,
+        "sources": list(manifest.sources),
+        "consent": manifest.consent,
+        "lineage": manifest.lineage,
+    }
 
 
-def _print_json(value: object) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+def _changes(old: object, new: object, at: str = "") -> list[tuple[str, object, object]]:
+    """Where two JSON values differ: the path to each place, and what was and is there."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            change
+            for key in sorted(old.keys() | new.keys())
+            for change in _changes(old.get(key), new.get(key), f"{at}.{key}" if at else key)
+        ]
+    return [] if old == new else [(at, old, new)]
 
 
-def _print_table(header: list[str], rows: list[list[str]]) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    # Through a pipe there is no width to fit, and names in a store are not markup.
-    width = None if sys.stdout.isatty() else UNBOUNDED_WIDTH
-    console = Console(markup=False, highlight=False, emoji=False, width=width)
-    table = Table(*header, box=SIMPLE_HEAD, show_header=any(header))
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+def _shown(value: object) -> str:
+    """A JSON value on one line, cut where nobody reads on."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -217,12 +217,50 @@ class Checkpoint(Record):
         return self
 
 
+class WithdrawnVersion(BaseModel):
+    """One version of a withdrawal."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    kind: Kind
+    name: Name
+    version: VersionId
+    why: str = Field(description="how it was found")
+    bytes: Annotated[int, Field(ge=0)]
+
+
+class Withdrawal(Record):
+    """``audit/<id>.json``: what is about to be deleted because a speaker withdrew consent. Stays for good."""
+
+    id: VersionId
+    nonce: Nonce
+    writer: str
+    created: AwareDatetime
+    reason: Annotated[str, Field(min_length=1)]
+    asked: tuple[str, ...] = Field(description="what was asked for, in words")
+    versions: tuple[WithdrawnVersion, ...]
+    runs: tuple[str, ...] = Field(description="runs whose state is deleted")
+    aliases: tuple[str, ...] = Field(description="aliases that point to nothing from now on")
+    undecided: tuple[str, ...] = Field(description="what stays because its lineage does not tell")
+
+
+class WithdrawalOutcome(Record):
+    """``audit/<id>-done.json``: the withdrawal was carried out. Stays for good."""
+
+    id: VersionId
+    nonce: Nonce
+    created: AwareDatetime
+    remaining: tuple[str, ...] = Field(description="objects that are still there; none when all went well")
+
+
 RECORDS: dict[str, type[Record]] = {
     "alias": Alias,
     "checkpoint": Checkpoint,
     "claim": Claim,
     "lease": Lease,
     "manifest": Manifest,
+    "withdrawal": Withdrawal,
+    "withdrawal_outcome": WithdrawalOutcome,
 }
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)

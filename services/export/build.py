@@ -12,9 +12,9 @@ from services.export.gate import NEEDED_JUDGES, Candidate, gate, require_judges,
 from services.export.gate_page import add_to_report, settle
 from services.export.quantization import QUANTISED, quantise
 from services.export.sentences import Sentences, read_sentences, sentences_for
+from shared.cache import default_cache
 from shared.errors import UserError
 from shared.model_source import ModelSource
-from shared.registry import default_cache
 from shared.text import FrontEnd
 from shared.voice import VoiceSpec
 from shared.voice.engine import cpu_features, why_not

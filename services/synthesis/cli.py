@@ -18,8 +18,9 @@ from typing import Any, NoReturn
 from services.synthesis.access import Access, add_token
 from services.synthesis.logs import configure_logging
 from services.synthesis.settings import LOG_FORMATS, Settings
+from shared.cache import default_cache
 from shared.errors import UserError
-from shared.registry import Registry, default_cache
+from shared.registry import Registry
 from shared.store import Store, default_store_url
 
 EPILOG = """\

@@ -29,8 +29,9 @@ from services.synthesis.http.requests import ResponseFormat
 from services.synthesis.settings import Settings
 from services.synthesis.speaker import Speaker
 from services.synthesis.voices import VoiceShelf
+from shared.cache import default_cache
 from shared.metrics import Metrics
-from shared.registry import Registry, default_cache
+from shared.registry import Registry
 from shared.store import Store
 from shared.voice.layout import Opening
 from shared.voice.runtime import Runtime

@@ -34,10 +34,10 @@ from services.training.features import FeatureSettings
 from services.training.layout import keep_freed_memory, use_channels_last
 from services.training.sampler import BucketSampler
 from services.training.steps import new_discriminator
+from shared.cache import default_cache
 from shared.errors import ConfigError, DataError
 from shared.modeling import VitsForTraining
 from shared.provenance import Provenance
-from shared.registry import default_cache
 from shared.runs import Run
 from shared.store import Store, default_store_url
 from shared.wording import counted

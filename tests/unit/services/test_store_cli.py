@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from services import cli
 from services.store_cli import main
-from shared.errors import NotFoundError, UserError
+from shared.copying import copy_version
+from shared.errors import CorruptObjectError, NotFoundError, StoreError, UserError
+from shared.manifests import now
 from shared.provenance import Provenance
 from shared.registry import Registry, Version
-from shared.store import Store
+from shared.store import Digest, Store
 
 
 @pytest.fixture
@@ -125,3 +130,201 @@ def test_a_published_folder_can_be_used_by_name(tmp_path: Path, capsys: pytest.C
     assert (version.manifest.licence, version.manifest.sources) == ("CC0-1.0", ("a corpus",))
     with pytest.raises(UserError, match="nowhere"):
         main(["models", "publish", str(tmp_path / "nowhere"), "mine", "--store", url])
+
+
+# ---------------------------------------------------------------------- upkeep
+
+
+def test_rollback_goes_back_as_far_as_it_is_asked(
+    versions: list[Version], capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = versions
+    for version in (old, new, old, new):
+        assert main(["voices", "promote", version.reference, "production"]) == 0
+    capsys.readouterr()
+    assert main(["voices", "rollback", "joe", "production"]) == 0
+    assert capsys.readouterr().out == f"joe@production is now {old.id} (move 5)\n"
+    with pytest.raises(NotFoundError, match="has not pointed to another version before"):
+        main(["voices", "rollback", "joe", "production"])
+
+
+def test_diff_shows_files_manifest_and_the_keys_of_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VITS_STORE", str(tmp_path / "store"))
+    registry = Registry(Store.open(str(tmp_path / "store")))
+    folder = tmp_path / "voice"
+    folder.mkdir()
+    (folder / "same.txt").write_text("same")
+
+    def publish(rate: int, licence: str, extra: str) -> Version:
+        for file in folder.glob("*.onnx"):
+            file.unlink()
+        (folder / extra).write_bytes(b"x")
+        (folder / "voice.json").write_text(json.dumps({"audio": {"rate": rate}, "name": "joe"}))
+        return registry.publish(
+            "voices", "joe", folder, licence=licence, sources=[], consent=None, lineage={}
+        )
+
+    old, new = publish(16000, "MIT", "a.onnx"), publish(22050, "CC0-1.0", "b.onnx")
+    assert main(["voices", "diff", old.reference, new.reference, "--json"]) == 0
+    changes = {
+        (row["where"], row["what"]): (row["old"], row["new"])
+        for row in json.loads(capsys.readouterr().out)["changes"]
+    }
+    assert changes[("manifest", "licence")] == ('"MIT"', '"CC0-1.0"')
+    assert changes[("voice.json", "audio.rate")] == ("16000", "22050")
+    assert changes[("a.onnx", "")] == ("1 byte", "not there")
+    assert changes[("b.onnx", "")] == ("not there", "1 byte")
+    assert not any(where == "same.txt" for where, _ in changes)
+    assert main(["voices", "diff", old.reference, new.reference]) == 0
+    assert "audio.rate" in capsys.readouterr().out
+    assert main(["voices", "diff", "joe", "joe"]) == 0
+    assert "hold the same" in capsys.readouterr().out
+
+
+def test_verify_names_what_is_damaged_and_aliases_that_hang(
+    versions: list[Version], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = versions
+    assert main(["voices", "verify", "--all"]) == 0
+    assert "none" in capsys.readouterr().out
+    registry = Registry(Store.open(str(tmp_path / "store")))
+    registry.move_alias("voices", "joe", "production", old.id)
+    registry.delete(old)
+    registry.store.write(f"{new.prefix}/voice.json", b"{}")
+    with pytest.raises(CorruptObjectError, match="2 of 2"):
+        main(["voices", "verify", "--all", "--json"])
+    problems = {each["reference"]: each["problems"] for each in json.loads(capsys.readouterr().out)}
+    assert "does not match its manifest" in problems[new.reference][0]
+    assert old.id in problems["joe@production"][0]
+    with pytest.raises(UserError, match="--all"):
+        main(["voices", "verify"])
+
+
+def test_copy_brings_a_voice_with_its_model_and_alias(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VITS_STORE", str(tmp_path / "store"))
+    registry = Registry(Store.open(str(tmp_path / "store")))
+    folder = tmp_path / "files"
+    folder.mkdir()
+    (folder / "w").write_bytes(b"weights")
+    described: dict[str, Any] = {"licence": "MIT", "sources": [], "consent": None}
+    model = registry.publish("models", "joe", folder, lineage={"base": "facebook/mms"}, **described)
+    lineage = {"model": {"name": "joe", "version": model.id}}
+    voice = registry.publish("voices", "joe", folder, lineage=lineage, **described)
+    other = str(tmp_path / "other")
+    assert main(["voices", "copy", "joe", other, "--alias", "production", "--with-lineage", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert [each["copied"] for each in answer["versions"]] == [True, True]
+    target = Registry(Store.open(other))
+    assert target.resolve("voices", "joe@production") == voice
+    assert target.resolve("models", model.reference) == model
+    target.fetch(voice)
+    assert main(["voices", "copy", "joe", other]) == 0
+    assert "was already in" in capsys.readouterr().out
+    with pytest.raises(UserError, match="is the store that it would be copied from"):
+        main(["voices", "copy", "joe", str(tmp_path / "store")])
+
+
+def test_an_interrupted_copy_goes_on_and_shows_nothing_before(
+    versions: list[Version], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Store.open(str(tmp_path / "other"))
+    (tmp_path / "two").mkdir()
+    for name in "ab":
+        (tmp_path / "two" / name).write_bytes(name.encode() * 1000)
+    source = Registry(Store.open(str(tmp_path / "store")))
+    version = source.publish(
+        "voices", "two", tmp_path / "two", licence="MIT", sources=[], consent=None, lineage={}
+    )
+    sent: list[str] = []
+    upload = Store.upload_pieces
+
+    def once(self: Store, path: str, pieces: Iterator[bytes]) -> Digest:
+        if sent == [f"{version.prefix}/a"]:
+            sent.append("broken")
+            raise StoreError("connection reset")
+        sent.append(path)
+        return upload(self, path, pieces)
+
+    monkeypatch.setattr(Store, "upload_pieces", once)
+    with pytest.raises(StoreError, match="reset"):
+        copy_version(source.store, version, Registry(other))
+    assert Registry(other).names("voices") == []
+    assert copy_version(source.store, version, Registry(other))
+    assert sent == [f"{version.prefix}/a", "broken", f"{version.prefix}/b"]
+    Registry(other).fetch(Registry(other).resolve("voices", "two"))
+
+
+def test_gc_says_what_would_go_and_then_deletes_it(
+    versions: list[Version], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, _ = versions
+    later = now() + timedelta(days=2)
+    assert main(["voices", "gc", "--keep", "1"]) == 0
+    assert "nothing to collect" in capsys.readouterr().out
+    monkeypatch.setattr("shared.collection.now", lambda: later)
+    assert main(["voices", "gc", "--keep", "1", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert old.prefix in out
+    assert "kB would be freed" in out
+    assert main(["voices", "gc", "--keep", "1", "--json"]) == 0
+    assert [each["deleted"] for each in json.loads(capsys.readouterr().out)] == [True]
+    with pytest.raises(NotFoundError):
+        main(["voices", "show", old.reference])
+
+
+def test_delete_wants_to_be_sure(
+    versions: list[Version], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = versions
+    main(["voices", "promote", new.reference, "production"])
+    with pytest.raises(UserError, match="may be another version tomorrow"):
+        main(["voices", "delete", "joe", "--yes"])
+    with pytest.raises(UserError, match="joe@production points to"):
+        main(["voices", "delete", new.reference, "--yes"])
+    with pytest.raises(UserError, match="--dry-run first"):
+        main(["voices", "delete", old.reference])
+    assert main(["voices", "delete", old.reference, "--dry-run"]) == 0
+    assert "would be deleted" in capsys.readouterr().out
+    assert main(["voices", "show", old.reference]) == 0
+    assert main(["voices", "delete", old.reference, "--yes"]) == 0
+    with pytest.raises(NotFoundError):
+        main(["voices", "show", old.reference])
+
+
+def test_a_purge_is_shown_recorded_and_honest(
+    versions: list[Version], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match="--reason"):
+        main(["voices", "delete", "joe", "--purge"])
+    with pytest.raises(UserError, match="say whose"):
+        main(["voices", "delete", "--purge", "--dry-run"])
+    with pytest.raises(UserError, match="go with --purge"):
+        main(["voices", "delete", "--dataset", "x"])
+    capsys.readouterr()
+    assert main(["voices", "delete", "joe", "--purge", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    for part in [
+        *(version.prefix for version in versions),
+        "Cannot be reached",
+        "backups",
+        "Nothing was deleted",
+    ]:
+        assert part in shown
+    assert main(["voices", "list"]) == 0
+    assert "joe" in capsys.readouterr().out
+    assert main(["voices", "delete", "joe", "--purge", "--reason", "letter", "--yes", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["deleted"]
+    assert len(answer["audit"]) == 2
+    assert main(["voices", "list"]) == 0
+    assert "holds no voices" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["gc", "--older-than", "soon"], ["gc", "--keep", "0"], ["verifi"]])
+def test_options_of_no_known_form_are_refused(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["voices", *arguments])

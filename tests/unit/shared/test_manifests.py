@@ -29,6 +29,7 @@ from shared.manifests import (
 from shared.registry import Registry
 from shared.runs import Run
 from shared.store import Store
+from shared.withdrawal import Withdrawals
 
 
 def manifest(**changes: object) -> dict[str, Any]:
@@ -77,12 +78,22 @@ def test_what_is_really_written_satisfies_the_schemas(tmp_path: Path) -> None:
     )
     registry.move_alias("models", "joe", "latest", version.id)
     Run.acquire(store, "joe").save_checkpoint(7, tmp_path / "model")
+    withdrawals = Withdrawals(Registry(store, tmp_path / "cache"))
+    other = registry.publish(
+        "models", "ana", tmp_path / "model", licence="MIT", sources=[], consent=None, lineage={}
+    )
+    withdrawals.carry_out(
+        withdrawals.plan("models", [other.reference]), asked=["models ana"], reason="letter"
+    )
+    record, outcome = sorted((item.path for item in store.list("audit")), key=len)
     written = {
         "claim": f"{version.prefix}/claim.json",
         "manifest": f"{version.prefix}/manifest.json",
         "alias": "aliases/models/joe/latest/0000000001.json",
         "lease": "runs/joe/lease/0000000001.json",
         "checkpoint": "runs/joe/checkpoints/0000000007/manifest.json",
+        "withdrawal": record,
+        "withdrawal_outcome": outcome,
     }
     assert written.keys() == RECORDS.keys()
     for name, path in written.items():

@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import shared.registry
+from shared.cache import Cache, default_cache
 from shared.errors import AlreadyExistsError, CorruptObjectError, NotFoundError, StoreError, UserError
 from shared.manifests import SCHEMAS, new_version_id
-from shared.registry import Registry, Version, default_cache
-from shared.store import Digest, Store
+from shared.registry import Registry, Version
+from shared.store import Digest, Progress, Store
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -85,7 +86,9 @@ def test_a_published_folder_comes_back_equal(registry: Registry, folder: Path) -
     seen: list[tuple[int, int]] = []
     fetched = registry.fetch(version, progress=lambda *now: seen.append(now))
     assert contents(fetched) == contents(folder)
-    assert seen == [(8, 7008), (8, 7008), (7008, 7008)]
+    assert seen == sorted(seen)
+    assert seen[0] == (8, 7008)
+    assert seen[-1] == (7008, 7008)
 
 
 def test_the_manifest_is_written_last_and_the_claim_first(folder: Path) -> None:
@@ -96,9 +99,9 @@ def test_the_manifest_is_written_last_and_the_claim_first(folder: Path) -> None:
             order.append(path.rpartition("/")[2])
             super().create(path, data, nonce=nonce)
 
-        def upload(self, path: str, local: Path) -> Digest:
+        def upload(self, path: str, local: Path, *, progress: Progress | None = None) -> Digest:
             order.append(path.rpartition("/")[2])
-            return super().upload(path, local)
+            return super().upload(path, local, progress=progress)
 
     publish(Registry(Recording.open("memory://")), folder)
     assert order == ["claim.json", "config.json", "empty.txt", "decoder.onnx", "manifest.json"]
@@ -248,7 +251,7 @@ from shared.registry import Registry
 from shared.store import Store
 
 class Blocking(Store):
-    def upload(self, path, local):
+    def upload(self, path, local, *, progress):
         digest = super().upload(path, local)
         print(path, flush=True)
         time.sleep(600)
@@ -528,9 +531,9 @@ class Counting(Store):
 
     downloads = 0
 
-    def download(self, path: str, local: Path, **options: object) -> Digest:
+    def resume_download(self, path: str, part: Path, *, progress: Progress | None = None) -> Digest:
         self.downloads += 1
-        return super().download(path, local, **options)  # type: ignore[arg-type]
+        return super().resume_download(path, part, progress=progress)
 
 
 @pytest.fixture
@@ -576,7 +579,8 @@ def test_placing_a_file_that_another_process_has_just_placed_leaves_no_litter(
     _, registry = cached
     version = publish(registry, folder)
     target = registry.fetch(version) / "config.json"
-    registry._place(registry._blob(version, version.manifest.files[0]), target)
+    cache = Cache(registry.cache)
+    cache._place(cache._blob(version.manifest.files[0].sha256), target)
     assert not list((registry.cache / "tmp").iterdir())
 
 

@@ -16,7 +16,7 @@ import pytest
 import shared.runs
 from shared.errors import CorruptObjectError, LeaseLostError, NotFoundError, StoreError, UserError
 from shared.runs import Run
-from shared.store import Digest, Store
+from shared.store import Digest, Progress, Store
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -103,7 +103,7 @@ class Interrupts(Store):
 
     left = 10**9
 
-    def upload(self, path: str, local: Path) -> Digest:
+    def upload(self, path: str, local: Path, *, progress: Progress | None = None) -> Digest:
         self.left -= 1
         if self.left < 0:
             self.left = 10**9
@@ -168,7 +168,7 @@ from shared.runs import Run
 from shared.store import Store
 
 class Blocking(Store):
-    def upload(self, path, local):
+    def upload(self, path, local, *, progress=None):
         digest = super().upload(path, local)
         if "0000000002" in path:
             print(path, flush=True)

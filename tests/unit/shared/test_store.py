@@ -52,6 +52,26 @@ def test_an_address_of_no_known_form_is_refused_with_the_forms(url: str) -> None
         Store.open(url)
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["s3://key:secret@bucket/prefix", "gs://x@bucket/p", "az://c/p?sig=secret", "s3://bucket/p?key=secret"],
+)
+def test_an_address_with_a_secret_in_it_is_refused_without_quoting_it(url: str) -> None:
+    with pytest.raises(UserError, match="carries no credentials") as caught:
+        Store.open(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_buckets_of_every_provider_are_opened_with_what_their_environment_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(StoreError, match="AZURE_STORAGE_ACCOUNT_NAME"):
+        Store.open("az://container/prefix")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    for url in ("s3://bucket/prefix", "gs://bucket/prefix", "az://container/prefix"):
+        assert Store.open(url).url == Store.open(f"{url}/").url == url
+
+
 def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("not a folder")
     with pytest.raises(StoreError, match=f"{tmp_path}/store cannot hold a store"):
@@ -274,6 +294,7 @@ class S3Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         data = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.signed_by = self.headers["Authorization"]
         exists = self.path in self.server.objects
         conditional = self.headers.get("If-None-Match") == "*"
         if not (conditional and exists):
@@ -308,6 +329,7 @@ class S3Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), S3Handler)
         self.objects: dict[str, bytes] = {}
         self.faults: list[int] = []
+        self.signed_by = ""
 
 
 @pytest.fixture
@@ -368,3 +390,44 @@ def test_s3_refusals_name_the_object_and_the_remedy(s3: S3Server, status: int, w
     assert "AWS_ACCESS_KEY_ID" in message
     assert "very-secret" not in message
     assert "\n" not in message
+
+
+# ---------------------------------------------------------------------- profiles
+
+
+@pytest.fixture
+def profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """AWS's file of profiles; the environment names the profile 'speech' and no keys."""
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
+    monkeypatch.setenv("AWS_PROFILE", "speech")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    return tmp_path
+
+
+def test_the_keys_of_a_profile_are_used(s3: S3Server, profiles: Path) -> None:
+    (profiles / "credentials").write_text(
+        "[speech]\naws_access_key_id = of-profile\naws_secret_access_key = s\n"
+    )
+    Store.open("s3://bucket").write("x", b"1")
+    assert "Credential=of-profile/" in s3.signed_by
+
+
+def test_a_profile_without_keys_is_asked_of_awss_own_command(s3: S3Server, profiles: Path) -> None:
+    answer = '{"Version": 1, "AccessKeyId": "temporary", "SecretAccessKey": "s", "SessionToken": "t", '
+    answer += '"Expiration": "2100-01-01T00:00:00+00:00"}'
+    command = profiles / "aws"
+    command.write_text(f"#!{sys.executable}\nprint('{answer}')\n")
+    command.chmod(0o755)
+    Store.open("s3://bucket").write("x", b"1")
+    assert "Credential=temporary/" in s3.signed_by
+    command.write_text(f"#!{sys.executable}\nraise SystemExit('The SSO session has expired')\n")
+    with pytest.raises(UserError, match=r"'speech'.*has expired.*aws sso login"):
+        Store.open("s3://bucket")
+    command.unlink()
+    with pytest.raises(UserError, match=r"does not answer: install it"):
+        Store.open("s3://bucket")
+    (profiles / "credentials").write_text("secret words")
+    with pytest.raises(UserError, match="not a file of AWS profiles") as caught:
+        Store.open("s3://bucket")
+    assert "secret words" not in str(caught.value)

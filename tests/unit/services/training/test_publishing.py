@@ -41,7 +41,7 @@ from shared.modeling import VitsForTraining, load_model
 from shared.provenance import Provenance
 from shared.registry import Registry
 from shared.runs import Run
-from shared.store import Digest, Store
+from shared.store import Digest, Progress, Store
 from shared.text import FrontEnd
 
 REPOSITORY = Path(__file__).parents[4]
@@ -281,7 +281,7 @@ class Gate(Store):
         self.open_ = threading.Event()
         self.reached = threading.Event()
 
-    def upload(self, path: str, local: Path) -> Digest:
+    def upload(self, path: str, local: Path, *, progress: Progress | None = None) -> Digest:
         self.reached.set()
         assert self.open_.wait(60)
         return super().upload(path, local)
@@ -345,7 +345,7 @@ class Broken(Store):
     down = False
     left = 2
 
-    def upload(self, path: str, local: Path) -> Digest:
+    def upload(self, path: str, local: Path, *, progress: Progress | None = None) -> Digest:
         if self.down:
             self.left -= 1
             if self.left < 0:

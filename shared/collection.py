@@ -1,0 +1,245 @@
+"""Garbage collection: what nobody can want any more is found first, shown, and then deleted.
+
+What an alias points to, or has pointed to in its last moves, is kept, and so are a name's newest versions, whatever a
+kept version was made from, and everything younger than a day. The rest may go: superseded versions, what crashed
+publishers left behind, and the state of runs that have been idle for a month.
+
+Nothing is lost to a race. A version's manifest is deleted first, and then the aliases are read once more: when
+somebody has promoted the version meanwhile, the manifest is put back (and `Registry.move_alias` looks again after its
+move). A publisher makes sure that its claim is still there before it completes a version.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Literal
+
+from shared.errors import NotFoundError
+from shared.manifests import KINDS, NAME_PATTERN, VERSION_PATTERN, Kind, now
+from shared.registry import Registry, Version
+from shared.store import ObjectInfo
+
+#: Nothing younger is ever collected, whatever else is asked for: somebody may be at work on it.
+YOUNGEST = timedelta(days=1)
+
+What = Literal["version", "leftover", "run"]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is kept.
+
+    Attributes:
+        age: Versions and leftovers younger than this; a day at least.
+        history: How many of an alias's last moves reach their versions.
+        newest: How many of a name's newest versions.
+        idle: The state of runs of which anything was written within this time; a day at least.
+    """
+
+    age: timedelta = YOUNGEST
+    history: int = 5
+    newest: int = 3
+    idle: timedelta = timedelta(days=30)
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """Something to delete.
+
+    Attributes:
+        what: A version, what a crashed writer left, or a run's state.
+        prefix: Its folder in the store.
+        bytes: Its size.
+        modified: When anything in it was last written.
+        why: The reason, for people.
+        version: The version, if it is one.
+    """
+
+    what: What
+    prefix: str
+    bytes: int
+    modified: datetime
+    why: str
+    version: Version | None = field(default=None, repr=False)
+
+
+class Collector:
+    """Finds and deletes the garbage of one store."""
+
+    def __init__(self, registry: Registry, rules: Rules | None = None) -> None:
+        rules = rules or Rules()
+        self.registry = registry
+        self.store = registry.store
+        self.rules = rules
+        self._before = now() - max(rules.age, YOUNGEST)
+        self._idle_before = now() - max(rules.idle, YOUNGEST)
+
+    def find(self, kinds: Sequence[Kind] = KINDS) -> list[Garbage]:
+        """What may be deleted, by path. With models among the kinds, the state of runs too.
+
+        Raises:
+            CorruptObjectError: A manifest or an alias cannot be read, so that it is not known what it reaches.
+            StoreError: The store failed.
+        """
+        folders = {kind: self._folders(kind) for kind in KINDS}
+        kept, versions = self._reached(folders)
+        found: list[Garbage] = []
+        for kind in kinds:
+            for prefix, items in folders[kind].items():
+                age = max(item.modified for item in items)
+                if age >= self._before or prefix in kept:
+                    continue
+                size = sum(item.size for item in items)
+                if prefix in versions:
+                    why = (
+                        f"no alias's last {self.rules.history} moves reach it, and it is not among the newest"
+                    )
+                    found.append(Garbage("version", prefix, size, age, why, versions[prefix]))
+                else:
+                    found.append(Garbage("leftover", prefix, size, age, "never completed"))
+        if "models" in kinds:
+            found += self._idle_runs()
+        found += self._staged(kinds)
+        return sorted(found, key=lambda each: each.prefix)
+
+    def delete(self, garbage: Garbage) -> bool:
+        """Delete what was found, unless it is wanted by now; whether it was deleted.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        if garbage.version:
+            version = garbage.version
+            return self.registry.delete(version, keep_if=lambda: version.id in self._aliased(version))
+        items = self.store.list(garbage.prefix)
+        if self._is_wanted(garbage, items):
+            return False
+        if garbage.what == "leftover" and not items and self.store.root:
+            (self.store.root / garbage.prefix).unlink(missing_ok=True)
+        # The claim first: a publisher that is alive after all then gives up. Of a checkpoint the manifest, so that
+        # what is half deleted does not exist.
+        for item in sorted(items, key=lambda item: not re.search(r"/(claim|manifest)\.json$", item.path)):
+            self.store.delete(item.path)
+        return True
+
+    def _is_wanted(self, garbage: Garbage, items: list[ObjectInfo]) -> bool:
+        """Whether anybody has completed it, or written anything there, since it was found."""
+        before = self._idle_before if garbage.what == "run" else self._before
+        completed = garbage.what == "leftover" and any(
+            item.path == f"{garbage.prefix}/manifest.json" for item in items
+        )
+        return completed or any(item.modified >= before for item in items)
+
+    # ------------------------------------------------------------------ what is reached
+
+    def _folders(self, kind: Kind) -> dict[str, list[ObjectInfo]]:
+        """Every object of every version and would-be version, by its folder."""
+        folders: dict[str, list[ObjectInfo]] = defaultdict(list)
+        for item in self.store.list(kind):
+            parts = item.path.split("/")
+            if len(parts) > 3 and re.fullmatch(VERSION_PATTERN, parts[2]):
+                folders["/".join(parts[:3])].append(item)
+        return folders
+
+    def _reached(
+        self, folders: dict[Kind, dict[str, list[ObjectInfo]]]
+    ) -> tuple[set[str], dict[str, Version]]:
+        """The folders of versions that are kept, and all versions by folder."""
+        kept: set[str] = set()
+        versions: dict[str, Version] = {}
+        for kind in KINDS:
+            complete = {
+                prefix
+                for prefix, items in folders[kind].items()
+                if any(item.path == f"{prefix}/manifest.json" for item in items)
+            }
+            for name in sorted({prefix.split("/")[1] for prefix in complete}):
+                of_name = [
+                    self.registry.resolve(kind, f"{name}/{version}")
+                    for version in self.registry.versions(kind, name)
+                ]
+                versions |= {version.prefix: version for version in of_name}
+                kept |= {version.prefix for version in of_name[-max(self.rules.newest, 1) :]}
+                kept |= {version.prefix for version in of_name if version.manifest.created >= self._before}
+                kept |= {f"{kind}/{name}/{version}" for version in self._aliased_of(kind, name)}
+        return kept | set(self._ancestors(kept, versions)), versions
+
+    def _aliased(self, version: Version) -> set[str]:
+        return self._aliased_of(version.kind, version.name)
+
+    def _aliased_of(self, kind: Kind, name: str) -> set[str]:
+        """The ids that a name's aliases point to, or pointed to in their last moves."""
+        return {
+            move.version
+            for alias in self.registry.aliases(kind, name)
+            for move in self.registry.history(kind, name, alias)[-max(self.rules.history, 1) :]
+        }
+
+    def _ancestors(self, kept: set[str], versions: dict[str, Version]) -> Iterator[str]:
+        """The versions that kept ones were made from, and those that these were made from."""
+        waiting, seen = list(kept), set(kept)
+        while waiting:
+            version = versions.get(waiting.pop())
+            for parent in parents(version, self.registry) if version else ():
+                if parent not in seen:
+                    seen.add(parent)
+                    waiting.append(parent)
+                    yield parent
+
+    # ------------------------------------------------------------------ runs and unfinished files
+
+    def _idle_runs(self) -> Iterator[Garbage]:
+        runs: dict[str, list[ObjectInfo]] = defaultdict(list)
+        for item in self.store.list("runs"):
+            runs["/".join(item.path.split("/")[:2])].append(item)
+        for prefix, items in runs.items():
+            modified = max(item.modified for item in items)
+            if modified < self._idle_before:
+                size = sum(item.size for item in items)
+                why = f"idle for {(now() - modified).days} days"
+                yield Garbage("run", prefix, size, modified, why)
+
+    def _staged(self, kinds: Sequence[Kind]) -> Iterator[Garbage]:
+        """Files that killed writers of a local store have left half written: 'name#1'. No listing shows them."""
+        root = self.store.root
+        tops = [*kinds, *(["runs"] if "models" in kinds else [])]
+        for top in tops if root else ():
+            for path in Path(str(root), top).rglob("*#*"):
+                status = path.stat()
+                modified = datetime.fromtimestamp(status.st_mtime, tz=self._before.tzinfo)
+                if path.is_file() and modified < self._before:
+                    prefix = path.relative_to(str(root)).as_posix()
+                    yield Garbage("leftover", prefix, status.st_size, modified, "half written")
+
+
+def parents(version: Version, registry: Registry) -> list[str]:
+    """The folders in the store of the versions that one was made from: the model of a voice, the base of a model.
+
+    A base that was named by an alias is the version that the alias pointed to when the model was published.
+    """
+    found = []
+    match version.manifest.lineage.get("model"):
+        case {"name": str(name), "version": str(id_)}:
+            found.append(f"models/{name}/{id_}")
+    base = str(version.manifest.lineage.get("base", ""))
+    name, separator, id_ = base.partition("/")
+    if separator and re.fullmatch(VERSION_PATTERN, id_):
+        found.append(f"models/{base}")
+    name, _, alias = base.partition("@")
+    if re.fullmatch(NAME_PATTERN, name) and (not alias or re.fullmatch(NAME_PATTERN, alias)):
+        found += [f"models/{name}/{id_}" for id_ in _pointed_to(registry, name, alias or "latest", version)]
+    return found
+
+
+def _pointed_to(registry: Registry, name: str, alias: str, before: Version) -> list[str]:
+    """The version that an alias pointed to before another was published, if it is known."""
+    try:
+        moves = registry.history("models", name, alias)
+    except NotFoundError:
+        return []
+    return [move.version for move in moves if move.created <= before.manifest.created][-1:]

@@ -1,0 +1,130 @@
+"""Copying a version from one store to another, through this machine's memory and never through its disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+from shared.cache import verify
+from shared.errors import AlreadyExistsError, CorruptObjectError, NotFoundError, StoreError
+from shared.manifests import Claim, FileEntry, Manifest, parse
+from shared.registry import Registry, Version
+from shared.store import Digest, Progress, Store, counted_on
+
+
+def copy_version(source: Store, version: Version, target: Registry, progress: Progress | None = None) -> bool:
+    """Copy a version with its id, licence and lineage as they are. It becomes visible in the target whole, at the end.
+
+    What an earlier attempt has copied is verified there, and not sent again.
+
+    Args:
+        source: Where it is.
+        version: The version.
+        target: Where it goes.
+        progress: Called with the bytes copied so far and the bytes in all.
+
+    Returns:
+        False if the target had it already.
+
+    Raises:
+        CorruptObjectError: A file of the source does not match the manifest; the target does not get the version.
+        AlreadyExistsError: The target has another version of this id.
+        StoreError: One of the stores failed. Copying again goes on from there.
+    """
+    if _is_there(target.store, version):
+        return False
+    _claim(source, version, target.store)
+    total, done = version.manifest.total_bytes, 0
+    for entry in version.manifest.files:
+        path = f"{version.prefix}/{entry.path}"
+        if not _has(target.store, path, entry):
+            pieces = _watched(source.pieces(path), counted_on(progress, done, total))
+            digest = target.store.upload_pieces(path, pieces)
+            try:
+                verify(entry, digest, source.address(path))
+            except CorruptObjectError:
+                target.store.delete(path)
+                raise
+        done += entry.bytes
+        if progress:
+            progress(done, total)
+    manifest = version.manifest
+    target.store.create(f"{version.prefix}/manifest.json", manifest.to_bytes(), nonce=manifest.nonce)
+    return True
+
+
+def digest_object(store: Store, path: str) -> Digest:
+    """Size and SHA-256 of an object, read through and kept nowhere.
+
+    Raises:
+        NotFoundError: There is no such object.
+        StoreError: The store failed.
+    """
+    sha256, size = hashlib.sha256(), 0
+    for piece in store.pieces(path):
+        sha256.update(piece)
+        size += len(piece)
+    return Digest(size, sha256.hexdigest())
+
+
+def damage(store: Store, version: Version, progress: Progress | None = None) -> list[str]:
+    """What is wrong with a version's files, read from the store one after another: a sentence for each.
+
+    Raises:
+        StoreError: The store failed.
+    """
+    total, done, problems = version.manifest.total_bytes, 0, []
+    for entry in version.manifest.files:
+        path = f"{version.prefix}/{entry.path}"
+        try:
+            verify(entry, digest_object(store, path), store.address(path))
+        except NotFoundError:
+            problems.append(f"{store.address(path)} is missing, though its manifest lists it")
+        except CorruptObjectError as error:
+            problems.append(str(error))
+        done += entry.bytes
+        if progress:
+            progress(done, total)
+    return problems
+
+
+def _is_there(store: Store, version: Version) -> bool:
+    path = f"{version.prefix}/manifest.json"
+    try:
+        there = parse(Manifest, store.read(path), store.address(path))
+    except NotFoundError:
+        return False
+    if there != version.manifest:
+        raise AlreadyExistsError(
+            f"{store.address(path)} is another version of the same id, and stays as it is"
+        )
+    return True
+
+
+def _claim(source: Store, version: Version, target: Store) -> None:
+    """Take the id in the target as its first writer did, so that attempts after one another are one writer's."""
+    path = f"{version.prefix}/claim.json"
+    claim = parse(Claim, source.read(path), source.address(path))
+    try:
+        target.create(path, claim.to_bytes(), nonce=claim.nonce)
+    except AlreadyExistsError:
+        if parse(Claim, target.read(path), target.address(path)).nonce != claim.nonce:
+            raise StoreError(
+                f"{target.address(path)} is another version of the same id, and stays as it is"
+            ) from None
+
+
+def _has(store: Store, path: str, entry: FileEntry) -> bool:
+    try:
+        return store.size(path) == entry.bytes and digest_object(store, path) == (entry.bytes, entry.sha256)
+    except NotFoundError:
+        return False
+
+
+def _watched(pieces: Iterator[bytes], progress: Progress | None) -> Iterator[bytes]:
+    done = 0
+    for piece in pieces:
+        yield piece
+        done += len(piece)
+        if progress:
+            progress(done, done)

@@ -1,0 +1,211 @@
+"""Garbage collection: what must stay stays, whatever else happens at the same moment."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+import shared.collection
+from shared.collection import Collector, Garbage, Rules
+from shared.errors import CorruptObjectError, NotFoundError
+from shared.manifests import Kind, new_nonce, now
+from shared.registry import Registry, Version
+from shared.runs import Run
+from shared.store import Store
+
+
+@pytest.fixture(params=["file", "memory"])
+def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Registry:
+    url = "memory://" if request.param == "memory" else str(tmp_path / "store")
+    return Registry(Store.open(url), tmp_path / "cache")
+
+
+def publish(registry: Registry, tmp_path: Path, kind: Kind = "models", **lineage: object) -> Version:
+    (tmp_path / "folder").mkdir(exist_ok=True)
+    (tmp_path / "folder" / "weights").write_bytes(new_nonce().encode())
+    name = "joe"
+    return registry.publish(
+        kind,
+        name,
+        tmp_path / "folder",
+        licence="MIT",
+        sources=[],
+        consent=None,
+        lineage=lineage,  # type: ignore[arg-type]
+    )
+
+
+def pass_time(monkeypatch: pytest.MonkeyPatch, **time: int) -> None:
+    later = now() + timedelta(**time)
+    monkeypatch.setattr(shared.collection, "now", lambda: later)
+
+
+def collect(registry: Registry, rules: Rules | None = None) -> list[str]:
+    collector = Collector(registry, rules)
+    found = collector.find()
+    assert all(collector.delete(garbage) for garbage in found)
+    return [garbage.prefix for garbage in found]
+
+
+def test_aliases_their_history_the_newest_and_what_these_were_made_from_stay(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, *moved, loose, newest = (publish(registry, tmp_path) for _ in range(6))
+    voice = publish(registry, tmp_path, "voices", model={"name": "joe", "version": base.id})
+    for version in moved:
+        registry.move_alias("models", "joe", "production", version.id)
+    pass_time(monkeypatch, days=2)
+    rules = Rules(history=2, newest=1)
+    assert collect(registry, rules) == sorted([moved[0].prefix, loose.prefix])
+    for version in [base, *moved[1:], newest]:
+        registry.resolve("models", version.reference)
+    registry.resolve("voices", voice.reference)
+    assert collect(registry, rules) == []
+    assert not [item for item in registry.store.list("models") if loose.id in item.path]
+
+
+def test_a_base_named_by_alias_is_the_version_that_it_pointed_to_then(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = publish(registry, tmp_path)
+    registry.move_alias("models", "joe", "best", base.id)
+    publish(registry, tmp_path, base="joe@best")
+    other = publish(registry, tmp_path)
+    registry.move_alias("models", "joe", "best", other.id)
+    child = publish(registry, tmp_path, base=f"joe/{other.id}")
+    registry.move_alias("models", "joe", "best", child.id)
+    pass_time(monkeypatch, days=2)
+    gone = collect(registry, Rules(history=1, newest=1))
+    assert base.prefix in gone  # its child is garbage too
+    assert other.prefix not in gone
+
+
+@pytest.mark.parametrize("rules", [Rules(age=timedelta(0), newest=1), Rules(age=timedelta(days=7), newest=1)])
+def test_what_is_younger_than_a_day_stays_whatever_is_asked(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rules: Rules
+) -> None:
+    for _ in range(2):
+        publish(registry, tmp_path)
+    registry.store.write("models/joe/20260102T030405-89abcdef/claim.json", b"a crashed writer's")
+    pass_time(monkeypatch, hours=23)
+    assert collect(registry, rules) == []
+    pass_time(monkeypatch, days=8)
+    assert len(collect(registry, rules)) == 2
+
+
+def test_what_a_crashed_publisher_left_goes_with_its_claim_first(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = publish(registry, tmp_path)
+    crashed = "models/joe/20260102T030405-89abcdef"
+    for file in ("claim.json", "a", "manifest.jsonl"):
+        registry.store.write(f"{crashed}/{file}", b"1")
+    deleted: list[str] = []
+    monkeypatch.setattr(Store, "delete", lambda _, path: deleted.append(path))
+    pass_time(monkeypatch, days=2)
+    assert collect(registry) == [crashed]
+    assert deleted[0] == f"{crashed}/claim.json"
+    assert len(deleted) == 3
+    registry.resolve("models", whole.reference)
+
+
+def test_a_half_written_file_of_a_killed_writer_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = Registry(Store.open(str(tmp_path / "store")))
+    version = publish(registry, tmp_path)
+    half = tmp_path / "store" / version.prefix / "weights#1"
+    half.write_bytes(b"half")
+    assert collect(registry) == []
+    pass_time(monkeypatch, days=2)
+    assert collect(registry) == [f"{version.prefix}/weights#1"]
+    assert not half.exists()
+    registry.fetch(version)
+
+
+def test_idle_runs_go_and_others_stay(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "optimiser").write_bytes(b"1")
+    Run.acquire(registry.store, "old").save_checkpoint(1, tmp_path / "state")
+    pass_time(monkeypatch, days=29)
+    assert collect(registry) == []
+    pass_time(monkeypatch, days=31)
+    found = Collector(registry).find()
+    assert [garbage.prefix for garbage in found] == ["runs/old"]
+    assert Collector(registry).find(["voices"]) == []
+    assert collect(registry) == ["runs/old"]
+    assert registry.store.list("runs") == []
+
+
+def test_a_version_that_is_promoted_while_it_is_deleted_stays(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, _ = publish(registry, tmp_path), publish(registry, tmp_path)
+    pass_time(monkeypatch, days=2)
+    collector = Collector(registry, Rules(newest=1))
+    (garbage,) = collector.find()
+    registry.move_alias("models", "joe", "production", old.id)
+    assert not collector.delete(garbage)
+    assert registry.resolve("models", "joe@production") == old
+    registry.fetch(old)
+
+
+def test_a_promotion_of_a_version_that_is_being_deleted_changes_nothing(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is deleted between the promotion's first look and its move."""
+    monkeypatch.setattr("shared.registry.time.sleep", lambda _: None)
+    old, new = publish(registry, tmp_path), publish(registry, tmp_path)
+    registry.move_alias("models", "joe", "production", new.id)
+    append = registry._append_move
+
+    def late(*arguments: object) -> object:
+        if old.id in arguments:
+            registry.delete(old)
+        return append(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(registry, "_append_move", late)
+    for alias in ("production", "canary"):
+        with pytest.raises(NotFoundError, match=r"deleted meanwhile|no version"):
+            registry.move_alias("models", "joe", alias, old.id)
+    assert registry.aliases("models", "joe") == {"production": new.id}
+
+
+def test_a_publisher_that_was_taken_for_crashed_completes_nothing(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(registry, tmp_path)
+    check = registry._check_claim
+
+    def after_the_collector(claim: object) -> None:
+        pass_time(monkeypatch, days=2)
+        collect(registry)
+        check(claim)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(registry, "_check_claim", after_the_collector)
+    with pytest.raises(Exception, match="Publish it again"):
+        publish(registry, tmp_path)
+    assert len(registry.versions("models", "joe")) == 1
+
+
+def test_what_was_completed_since_it_was_found_stays(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = publish(registry, tmp_path)
+    pass_time(monkeypatch, days=2)
+    leftover = Garbage("leftover", version.prefix, 1, now(), "never completed")
+    assert not Collector(registry).delete(leftover)
+    registry.fetch(version)
+
+
+def test_nothing_is_collected_where_a_manifest_cannot_be_read(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(4):
+        version = publish(registry, tmp_path)
+    registry.store.write(f"{version.prefix}/manifest.json", b"{")
+    pass_time(monkeypatch, days=2)
+    with pytest.raises(CorruptObjectError, match=r"manifest\.json"):
+        Collector(registry).find()

@@ -1,0 +1,139 @@
+"""Withdrawn consent: everything made of the recordings goes, nothing else does, and the record says so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from shared.errors import NotFoundError
+from shared.manifests import Kind, Withdrawal, WithdrawalOutcome, new_nonce
+from shared.registry import Registry, Version
+from shared.runs import Run
+from shared.store import Store
+from shared.withdrawal import Plan, Withdrawals
+
+
+@pytest.fixture(params=["file", "memory"])
+def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Registry:
+    url = "memory://" if request.param == "memory" else str(tmp_path / "store")
+    return Registry(Store.open(url), tmp_path / "cache")
+
+
+@pytest.fixture
+def family(registry: Registry, tmp_path: Path) -> dict[str, Version]:
+    """Ana's two models, what was made of them, and Luis's, with a base and a voice from elsewhere."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+
+    def publish(kind: Kind, name: str, consent: str | None = None, **lineage: object) -> Version:
+        (folder / "weights").write_bytes(new_nonce().encode())
+        return registry.publish(
+            kind,
+            name,
+            folder,
+            licence="MIT",
+            sources=[f"{name} corpus"],
+            consent=consent,
+            lineage=lineage,  # type: ignore[arg-type]
+        )
+
+    def of(model: Version) -> dict[str, str]:
+        return {"name": model.name, "version": model.id}
+
+    base = publish("models", "base", dataset="corpus")
+    luis = publish("models", "luis", base="base", dataset="luis.csv", run="luis")
+    ana = publish("models", "ana", "Ana, 1 May", base="base", dataset="ana.csv", run="ana", step=1)
+    again = publish("models", "second", base="base", dataset="ana.csv", run="second", step=9)
+    registry.move_alias("models", "ana", "latest", ana.id)
+    child = publish("models", "child", base="ana@latest", dataset="other.csv", run="child")
+    family = {"base": base, "luis": luis, "ana": ana, "again": again, "child": child}
+    for name in list(family):
+        family[f"{name} voice"] = publish("voices", family[name].name, model=of(family[name]))
+    family["unknown"] = publish("voices", "unknown", folder="/somewhere")
+    for run in ("ana", "luis", "stray"):
+        Run.acquire(registry.store, run).save_checkpoint(1, folder)
+    registry.move_alias("voices", "ana", "production", family["ana voice"].id)
+    return family
+
+
+ANAS = {"ana", "again", "child", "ana voice", "again voice", "child voice"}
+
+
+def names(family: dict[str, Version], plan: Plan) -> set[str]:
+    return {name for name, version in family.items() if version.prefix in plan.versions}
+
+
+@pytest.mark.parametrize(
+    ("kind", "references", "options"),
+    [
+        ("models", ["ana"], {}),
+        ("voices", ["ana@production"], {}),
+        ("voices", ["second"], {}),
+        ("models", [], {"datasets": ["ana.csv"]}),
+        ("models", [], {"sources": ["ANA, 1 may"]}),
+    ],
+)
+def test_everything_made_of_the_recordings_is_found_from_any_end(
+    registry: Registry,
+    family: dict[str, Version],
+    kind: Kind,
+    references: list[str],
+    options: dict[str, list[str]],
+) -> None:
+    plan = Withdrawals(registry).plan(kind, references, **options)  # type: ignore[arg-type]
+    assert names(family, plan) == ANAS
+    assert plan.runs == ["ana"]
+    assert set(plan.aliases) == {"models/ana@latest", "voices/ana@production"}
+    assert [line.partition(":")[0] for line in plan.undecided] == [family["unknown"].prefix, "runs/stray"]
+
+
+def test_a_purge_deletes_what_was_planned_and_leaves_a_record(
+    registry: Registry, family: dict[str, Version]
+) -> None:
+    for version in family.values():
+        registry.fetch(version)
+    withdrawals = Withdrawals(registry)
+    plan = withdrawals.plan("models", ["ana"])
+    outcome = withdrawals.carry_out(plan, asked=["models ana"], reason="letter of 3 May")
+    assert outcome.remaining == ()
+    for name, version in family.items():
+        if name in ANAS:
+            assert registry.store.list(version.prefix) == []
+        else:
+            registry.fetch(registry.resolve(version.kind, version.reference))
+    assert {item.path.split("/")[1] for item in registry.store.list("runs")} == {"luis", "stray"}
+    first, last = (registry.store.read(item.path) for item in reversed(registry.store.list("audit")))
+    record = Withdrawal.model_validate_json(first)
+    assert record.reason == "letter of 3 May"
+    assert {version.version for version in record.versions} == {family[name].id for name in ANAS}
+    assert WithdrawalOutcome.model_validate_json(last).id == record.id
+    gone = {entry.sha256 for name in ANAS for entry in family[name].manifest.files}
+    cached = {path.name for path in registry.cache.glob("blobs/*/*")}
+    assert not gone & cached
+    weights = list(registry.cache.rglob("weights"))
+    assert len(weights) == (0 if registry.store.root else len(family) - len(ANAS))
+
+
+def test_the_record_is_written_before_anything_is_deleted(
+    registry: Registry, family: dict[str, Version], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        assert len(registry.store.list("audit")) == 1
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Store, "delete", broken)
+    withdrawals = Withdrawals(registry)
+    with pytest.raises(KeyboardInterrupt):
+        withdrawals.carry_out(withdrawals.plan("models", ["ana"]), asked=["models ana"], reason="letter")
+    (record,) = registry.store.list("audit")
+    assert "letter" in json.loads(registry.store.read(record.path))["reason"]
+
+
+@pytest.mark.parametrize("options", [{"datasets": ["anna.csv"]}, {"sources": ["nobody"]}])
+def test_what_names_nothing_is_answered_with_what_there_is(
+    registry: Registry, family: dict[str, Version], options: dict[str, list[str]]
+) -> None:
+    with pytest.raises(NotFoundError, match=r"ana\.csv"):
+        Withdrawals(registry).plan("models", **options)  # type: ignore[arg-type]

@@ -60,6 +60,7 @@ bench: install
 	$(BIN)/python -m benchmarks.training --quick
 	$(BIN)/python -m benchmarks.synthesis --seconds 1 5 --rounds 2
 	$(BIN)/python -m benchmarks.serving --voice $(VOICE)
+	$(BIN)/python -m benchmarks.planning --voice $(VOICE)
 
 proto: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" shared/protos/generate.sh

@@ -161,8 +161,7 @@ def parser() -> argparse.ArgumentParser:
 
 def say_in_process(arguments: argparse.Namespace) -> Speak:
     """Open a voice of the store; the call that is returned speaks."""
-    from services.synthesis.voices import default_voice
-    from shared.registry import Registry
+    from shared.registry import Registry, default_voice
     from shared.store import Store
     from shared.voice import Voice
     from shared.voice.voice import SpeechParameters

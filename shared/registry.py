@@ -527,6 +527,22 @@ class Registry:
         return folder
 
 
+def default_voice(registry: Registry) -> str:
+    """The voice that speaks when nobody says which: the one published last.
+
+    Raises:
+        NotFoundError: The store holds no voice.
+        StoreError: The store failed.
+    """
+    names = registry.names("voices")
+    if not names:
+        raise NotFoundError(
+            f"{registry.store.lack('voice')}. 'make demo' trains and exports one; "
+            "'vits export' makes one from a model. Another store is given with --store."
+        )
+    return max(names, key=lambda name: registry.resolve("voices", name).manifest.created)
+
+
 def _end(word: str, known: Sequence[str]) -> str:
     """The end of a sentence about an unknown word."""
     return nearest(word, known) or "."

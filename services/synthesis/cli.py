@@ -20,7 +20,7 @@ from services.synthesis.logs import configure_logging
 from services.synthesis.settings import LOG_FORMATS, Settings
 from shared.cache import default_cache
 from shared.errors import UserError
-from shared.registry import Registry
+from shared.registry import Registry, default_voice
 from shared.store import Store, default_store_url
 
 EPILOG = """\
@@ -256,8 +256,6 @@ def main(argv: Sequence[str]) -> int:
         signal.signal(number, stop_at_once)
     store = arguments.store or default_store_url()
     registry = Registry(Store.open(store))
-    from services.synthesis.voices import default_voice
-
     registry.resolve("voices", arguments.voice or default_voice(registry))
     # Files that cannot be used are said now.
     Access(arguments.tokens)

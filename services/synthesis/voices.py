@@ -21,7 +21,7 @@ from shared.errors import (
     nearest,
 )
 from shared.metrics import Metrics
-from shared.registry import Registry, Version
+from shared.registry import Registry, Version, default_voice
 from shared.text.front_end import FrontEnd
 from shared.text.lexicon import Lexicon, LexiconFile
 from shared.voice.runtime import Worker
@@ -82,22 +82,6 @@ class LoadedVoice:
     size: int = 0
     leases: int = 0
     used: int = 0
-
-
-def default_voice(registry: Registry) -> str:
-    """The voice that speaks when nobody says which: the one published last.
-
-    Raises:
-        NotFoundError: The store holds no voice.
-        StoreError: The store failed.
-    """
-    names = registry.names("voices")
-    if not names:
-        raise NotFoundError(
-            f"{registry.store.lack('voice')}. 'make demo' trains and exports one; "
-            "'vits export' makes one from a model. Another store is given with --store."
-        )
-    return max(names, key=lambda name: registry.resolve("voices", name).manifest.created)
 
 
 class VoiceShelf:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from services.synthesis.speaker import Order, Speaker
-from services.synthesis.voices import VoiceShelf, default_voice
+from services.synthesis.voices import VoiceShelf
 from shared.errors import (
     DeadlineError,
     EngineError,
@@ -24,7 +24,7 @@ from shared.errors import (
     UserError,
 )
 from shared.metrics import Metrics
-from shared.registry import Registry
+from shared.registry import Registry, default_voice
 from shared.store import Store
 
 if TYPE_CHECKING:

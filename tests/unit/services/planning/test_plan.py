@@ -1,0 +1,190 @@
+"""``vits plan``: from a profile to an answer, or to the reason why there is none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from services.cli import main
+from services.planning import answer
+from services.planning.answer import Question, Target
+from services.planning.profile import Profile, measure
+from services.planning.simulation import Settings, TextWork
+from services.planning.workload import Load, draw_texts, parse_distribution, plan_texts
+from shared.errors import UserError
+from shared.text import FrontEnd
+from shared.voice import Voice, VoiceSpec
+from tests.unit.shared.voice.conftest import FakeEngine, spec_fields
+
+
+@pytest.fixture(autouse=True)
+def few_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is tested here does not need a 99th percentile that is exact."""
+    monkeypatch.setattr(answer, "REQUESTS", 400)
+    monkeypatch.setattr(answer, "LEAST_SECONDS", 20.0)
+
+
+@pytest.fixture
+def saved(profile: Profile, tmp_path: Path) -> Path:
+    path = tmp_path / "pod.json"
+    profile.write(path)
+    return path
+
+
+def plan(saved: Path, *more: str) -> list[str]:
+    return ["plan", "--profile", str(saved), "--requests-per-second", "4", *more]
+
+
+def ask(texts: list[TextWork], profile: Profile, target: float, rate: float = 4.0) -> Question:
+    return Question(texts, profile, Load("constant", rate, 100.0), Target(target), Settings(pods=1))
+
+
+def test_the_answer_meets_the_target_and_fewer_pods_do_not(profile: Profile, texts: list[TextWork]) -> None:
+    found = ask(texts, profile, 0.4).answer()
+    assert found.pods is not None
+    assert found.pods >= 4 / found.capacity
+    rows = {row.pods: row for row in found.rows}
+    assert rows[found.pods].met
+    assert rows[found.pods].first_audio[1] <= 0.4
+    assert not rows[min(rows)].met
+    assert rows[max(rows)].met
+    tighter = ask(texts, profile, 0.12).answer()
+    assert tighter.pods is not None
+    assert tighter.pods > found.pods
+    assert ask(texts, profile, 0.4, rate=8.0).answer().pods > found.pods  # type: ignore[operator]
+
+
+def test_a_target_below_one_request_alone_is_impossible_and_says_why(
+    profile: Profile, texts: list[TextWork]
+) -> None:
+    found = ask(texts, profile, 0.01).answer()
+    assert found.pods is None
+    assert "a request that is alone on an idle pod takes" in found.why
+    assert found.alone.first_audio[1] > 0.01
+    assert found.rows
+
+
+def test_command_prints_json_and_draws(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "plan.html"
+    code = main(
+        plan(
+            saved,
+            "--target-first-audio",
+            "0.5",
+            "--duration",
+            "60",
+            "--json",
+            "--pod-price",
+            "0.1",
+            "--plot",
+            str(page),
+        )
+    )
+    content = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert content["pods"] >= 1
+    assert content["rows"][-1]["cost"] > 0
+    assert content["scaled"]["row"]["pods"] >= 1
+    text = page.read_text(encoding="utf-8")
+    assert "data:image/svg+xml;base64," in text
+    assert "http" not in text.partition("base64,")[0], "the page needs nothing else"
+    assert f"With {content['pods']} pod" in text
+
+
+def test_command_says_what_is_impossible(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(plan(saved, "--target-first-audio", "0.001", "--no-autoscaler")) == 3
+    printed = capsys.readouterr()
+    assert "cannot be met" in printed.err
+    assert "alone on an idle pod" in printed.out
+
+
+def test_a_given_number_of_pods_is_judged(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(plan(saved, "--target-first-audio", "0.5", "--pods", "1", "--no-autoscaler")) == 0
+    assert "With 1 pod there is not a first audio within 0.5 s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ([], "give --requests-per-second and --target-first-audio"),
+        (["--target-first-audio", "1", "--measure"], "finished measurement"),
+        (["--target-first-audio", "1", "--min-pods", "3", "--max-pods", "2"], "--min-pods is 3"),
+        (["--target-first-audio", "1", "--min-pods", "0"], "none is reported where there are none"),
+        (["--target-first-audio", "1", "--target-backlog", "0"], "--target-backlog is 0"),
+        (["--target-first-audio", "1", "--plot", "x.pdf"], ".html, .png, .svg"),
+        (["--target-first-audio", "1", "--plot", "nowhere/x.png"], "there is no folder"),
+        (["--target-first-audio", "1", "--pods", "0"], "--pods is 0"),
+        (["--target-first-audio", "1", "--text-length-distribution", "gauss:3"], "lognormal:120,0.6"),
+        (["--target-first-audio", "1", "--text-length-distribution", "fixed:9999"], "up to 4096"),
+        (
+            ["--target-first-audio", "1", "--text-length-distribution", "file:nowhere"],
+            "nowhere, which cannot be read",
+        ),
+    ],
+)
+def test_bad_options(saved: Path, options: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(plan(saved, *options)) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_damaged_profile_lists_its_faults(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = json.loads(saved.read_text())
+    del content["streams"]
+    content["frames_per_token"] = -1
+    saved.write_text(json.dumps(content))
+    assert main(plan(saved, "--target-first-audio", "1")) == 2
+    error = capsys.readouterr().err
+    assert "streams" in error
+    assert "frames_per_token" in error
+
+
+def test_profile_survives_its_file(profile: Profile, saved: Path) -> None:
+    assert Profile.read(saved) == profile
+
+
+@pytest.mark.parametrize(
+    ("said", "least", "most"),
+    [("fixed:120", 112, 120), ("uniform:20-400", 12, 400), ("lognormal:120,0.6", 10, 1500)],
+)
+def test_texts_have_the_lengths_that_were_asked_for(said: str, least: int, most: int) -> None:
+    distribution = parse_distribution(said)
+    lengths = [len(text) for text in draw_texts(distribution, "es", seed=1)]
+    assert min(lengths) >= least
+    assert max(lengths) <= most
+    assert distribution.lengths is not None
+    wanted = distribution.lengths(np.random.default_rng(1), 100_000).mean()
+    assert np.mean(lengths) == pytest.approx(wanted, rel=0.06)
+
+
+def test_texts_of_a_file_are_spoken_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_text("hola\n\nadiós\n", encoding="utf-8")
+    assert set(draw_texts(parse_distribution(f"file:{path}"), "es", seed=0)) == {"hola", "adiós"}
+
+
+def test_a_voice_that_can_speak_no_example_asks_for_texts() -> None:
+    front_end = FrontEnd.from_spec({**spec_fields()["front_end"], "vocab": {"_": 0, "ж": 1}})
+    with pytest.raises(UserError, match=r"file:texts\.txt"):
+        plan_texts(["你好"], front_end, "ru")
+
+
+def test_measurement_notes_what_the_runtime_computes() -> None:
+    spec = VoiceSpec.model_validate(spec_fields(token_buckets=[32, 64, 128, 256]))
+    voice = Voice(spec, FakeEngine())
+    shares: list[float] = []
+    profile = measure(
+        voice, reference="ana/1", variant="fp32", threads=1, seconds=0.3, progress=shares.append
+    )
+    assert shares == sorted(shares)
+    assert profile.streams == 1
+    widths = {10, 13, 16, 20, 24, 22, 14, 18, 26, 30}
+    assert set(profile.decode_seconds) <= widths | set(range(60))
+    assert all(seconds > 0 for seconds in profile.decode_seconds.values())
+    assert profile.render(64, 100) > 0
+    assert np.mean(profile.decode_spread) == pytest.approx(1)
+    assert profile.frames_per_token > 0

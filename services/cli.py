@@ -47,6 +47,9 @@ SUBCOMMANDS: dict[str, Subcommand] = {
     "evaluate": Subcommand("services.evaluate", "judges", "score a voice, a model or recordings"),
     "say": Subcommand("services.say", "serve", "speak one text into a file"),
     "serve": Subcommand("services.synthesis.cli", "serve", "serve voices over HTTP and gRPC"),
+    "synthesize": Subcommand(
+        "services.bulk.cli", "serve", "speak a table of texts, of any length, into a store"
+    ),
     "plan": Subcommand("services.planning.cli", "serve", "say how many pods a load needs, by simulation"),
     "models": Subcommand("services.store_cli", "", "list and show the models in a store"),
     "voices": Subcommand("services.store_cli", "", "list and show the voices in a store"),

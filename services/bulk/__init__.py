@@ -1,0 +1,1 @@
+"""``vits synthesize``: datasets of texts, of any length, spoken into a store."""

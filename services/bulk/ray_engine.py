@@ -1,0 +1,99 @@
+"""Shards on a Ray cluster: Ray Data moves them to workers, each of which speaks as the local engine does.
+
+What a worker has written stays, whatever becomes of it: Ray may run a shard twice, and the second run finds the audio
+of the first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from itertools import islice
+from typing import Any
+
+from services.bulk.job import Job, Shard
+from services.bulk.rows import BadRow, Row
+from services.bulk.worker import Record, Worker
+from shared.errors import MissingExtraError, UserError
+
+#: Shards that are handed to Ray together; those of one such wave are in the driver's memory.
+WAVE = 512
+#: Threads of a worker where nobody says: several workers of few threads do more than one of many.
+THREADS = 2
+
+
+class RayWorker:
+    """A worker as Ray Data wants it: made once, then called with batches of shards as JSON."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        self._job = Job(**job)
+        self._worker = Worker(self._job)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        """Speak them; gives each shard's records as JSON."""
+        return {
+            "records": [json.dumps(self._worker.speak(unpacked(self._job, text))) for text in batch["shard"]]
+        }
+
+
+def packed(shard: Shard) -> str:
+    """A shard as JSON."""
+    return json.dumps([[isinstance(row, Row), asdict(row)] for row in shard.rows])
+
+
+def unpacked(job: Job, text: str) -> Shard:
+    """The shard that `packed` took."""
+    return Shard(job, tuple(Row(**row) if good else BadRow(**row) for good, row in json.loads(text)))
+
+
+def speak(job: Job, pending: Iterable[Shard], *, workers: int, address: str) -> Iterator[list[Record]]:
+    """Speak shards on a cluster.
+
+    Args:
+        job: What is spoken. Its stores have to be reachable from every node.
+        pending: The shards.
+        workers: Most workers; as many as the cluster has room for where 0.
+        address: Of the cluster; empty for what RAY_ADDRESS says, or a cluster of this machine alone.
+
+    Yields:
+        The records of each shard, in any order.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+        UserError: The cluster cannot be reached, or has no room for one worker.
+    """
+    try:
+        import ray
+        import ray.data
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"--engine ray needs the package {error.name!r}, which is not installed. "
+            "Install the extra: pip install 'vits-suite[ray]'"
+        ) from error
+    try:
+        ray.init(
+            address=address or None, ignore_reinit_error=True, log_to_driver=False, logging_level="warning"
+        )
+    except Exception as error:  # Ray's own are of many kinds, and of none
+        reason = str(error).partition("\n")[0]
+        where = f"answers at {address}" if address else "answers at $RAY_ADDRESS or can be started here"
+        raise UserError(f"no Ray cluster {where}: {reason}") from error
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    threads = job.threads or THREADS
+    room = int(ray.cluster_resources().get("CPU", 0)) // threads
+    if not room:
+        raise UserError(f"the Ray cluster has fewer than {threads} CPUs: give fewer --threads")
+    shards = iter(pending)
+    facts = asdict(job) | {"threads": threads}
+    while wave := [{"shard": packed(shard)} for shard in islice(shards, WAVE)]:
+        most = min(workers or room, room, len(wave))
+        spoken = ray.data.from_items(wave, override_num_blocks=len(wave)).map_batches(
+            RayWorker,
+            fn_constructor_args=(facts,),
+            batch_size=1,
+            num_cpus=threads,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
+        )
+        for row in spoken.iter_rows():
+            yield json.loads(row["records"])

@@ -51,6 +51,9 @@ SUBCOMMANDS: dict[str, Subcommand] = {
         "services.bulk.cli", "serve", "speak a table of texts, of any length, into a store"
     ),
     "plan": Subcommand("services.planning.cli", "serve", "say how many pods a load needs, by simulation"),
+    "doctor": Subcommand(
+        "services.doctor.cli", "", "look at this machine, a store or a configuration; say what to do"
+    ),
     "models": Subcommand("services.store_cli", "", "list and show the models in a store"),
     "voices": Subcommand("services.store_cli", "", "list and show the voices in a store"),
 }

@@ -15,9 +15,10 @@ from services.export.sentences import Sentences, read_sentences, sentences_for
 from shared.cache import default_cache
 from shared.errors import UserError
 from shared.model_source import ModelSource
+from shared.processor import cpu_features
 from shared.text import FrontEnd
 from shared.voice import VoiceSpec
-from shared.voice.engine import cpu_features, why_not
+from shared.voice.engine import why_not
 from shared.voice.spec import ModelReference
 
 #: Every variant that can be asked for, and the CPU features of which it needs one.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import threading
 import time
 from collections.abc import Callable
@@ -25,8 +24,8 @@ from services.planning.workload import draw_texts, parse_distribution
 from shared.cache import default_cache
 from shared.errors import UserError
 from shared.metrics import Metrics
+from shared.processor import cpu_features, cpu_model
 from shared.voice import SpeechParameters, Utterance, Voice, VoiceSpec
-from shared.voice.engine import cpu_features
 from shared.voice.runtime import Piece, Runtime
 from shared.voice.scheduler import Policy
 from shared.voice.voice import Plan
@@ -122,18 +121,8 @@ class Profile(BaseModel):
 
 def remembered_path(folder: Path, variant: str, threads: int, streams: int) -> Path:
     """Where the profile of a fetched voice on this machine is remembered."""
-    what: list[Any] = [str(folder), variant, threads, streams, machine(), sorted(cpu_features())]
+    what: list[Any] = [str(folder), variant, threads, streams, cpu_model(), sorted(cpu_features())]
     return default_cache() / "profiles" / f"{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]}.json"
-
-
-def machine(path: Path = Path("/proc/cpuinfo")) -> str:
-    """The processor's model, as Linux names it."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.machine())
 
 
 def measure(
@@ -169,7 +158,7 @@ def measure(
     return recorder.profile(
         voice=reference,
         variant=variant,
-        machine=machine(),
+        machine=cpu_model(),
         threads=threads,
         streams=streams,
         planning_seconds_per_character=planning,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +13,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from shared.errors import EngineError, ModelError
+from shared.processor import cpu_features
 from shared.voice.spec import Variant
 
 Arrays = dict[str, NDArray[np.float32]]
@@ -67,22 +67,6 @@ def open_engine(folder: Path, variant: Variant, *, threads: int | None = None, s
 
         return OpenVinoEngine(folder, variant, threads=threads, streams=streams)
     return OnnxRuntimeEngine(folder, variant, threads=max(1, threads // streams), streams=streams)
-
-
-@cache
-def cpu_features(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """What the CPU can do, as Linux names it; nothing where the file is not there."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return frozenset()
-    # x86 says "flags", ARM "Features".
-    return frozenset(
-        word
-        for line in lines
-        if line.partition(":")[0].strip() in ("flags", "Features")
-        for word in line.partition(":")[2].split()
-    )
 
 
 def why_not(variant: Variant) -> str | None:

@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from shared.errors import VitsError
-from shared.voice.engine import Engine, cpu_features, open_engine, why_not
+from shared.processor import cpu_features
+from shared.voice.engine import Engine, open_engine, why_not
 from shared.voice.spec import VOICE_FILE, Variant, VoiceSpec
 
 logger = logging.getLogger("vits.voice")

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from services.export.export import VARIANTS, export_voice
 from services.export.graphs import OPSET, SIGNATURES, export_fp16
 from shared.errors import EngineError, ModelError, NotFoundError
+from shared.processor import cpu_features
 from shared.provenance import Provenance
 from shared.voice import Voice, VoiceSpec
-from shared.voice.engine import GPU_PROVIDER, cpu_features, open_engine
+from shared.voice.engine import GPU_PROVIDER, open_engine
 from shared.voice.openvino_engine import MOST_SHAPES, OpenVinoEngine
 from shared.voice.spec import DecoderPlan
 from shared.voice.windows import plan_windows

@@ -12,8 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 from shared.errors import EngineError
+from shared.processor import cpu_features
 from shared.voice import VoiceSpec, engine, selection
-from shared.voice.engine import Arrays, cpu_features, open_engine, why_not
+from shared.voice.engine import Arrays, open_engine, why_not
 from shared.voice.selection import choose_variant, recommended_variant, usable_variants
 from shared.voice.spec import Variant
 

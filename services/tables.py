@@ -27,8 +27,8 @@ def print_json(value: object) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def print_table(header: list[str], rows: list[list[str]]) -> None:
-    """Print rows of cells under a header."""
+def print_table(header: list[str], rows: list[list[str]], *, numbers: bool = False) -> None:
+    """Print rows of cells under a header; ``numbers`` aligns all columns but the first to the right."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -37,6 +37,8 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
     width = None if sys.stdout.isatty() else UNBOUNDED_WIDTH
     console = Console(markup=False, highlight=False, emoji=False, width=width)
     table = Table(*header, box=SIMPLE_HEAD, show_header=any(header))
+    for column in table.columns[1:] if numbers else []:
+        column.justify = "right"
     for row in rows:
         table.add_row(*row)
     console.print(table)

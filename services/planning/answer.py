@@ -282,13 +282,7 @@ class Question:
         part = max(
             1, math.ceil(fleet / SIMULATED_SCALED_PODS), min(fleet // 4, round(requests / SIMULATED_REQUESTS))
         )
-        scaling = replace(
-            self.scaling,
-            least=max(1, round(self.scaling.least / part)),
-            most=max(1, self.scaling.most // part),
-            up_pods=max(1, round(self.scaling.up_pods / part)),
-            down_pods=max(1, round(self.scaling.down_pods / part)),
-        )
+        scaling = _shared(self.scaling, part)
         load = replace(self.load, peak=self.load.peak / part)
         settings = replace(self.settings, pods=scaling.least, scaling=scaling)
         outcome = Simulation(self.texts, self.profile, settings).run(
@@ -306,6 +300,21 @@ class Question:
         ]
         row = self._row(mean * part, outcome, part)
         return Scaled(row, max(sample.pods for sample in samples), part, samples)
+
+
+def _shared(scaling: Scaling, part: int) -> Scaling:
+    """An autoscaler of one of so many parts: a pod of it is several of the whole, and goes after as much longer."""
+    slower = 1.0
+    if 0 < scaling.down_pods < part and not scaling.down_percent:
+        slower = part / scaling.down_pods
+    return replace(
+        scaling,
+        least=max(1, round(scaling.least / part)),
+        most=max(1, scaling.most // part),
+        up_pods=math.ceil(scaling.up_pods / part),
+        down_pods=math.ceil(scaling.down_pods / part),
+        down_period_seconds=scaling.down_period_seconds * slower,
+    )
 
 
 def _percentiles(outcome: Outcome, what: Literal["first_audio", "total"]) -> tuple[float, float, float]:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from services.planning.answer import PERCENTILES, Answer, Question, Row
+from services.tables import print_table
 from shared.errors import MissingExtraError, UserError
-from shared.tables import print_table
 from shared.wording import counted
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from services.cli import main
 from services.planning import answer
 from services.planning.answer import Question, Target
+from services.planning.autoscaler import Scaling
 from services.planning.profile import Profile, measure
 from services.planning.simulation import Settings, TextWork
 from services.planning.workload import Load, draw_texts, parse_distribution, plan_texts
@@ -65,6 +67,17 @@ def test_a_target_below_one_request_alone_is_impossible_and_says_why(
     assert "a request that is alone on an idle pod takes" in found.why
     assert found.alone.first_audio[1] > 0.01
     assert found.rows
+
+
+def test_a_part_of_a_fleet_grows_and_shrinks_as_the_whole() -> None:
+    """Of 1,000 pods one in ten is simulated: a pod of it stands for ten, and goes after ten times as long."""
+    whole = Scaling(most=1000, least=50, up_pods=20, down_pods=1, down_period_seconds=60)
+    part = answer._shared(whole, 10)
+    assert (part.least, part.most, part.up_pods) == (5, 100, 2)
+    assert part.down_pods * 10 / part.down_period_seconds == whole.down_pods / whole.down_period_seconds
+    assert answer._shared(replace(whole, down_pods=0), 10).down_pods == 0
+    assert answer._shared(replace(whole, down_percent=10), 10).down_period_seconds == 60
+    assert answer._shared(whole, 1) == whole
 
 
 def test_command_prints_json_and_draws(

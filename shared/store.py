@@ -9,9 +9,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import random
 import re
 import secrets
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -96,12 +98,20 @@ class Store:
     Attributes:
         url: Its address, absolute and without credentials.
         root: Its folder when it is a local one, else None.
+        patience: How long a request is tried again.
     """
 
-    def __init__(self, client: ObjectStore | None, url: str, root: Path | None = None) -> None:
+    def __init__(
+        self,
+        client: ObjectStore | None,
+        url: str,
+        root: Path | None = None,
+        patience: timedelta = PATIENCE,
+    ) -> None:
         self._opened = client
         self.url = url
         self.root = root
+        self.patience = patience
 
     @classmethod
     def open(cls, url: str, *, patience: timedelta = PATIENCE) -> Self:
@@ -125,7 +135,7 @@ class Store:
             return cls(_open_memory(rest), url)
         if scheme in CREDENTIALS and rest:
             _check_no_secret(scheme, url)
-            return cls(_open_remote(scheme, url, patience), url.rstrip("/"))
+            return cls(_open_remote(scheme, url, patience), url.rstrip("/"), patience=patience)
         raise UserError(
             f"{url!r} is not the address of a store: use a folder (file://./store), s3://bucket/prefix, "
             "gs://bucket/prefix, az://container/prefix or memory://name"
@@ -217,11 +227,26 @@ class Store:
         """
         if nonce is not None and nonce.encode() not in data:
             raise ValueError("the data do not contain the nonce")
-        try:
-            self._create_once(path, data)
-        except StoreError:
-            if nonce is None or not self._holds(path, data):
-                raise
+        deadline, pause = time.monotonic() + self.patience.total_seconds(), 0.1
+        while True:
+            try:
+                return self._create_once(path, data)
+            except StoreError as error:
+                if nonce is None:
+                    raise
+                if self._holds(path, data):
+                    return None
+                # The client does not send this again by itself, for without a nonce it could not tell whose it finds.
+                if not self._may_pass(error) or time.monotonic() + pause > deadline:
+                    raise
+            time.sleep(random.uniform(pause / 2, pause))  # noqa: S311
+            pause = min(2 * pause, 15)
+
+    def _may_pass(self, error: StoreError) -> bool:
+        """Whether a failure to create is the network's or the service's, and may be another time's success."""
+        cause = error.__cause__
+        lasting = (ObjectExistsError, PermissionDeniedError, UnauthenticatedError, FileNotFoundError)
+        return self.root is None and isinstance(cause, BaseError) and not isinstance(cause, lasting)
 
     def _create_once(self, path: str, data: bytes) -> None:
         with self._translated("create", path):
@@ -415,6 +440,10 @@ class Store:
         try:
             yield
         except FileNotFoundError as error:
+            if "NoSuchBucket" in str(error):
+                raise StoreError(
+                    f"could not {action} {self.address(path)}: {self._explained(error)}"
+                ) from error
             raise NotFoundError(f"{self.address(path)} does not exist") from error
         except ObjectExistsError as error:
             raise AlreadyExistsError(f"{self.address(path)} exists already") from error

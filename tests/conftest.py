@@ -6,7 +6,7 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Sums in one order, so that equal means equal; and tests beside each other do not wait for each other's threads.
@@ -23,6 +23,8 @@ from shared.audio import write_wav
 from shared.modeling import VitsForTraining, save_model
 from shared.modeling.initialization import initialize
 from shared.provenance import Provenance
+from tests.infra.s3_server import S3Server
+from tests.infra.s3_server import running as s3_server_running
 
 ALPHABET = "_ abcdefghijklmnopqrstuvwxyzáéíñóúü"
 SENTENCES = (
@@ -140,3 +142,10 @@ def make_dataset(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
 def recordings_folder(make_dataset: Callable[..., Path]) -> Path:
     """Eight recordings to train on and two to evaluate on. Do not write into it."""
     return make_dataset()
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server with an empty bucket, for all tests; give each its own prefix."""
+    with s3_server_running(tmp_path_factory.mktemp("s3")) as server:
+        yield server

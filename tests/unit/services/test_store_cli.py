@@ -212,7 +212,7 @@ def test_copy_brings_a_voice_with_its_model_and_alias(
     (folder / "w").write_bytes(b"weights")
     described: dict[str, Any] = {"licence": "MIT", "sources": [], "consent": None}
     model = registry.publish("models", "joe", folder, lineage={"base": "facebook/mms"}, **described)
-    lineage = {"model": {"name": "joe", "version": model.id}}
+    lineage: dict[str, Any] = {"model": {"name": "joe", "version": model.id}}
     voice = registry.publish("voices", "joe", folder, lineage=lineage, **described)
     other = str(tmp_path / "other")
     assert main(["voices", "copy", "joe", other, "--alias", "production", "--with-lineage", "--json"]) == 0

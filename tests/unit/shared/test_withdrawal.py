@@ -82,7 +82,7 @@ def test_everything_made_of_the_recordings_is_found_from_any_end(
     references: list[str],
     options: dict[str, list[str]],
 ) -> None:
-    plan = Withdrawals(registry).plan(kind, references, **options)  # type: ignore[arg-type]
+    plan = Withdrawals(registry).plan(kind, references, **options)
     assert names(family, plan) == ANAS
     assert plan.runs == ["ana"]
     assert set(plan.aliases) == {"models/ana@latest", "voices/ana@production"}
@@ -136,4 +136,4 @@ def test_what_names_nothing_is_answered_with_what_there_is(
     registry: Registry, family: dict[str, Version], options: dict[str, list[str]]
 ) -> None:
     with pytest.raises(NotFoundError, match=r"ana\.csv"):
-        Withdrawals(registry).plan("models", **options)  # type: ignore[arg-type]
+        Withdrawals(registry).plan("models", **options)

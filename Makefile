@@ -19,12 +19,12 @@ BASE_IMAGE  ?= python:3.11-slim-bookworm
 BUILD_FLAGS ?=
 SCRIPTS     := $(shell grep -lE '^\#!.*sh$$' .ci/* tests/infra/* shared/protos/*.sh)
 
-.PHONY: help install demo test test-fast lint type bench images sbom monitoring proto lint-proto lock clean
+.PHONY: help install demo test test-fast lint type bench images sbom monitoring node proto lint-proto lock clean
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
-	@echo "also: install lint type images sbom monitoring proto lint-proto lock clean"
+	@echo "also: install lint type images sbom monitoring node proto lint-proto lock clean"
 
 install: $(VENV)/.installed
 
@@ -39,6 +39,15 @@ $(VENV)/.installed: pyproject.toml constraints.txt setup.py monotonic_align/_ker
 
 demo: install
 	$(BIN)/python -m examples.demo
+
+# transformers.js, in which a format is tested; needs npm. Its scripts would fetch CUDA's libraries.
+node: build/node/.installed
+
+build/node/.installed:
+	npm install --silent --no-audit --no-fund --ignore-scripts --prefix build/node @huggingface/transformers@4.3.1
+	@touch $@
+
+export TRANSFORMERS_JS ?= $(wildcard build/node)
 
 test: install
 	$(BIN)/python -m pytest -m "not corpus and not cluster and not container and not gpu"

@@ -38,6 +38,9 @@ from shared.voice import Voice
 from shared.voice.noise import Stream, standard_normal
 
 SECONDS = (1, 5, 20, 60)
+
+#: Standard deviation of speech before the decoder's hyperbolic tangent, where full scale is 1.
+SPEECH_LEVEL = 0.2
 SENTENCES = (
     "the boat lay in the bay until the evening came.",
     "nobody had told them how long the road would be.",
@@ -287,16 +290,17 @@ def choose_texts(paths: Paths, lengths: Sequence[int]) -> dict[int, str]:
     return texts
 
 
-def prepare(model: Path | None, piper_file: Path | None, scratch: Path, threads: int) -> Paths:
+def prepare(
+    model: Path | None, voice: Path | None, piper_file: Path | None, scratch: Path, threads: int
+) -> Paths:
     """Export the model for everybody."""
-    from services.export.export import export_voice
     from services.export.formats.write import write_format
     from shared.errors import VitsError
-    from shared.provenance import Provenance
 
     if model is None:
         model = random_model(scratch / "mms-size")
-    export_voice(model, scratch / "voice", provenance=Provenance(), variants=["fp32-openvino", "bf16"])
+    if voice is None:
+        voice = export_all(model, scratch / "voice")
     sherpa_folder: Path | None = scratch / "sherpa"
     try:
         write_format("sherpa-onnx", model, scratch / "sherpa")
@@ -305,15 +309,51 @@ def prepare(model: Path | None, piper_file: Path | None, scratch: Path, threads:
         sherpa_folder = None
     return Paths(
         str(model),
-        str(scratch / "voice"),
+        str(voice),
         str(piper_file) if piper_file else None,
         str(sherpa_folder) if sherpa_folder else None,
         threads,
     )
 
 
+def export_all(model: Path, folder: Path) -> Path:
+    """A model's voice in every variant that this machine computes, none of them judged.
+
+    The choice of int8 layers is the one that was found on Joe: nothing is searched, so that random weights are
+    treated as a trained voice's would be.
+    """
+    from services.export.build import KNOWN, USUAL
+    from services.export.export import VARIANTS, export_voice
+    from services.export.progress import Progress
+    from services.export.quantization import QUANTISED, quantise
+    from services.export.sentences import sentences_for
+    from shared.processor import cpu_features
+    from shared.provenance import Provenance
+
+    here = [name for name in USUAL if not KNOWN[name] or cpu_features() & set(KNOWN[name])]
+    progress = Progress(lambda line: print(line, file=sys.stderr))
+    exact = [name for name in here if name in VARIANTS]
+    spec = export_voice(model, folder, provenance=Provenance(), variants=exact, progress=progress)
+    sentences = sentences_for("en")
+    assert sentences is not None
+    made = quantise(
+        folder,
+        [name for name in here if name in QUANTISED],
+        sentences=sentences.calibration,
+        cache=folder.parent / "calibration",
+        search=False,
+        progress=progress,
+    )
+    spec.model_copy(update={"variants": spec.variants | made.variants}).write(folder)
+    return folder
+
+
 def random_model(folder: Path) -> Path:
-    """A model of MMS's size with random weights."""
+    """A model of MMS's size with random weights, which is as loud as speech.
+
+    As they are drawn, the weights make signals some ten times louder than a trained decoder's: half of the samples
+    lie at the ends of the hyperbolic tangent, and differences of rounding are ten times what speech knows.
+    """
     import torch
     from transformers import VitsConfig
 
@@ -321,7 +361,14 @@ def random_model(folder: Path) -> Path:
 
     alphabet = "_ abcdefghijklmnopqrstuvwxyz.,'"
     torch.manual_seed(0)
-    VitsForTraining(VitsConfig(vocab_size=len(alphabet))).save_pretrained(folder)
+    model = VitsForTraining(VitsConfig(vocab_size=len(alphabet))).eval()
+    levels: list[Any] = []
+    hook = model.decoder.conv_post.register_forward_hook(lambda *call: levels.append(call[2].std()))
+    with torch.no_grad():
+        model(torch.arange(len(alphabet))[None])
+        model.decoder.conv_post.weight.mul_(SPEECH_LEVEL / levels[0])
+    hook.remove()
+    model.save_pretrained(folder)
     (folder / "vocab.json").write_text(json.dumps({symbol: n for n, symbol in enumerate(alphabet)}))
     tokenizer = {
         "tokenizer_class": "VitsTokenizer",
@@ -406,6 +453,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--model", type=Path, help="a model folder (default: MMS's size, random weights)")
     parser.add_argument("--piper", type=Path, help="the Piper ONNX file that the model was converted from")
+    parser.add_argument(
+        "--voice", type=Path, help="the model's voice folder (default: exported here, unjudged)"
+    )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--seconds", type=int, nargs="+", default=SECONDS, help="lengths of the texts")
     parser.add_argument("--rounds", type=int, default=3)
@@ -421,7 +471,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             paths = Paths(**json.loads(kept.read_text()))
         else:
             scratch.mkdir(parents=True, exist_ok=True)
-            paths = prepare(arguments.model, arguments.piper, scratch, arguments.threads)
+            paths = prepare(arguments.model, arguments.voice, arguments.piper, scratch, arguments.threads)
             kept.write_text(json.dumps(vars(paths)))
         if arguments.rounds:
             measure(paths, arguments.rounds, arguments.seconds)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from services.evaluation import Judges
 from services.export.export import VARIANTS, check_variants, export_voice, language_of
-from services.export.gate import NEEDED_JUDGES, Candidate, gate, require_judges, without_judges
-from services.export.gate_page import add_to_report, settle
+from services.export.gate import NEEDED_JUDGES, Candidate, gate, require_judges, speaks, without_judges
+from services.export.gate_page import settle
+from services.export.progress import Progress
 from services.export.quantization import QUANTISED, quantise
+from services.export.report import add_to_report
 from services.export.sentences import Sentences, read_sentences, sentences_for
 from shared.cache import default_cache
 from shared.errors import UserError
@@ -19,19 +20,21 @@ from shared.processor import cpu_features
 from shared.text import FrontEnd
 from shared.voice import VoiceSpec
 from shared.voice.engine import why_not
+from shared.voice.selection import PORTABLE
 from shared.voice.spec import ModelReference
 
 #: Every variant that can be asked for, and the CPU features of which it needs one.
 KNOWN = {name: variant.requires for name, variant in VARIANTS.items()} | QUANTISED
 
 #: Those that are made where nobody says which. No processor computes fp16.
-USUAL = ("fp32", "fp32-openvino", "bf16", "int8", "int8-bf16")
+USUAL = (PORTABLE, "fp32-openvino", "bf16", "int8-bf16", "int8", "int8-onnxruntime")
 
-#: What a judged variant must be faster than, where the voice has it: the first of these; fp32 otherwise.
+#: What a judged variant must be faster than, where the voice has it: the first of these; `PORTABLE` otherwise.
 REPLACED = {
     "bf16": ("fp32-openvino",),
-    "int8": ("fp32-openvino",),
     "int8-bf16": ("bf16", "fp32-openvino"),
+    "int8": ("fp32-openvino",),
+    "int8-onnxruntime": (),
 }
 
 
@@ -55,7 +58,7 @@ class Wishes:
 
 
 def build_voice(
-    source: ModelSource, folder: Path, wishes: Wishes, progress: Callable[[str], None] = lambda line: None
+    source: ModelSource, folder: Path, wishes: Wishes, progress: Progress | None = None
 ) -> VoiceSpec:
     """Write a model's voice into a folder: only variants that agree with PyTorch, or passed the gate, or are unjudged.
 
@@ -65,7 +68,7 @@ def build_voice(
         source: The model.
         folder: The voice folder to write. It is complete only when this function returns.
         wishes: What to make.
-        progress: Called with a line about each step.
+        progress: Is told of each step.
 
     Returns:
         What ``voice.json`` says.
@@ -77,6 +80,7 @@ def build_voice(
         MissingExtraError: A judge without which the gate cannot decide is not installed.
         UserError: There are no sentences to calibrate or to judge with.
     """
+    progress = progress or Progress()
     language = wishes.language or language_of(FrontEnd.from_folder(source.folder))
     sentences = read_sentences(wishes.sentences) if wishes.sentences else sentences_for(language)
     judges = Judges(recogniser=wishes.recogniser, language=language, only=NEEDED_JUDGES)
@@ -102,7 +106,13 @@ def build_voice(
     )
     cache = default_cache() / "export"
     if quantised and sentences:
-        spec = _quantise(folder, spec, quantised, sentences, cache, progress)
+        search = not wishes.judge or speaks(folder, sentences=sentences.gate, judges=judges, cache=cache)
+        made = quantise(
+            folder, quantised, sentences=sentences.calibration, cache=cache, search=search, progress=progress
+        )
+        spec = spec.model_copy(update={"variants": spec.variants | made.variants})
+        spec.write(folder)
+        add_to_report(folder, {"quantisation": {"sentences": sentences.source, **made.record}})
     for name in judged:
         if reason := why_not(spec.variants[name]):
             progress(f"{name} is left ungated: {reason}")
@@ -121,7 +131,7 @@ def _usual(
     sentences: Sentences | None,
     judges: Judges,
     language: str,
-    progress: Callable[[str], None],
+    progress: Progress,
 ) -> list[str]:
     """`USUAL`, without what cannot be made or judged here, which is said."""
     here = cpu_features()
@@ -145,21 +155,5 @@ def _no_sentences(language: str) -> str:
     )
 
 
-def _quantise(
-    folder: Path,
-    spec: VoiceSpec,
-    wanted: Sequence[str],
-    sentences: Sentences,
-    cache: Path,
-    progress: Callable[[str], None],
-) -> VoiceSpec:
-    made = quantise(folder, sentences=sentences.calibration, cache=cache, progress=progress)
-    variants = {name: variant for name, variant in made.variants.items() if name in wanted}
-    spec = spec.model_copy(update={"variants": spec.variants | variants})
-    spec.write(folder)
-    add_to_report(folder, {"quantisation": {"sentences": sentences.source, **made.record}})
-    return spec
-
-
 def _replaced(name: str, spec: VoiceSpec) -> str:
-    return next((other for other in REPLACED[name] if other in spec.variants), "fp32")
+    return next((other for other in REPLACED[name] if other in spec.variants), PORTABLE)

@@ -20,7 +20,7 @@ EPILOG = """\
 what it does:
   1. writes the model as ONNX graphs: encoder, flow, decoder
   2. compares each of them, and the whole, with PyTorch on the same noise; stops where they differ
-  3. calibrates an int8 decoder on sentences of the voice's language
+  3. calibrates an int8 flow and decoders on sentences of the voice's language
   4. lets judges hear what is not exact (bf16, int8) beside fp32, on over 2,000 words, and takes out what they hear
      to be worse or what is not faster; the voice's report.html shows it, with players
   5. publishes the voice, and points its alias 'latest' (and any --alias) to it
@@ -83,7 +83,8 @@ def parser() -> argparse.ArgumentParser:
         "--variants",
         type=lambda text: tuple(name.strip() for name in text.split(",") if name.strip()),
         metavar="LIST",
-        help="what to make, with commas between: fp32 (always made), fp32-openvino, bf16, int8, int8-bf16, fp16 "
+        help="what to make, with commas between: fp32 (always made), fp32-openvino, bf16, int8, int8-bf16, "
+        "int8-onnxruntime, fp16 "
         "(default: all but fp16 that this machine computes)",
     )
     add("--no-gate", action="store_true", help="do not judge; what is not exact is marked as ungated")
@@ -142,6 +143,7 @@ def main(argv: Sequence[str]) -> int:
 def write_voice(source: ModelSource, folder: Path, arguments: argparse.Namespace) -> None:
     """Build a model's voice in a folder, a line for each step."""
     from services.export.build import Wishes, build_voice  # here, so that --help does not wait for torch
+    from services.export.progress import Terminal
 
     wishes = Wishes(
         variants=arguments.variants,
@@ -150,7 +152,7 @@ def write_voice(source: ModelSource, folder: Path, arguments: argparse.Namespace
         sentences=arguments.sentences,
         recogniser=arguments.recogniser,
     )
-    spec = build_voice(source, folder, wishes, progress=lambda line: print(line, flush=True))
+    spec = build_voice(source, folder, wishes, Terminal())
     listed = (f"{name} ({variant.gate})" for name, variant in spec.variants.items())
     print(f"The voice has {', '.join(listed)}")
 

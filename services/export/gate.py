@@ -16,7 +16,7 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,12 +26,11 @@ from numpy.typing import NDArray
 
 from services.evaluation import Difference, Score, compare, log_spectral_distance
 from services.evaluation.transcripts import Errors
+from services.export.progress import Progress, Step
 from services.export.sentences import GATE_WORDS, words
 from shared.errors import MissingExtraError, QualityError, UserError
 from shared.voice import Utterance, Voice
-
-#: The variant that all others are compared with.
-REFERENCE = "fp32"
+from shared.voice.selection import PORTABLE
 
 #: The judges without which the gate cannot decide, by the names that `services.evaluation.Judges` gives them.
 NEEDED_JUDGES = ("recogniser", "dnsmos", "distillmos")
@@ -42,13 +41,14 @@ SEED = 20_000
 #: A reference with more word errors than this is not speech, and what it is compared with cannot be judged.
 INTELLIGIBLE_WER = 0.5
 
+#: Sentences of the reference after which that is told: an untrained model is not worth judging further.
+FIRST_SENTENCES = 8
+
 #: Sentences that are timed, and how often each.
 TIMED_SENTENCES, REPEATS = 8, 3
 
 #: Sentences that the report lets one hear.
 HEARD = 4
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Candidate:
     """
 
     variant: str
-    replaces: str = REFERENCE
+    replaces: str = PORTABLE
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ class GateReport:
             "words": self.words,
             "seed": SEED,
             "limits": asdict(self.limits),
-            "reference": {"variant": REFERENCE, **self.reference},
+            "reference": {"variant": PORTABLE, **self.reference},
             "milliseconds": dict(self.milliseconds),
             "variants": {
                 verdict.variant: {
@@ -233,7 +233,7 @@ def gate(
     cache: Path,
     threads: int | None = None,
     limits: Limits | None = None,
-    progress: Progress = lambda line: None,
+    progress: Progress | None = None,
 ) -> GateReport:
     """Measure variants of a voice against its fp32.
 
@@ -245,46 +245,85 @@ def gate(
         cache: A folder that may be kept from run to run: a sentence once scored is not scored again.
         threads: Threads of the engines; all that this process may use where not given.
         limits: What is allowed.
-        progress: Called with a line about each step.
+        progress: Is told of each step.
 
     Raises:
         MissingExtraError: A judge without which nothing can be decided is not installed.
         UserError: There are too few words.
     """
-    limits = limits or Limits()
+    limits, progress = limits or Limits(), progress or Progress()
     require_judges(judges)
     count = words(tuple(sentences))
     if count < limits.words:
         raise UserError(
             f"The gate needs at least {limits.words} words to tell an error rate, and was given {count}"
         )
-    names = list(dict.fromkeys([REFERENCE, *(name for c in candidates for name in (c.replaces, c.variant))]))
+    names = list(dict.fromkeys([PORTABLE, *(name for c in candidates for name in (c.replaces, c.variant))]))
     voices = {name: Voice.open(folder, variant=name, threads=threads) for name in names}
     try:
-        progress("Timing the variants, one sentence each in turn")
-        times = time_variants(voices, sentences[:TIMED_SENTENCES])
+        scorer = _Scorer(folder, voices, judges, cache)
+        rows: dict[str, list[Row]] = {}
+        judged = [PORTABLE, *(candidate.variant for candidate in candidates)]
+        with progress.bar("Judging", len(judged) * len(sentences)) as step:
+            rows[PORTABLE] = scorer.rows(PORTABLE, sentences[:FIRST_SENTENCES], step)
+            why_not = not_understood(rows[PORTABLE])
+            if not why_not:
+                rows[PORTABLE] += scorer.rows(PORTABLE, sentences[FIRST_SENTENCES:], step)
+                why_not = not_understood(rows[PORTABLE])
+            for name in [] if why_not else judged[1:]:
+                rows[name] = scorer.rows(name, sentences, step)
+        times = time_variants(voices, sentences[:TIMED_SENTENCES], progress)
         speed = {name: 1000 * sum(values) for name, values in times.items()}
-        scorer = _Scorer(folder, voices, judges, cache, progress)
-        reference = [row.score for row in scorer.rows(REFERENCE, sentences)]
-        figures = reference_figures(reference)
-        why_not = ""
-        if figures["wer"] > INTELLIGIBLE_WER:
-            why_not = (
-                f"fp32 itself cannot be understood (word error rate {figures['wer']:.0%}): an untrained or broken "
-                "model, or sentences of another language. Only speed was measured"
-            )
+        reference = [row.score for row in rows[PORTABLE]]
         verdicts = []
         for candidate in candidates:
             faster = speed_measure(candidate, times)
-            rows = [] if why_not else scorer.rows(candidate.variant, sentences)
-            quality = quality_measures(reference, rows, limits) if rows else []
+            quality = [] if why_not else quality_measures(reference, rows[candidate.variant], limits)
             verdicts.append(Verdict(candidate.variant, candidate.replaces, not why_not, (*quality, faster)))
             progress(verdicts[-1].explain())
         heard = scorer.hear(sentences[:HEARD])
+        figures = reference_figures(reference)
     finally:
         for voice in voices.values():
             voice.close()
-    return GateReport(tuple(verdicts), why_not, len(sentences), count, limits, figures, speed, heard)
+    return GateReport(
+        tuple(verdicts),
+        why_not,
+        len(reference),
+        words(tuple(sentences[: len(reference)])),
+        limits,
+        figures,
+        speed,
+        heard,
+    )
+
+
+def speaks(
+    folder: Path, *, sentences: Sequence[str], judges: Judging, cache: Path, threads: int | None = None
+) -> bool:
+    """Whether a voice can be understood, by the first sentences of its reference; what is scored is kept.
+
+    Args:
+        folder: The voice folder.
+        sentences: Those that `gate` will be given.
+        judges: Who scores.
+        cache: As for `gate`.
+        threads: As for `gate`.
+    """
+    with Voice.open(folder, threads=threads) as voice:
+        scorer = _Scorer(folder, {PORTABLE: voice}, judges, cache)
+        return not not_understood(scorer.rows(PORTABLE, sentences[:FIRST_SENTENCES], lambda about: None))
+
+
+def not_understood(rows: Sequence[Row]) -> str:
+    """Why nothing can be judged beside such a reference; nothing where it can be understood."""
+    rate = reference_figures([row.score for row in rows])["wer"]
+    if rate <= INTELLIGIBLE_WER:
+        return ""
+    return (
+        f"{PORTABLE} itself cannot be understood (word error rate {rate:.0%}): an untrained or broken "
+        "model, or sentences of another language. Only speed was measured"
+    )
 
 
 def without_judges(judges: Judging) -> str:
@@ -303,18 +342,22 @@ def require_judges(judges: Judging) -> None:
         raise MissingExtraError(f"{reason}\nWith --no-gate the voice is published and marked as ungated.")
 
 
-def time_variants(voices: Mapping[str, Voice], sentences: Sequence[str]) -> dict[str, list[float]]:
+def time_variants(
+    voices: Mapping[str, Voice], sentences: Sequence[str], progress: Progress
+) -> dict[str, list[float]]:
     """Seconds that each variant takes for each sentence: the fastest of some, the variants taking turns."""
     for voice in voices.values():
         for sentence in sentences:
             voice.synthesize(sentence, seed=SEED)
     best = {name: [float("inf")] * len(sentences) for name in voices}
-    for _ in range(REPEATS):
-        for index, sentence in enumerate(sentences):
-            for name, voice in voices.items():
-                begin = time.perf_counter()
-                voice.synthesize(sentence, seed=SEED)
-                best[name][index] = min(best[name][index], time.perf_counter() - begin)
+    with progress.bar("Timing the variants in turn", REPEATS * len(sentences)) as step:
+        for _ in range(REPEATS):
+            for index, sentence in enumerate(sentences):
+                for name, voice in voices.items():
+                    begin = time.perf_counter()
+                    voice.synthesize(sentence, seed=SEED)
+                    best[name][index] = min(best[name][index], time.perf_counter() - begin)
+                step("")
     return best
 
 
@@ -394,54 +437,46 @@ def _rise(found: Difference, limit: float) -> Measure:
 class _Scorer:
     """Speaks and scores, and remembers what was scored."""
 
-    def __init__(
-        self, folder: Path, voices: Mapping[str, Voice], judges: Judging, cache: Path, progress: Progress
-    ) -> None:
-        self.folder, self.voices, self.judges, self.cache, self.progress = (
-            folder,
-            voices,
-            judges,
-            cache,
-            progress,
-        )
+    def __init__(self, folder: Path, voices: Mapping[str, Voice], judges: Judging, cache: Path) -> None:
+        self.folder, self.voices, self.judges, self.cache = folder, voices, judges, cache
 
-    def rows(self, variant: str, sentences: Sequence[str]) -> list[Row]:
+    def rows(self, variant: str, sentences: Sequence[str], step: Step) -> list[Row]:
         """Score a variant on sentences, from the cache where they are in it."""
         path = self.cache / f"gate-{self.fingerprint(variant)}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         known = _read_rows(path)
         rows = []
-        for index, sentence in enumerate(sentences):
+        for sentence in sentences:
             if sentence not in known:
                 known[sentence] = self.judge(variant, sentence)
                 with path.open("a", encoding="utf-8") as file:
                     # On a line of its own, even after one that was cut off.
                     file.write("\n" + _row_to_line(sentence, known[sentence]))
             rows.append(known[sentence])
-            if (index + 1) % 20 == 0 or index + 1 == len(sentences):
-                self.progress(f"Judging {variant}: {index + 1} of {len(sentences)} sentences")
+            step(variant)
         return rows
 
     def fingerprint(self, variant: str) -> str:
-        """Of everything that a row depends on: the graphs, how they are run, the voice and what it is compared to."""
+        """Of all that a row depends on: the graphs and how they are run, how the voice speaks, and beside what."""
         digest = hashlib.sha256(str(SEED).encode())
-        for name in dict.fromkeys([REFERENCE, variant]):
+        for name in dict.fromkeys([PORTABLE, variant]):
             entry = self.voices[name].spec.variant(name)
-            digest.update(entry.model_dump_json().encode())
+            digest.update(entry.model_dump_json(exclude={"gate"}).encode())
             for graph in (entry.encoder, entry.flow, entry.decoder):
                 digest.update((self.folder / graph).read_bytes())
-        spec = self.voices[REFERENCE].spec
-        digest.update(json.dumps([spec.front_end, spec.defaults.model_dump()]).encode())
+        spec = self.voices[PORTABLE].spec
+        speaking = {"front_end", "defaults", "decoder", "token_buckets", "frame_multiple"}
+        digest.update(spec.model_dump_json(include=speaking).encode())
         return digest.hexdigest()[:16]
 
     def judge(self, variant: str, sentence: str) -> Row:
         """Score one sentence."""
-        reference = self.voices[REFERENCE].prepare(sentence, seed=SEED)
-        expected = _decode(self.voices[REFERENCE], reference)
+        reference = self.voices[PORTABLE].prepare(sentence, seed=SEED)
+        expected = _decode(self.voices[PORTABLE], reference)
         samples = expected
-        if variant != REFERENCE:
+        if variant != PORTABLE:
             samples = _decode(self.voices[variant], self.in_step(variant, sentence, reference))
-        rate = self.voices[REFERENCE].sampling_rate
+        rate = self.voices[PORTABLE].sampling_rate
         score = self.judges.score(samples, rate, sentence)
         return Row(score, log_spectral_distance(expected, samples, rate))
 
@@ -454,7 +489,7 @@ class _Scorer:
 
     def hear(self, sentences: Sequence[str]) -> list[Heard]:
         """Every variant's samples of some sentences."""
-        rate = self.voices[REFERENCE].sampling_rate
+        rate = self.voices[PORTABLE].sampling_rate
         return [
             Heard(
                 sentence,

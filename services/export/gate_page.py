@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import base64
 import io
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from services.export.gate import REFERENCE, GateReport, Heard, Measure, Verdict
+from services.export.gate import GateReport, Heard, Measure, Verdict
+from services.export.report import add_to_report
 from shared.voice import VoiceSpec
+from shared.voice.selection import PORTABLE
 
 REPORT_PAGE = "report.html"
-REPORT_FILE = "report.json"
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a }
@@ -75,14 +74,6 @@ def _files_of_failed(folder: Path, report: GateReport, spec: VoiceSpec) -> list[
     return [folder / path for path in sorted(read - kept)]
 
 
-def add_to_report(folder: Path, sections: Mapping[str, Any]) -> None:
-    """Add sections to a voice's ``report.json``, or replace them."""
-    path = folder / REPORT_FILE
-    document = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"schema_version": 1}
-    text = json.dumps({**document, **sections}, indent=2, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
-
-
 def write_page(folder: Path, report: GateReport, *, title: str) -> None:
     """Write ``report.html`` into a voice folder."""
     parts = [
@@ -104,8 +95,8 @@ def _summary(report: GateReport) -> str:
     figures = report.reference
     return (
         f"<p>{report.sentences} held-out sentences of {report.words} words, spoken by every variant with the noise "
-        f"of {REFERENCE}, which scores DNSMOS {figures['dnsmos']:.3f}, DistillMOS {figures['distillmos']:.3f} and a "
-        f"word error rate of {figures['wer']:.1%}. Differences are a variant's minus {REFERENCE}'s, with the 95 % "
+        f"of {PORTABLE}, which scores DNSMOS {figures['dnsmos']:.3f}, DistillMOS {figures['distillmos']:.3f} and a "
+        f"word error rate of {figures['wer']:.1%}. Differences are a variant's minus {PORTABLE}'s, with the 95 % "
         "interval of a paired bootstrap over sentences. Drops in naturalness are held to their means, the word error "
         "rate to the upper end of its interval.</p>"
     )
@@ -134,14 +125,14 @@ def _row(measure: Measure) -> str:
 
 
 def _speeds(report: GateReport) -> str:
-    base = report.milliseconds[REFERENCE]
+    base = report.milliseconds[PORTABLE]
     rows = "".join(
         f"<tr><td>{escape(name)}</td><td>{value:.0f} ms</td><td>{base / value:.2f}</td></tr>"
         for name, value in report.milliseconds.items()
     )
     return (
         "<h2>Speed here</h2><table><tr><th>variant</th><th>time</th><th>times as fast as "
-        f"{REFERENCE}</th></tr>{rows}</table><p class=note>From text to samples, the fastest of several turns.</p>"
+        f"{PORTABLE}</th></tr>{rows}</table><p class=note>From text to samples, the fastest of several turns.</p>"
     )
 
 

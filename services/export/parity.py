@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from transformers import VitsModel
 
 from services.export.halo import halo_frames
+from services.export.progress import Progress
 from shared.errors import MissingExtraError, QualityError, TextError
 from shared.text import FrontEnd, Tokens
 from shared.voice import Utterance, Voice
@@ -377,23 +378,31 @@ def choose_cases(model: VitsModel, front_end: FrontEnd) -> list[Case]:
     return [Case(name, ids, number % speakers, seed=number) for number, (name, ids) in enumerate(named)]
 
 
-def measure(model: VitsModel, voice: Voice) -> Parity:
+def measure(
+    model: VitsModel, voice: Voice, *, what: str = "Comparing", progress: Progress | None = None
+) -> Parity:
     """Compare a voice with the model that it was exported from.
 
     Args:
         model: The model, as loaded: in evaluation mode, weight norm and all.
         voice: The exported voice.
+        what: What to call this while it goes on.
+        progress: Is told of each case.
 
     Raises:
         QualityError: They differ by more than is allowed; the message lists where, and by how much.
     """
     cases = choose_cases(model, voice.front_end)
-    references = [reference(model, case) for case in cases]
-    figures = [compare(voice, expected, case) for case, expected in zip(cases, references, strict=True)]
-    figures = [
-        replace(row, rounding=rounding(model, expected, case)) if row.beyond() else row
-        for row, expected, case in zip(figures, references, cases, strict=True)
-    ]
+    references, figures = [], []
+    with (progress or Progress()).bar(what, len(cases)) as step:
+        for case in cases:
+            expected = reference(model, case)
+            row = compare(voice, expected, case)
+            if row.beyond():
+                row = replace(row, rounding=rounding(model, expected, case))
+            references.append(expected)
+            figures.append(row)
+            step(case.name)
     short = [row for row, case in enumerate(cases) if len(case.ids) <= LONGEST_IN_BATCH]
     batch = compare_batch(voice, [cases[row] for row in short], [references[row] for row in short])
     parity = Parity(figures, batch)

@@ -128,6 +128,9 @@ class OnnxRuntimeEngine:
         options.enable_mem_pattern = False
         # Idle worker threads that spin take the processor from whoever works.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # int8 weights of float layers are unpacked as they are loaded; otherwise ONNX Runtime rounds those layers'
+        # inputs too. Where a graph computes in integers it says so itself.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
         options.log_severity_level = 3
         providers: list[Any] = ["CPUExecutionProvider"]
         if variant.device == "gpu":

@@ -207,6 +207,14 @@ class Voice:
         """Give back what the engine holds."""
         self.engine.close()
 
+    def __enter__(self) -> Self:
+        """The voice itself; it is closed at the end of the block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
+
     @property
     def sampling_rate(self) -> int:
         """Hz."""

@@ -1,10 +1,11 @@
-"""An int8 variant of a voice: calibrate, equalise, search, write."""
+"""The int8 variants of a voice: calibrate, equalise, search, write."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from services.export.quantization.calibration import SEED, calibrate
-from services.export.quantization.decoder import Decoder, in_two_dimensions
+from services.export.progress import Progress
+from services.export.quantization.calibration import SEED, Samples, calibrate
+from services.export.quantization.channels_last import write_channels_last
+from services.export.quantization.decoder import Decoder, Layer, Network, in_two_dimensions
 from services.export.quantization.equalisation import equalise
 from services.export.quantization.grids import grid_of, write_grids
-from services.export.quantization.search import DAMAGE_BUDGET, Finding, Probe, choose_layers, measure_layers
+from services.export.quantization.search import DAMAGE_BUDGET, Probe, choose_layers, measure_layers
 from shared.voice import Voice
+from shared.voice.selection import PORTABLE
 from shared.voice.spec import Variant
 
 #: See `services.export.quantization.equalisation`. Between 0.3 and 0.5 nothing is to choose.
@@ -30,22 +34,20 @@ PERCENTILE = 99.99
 #: Windows on which layers are compared, and their frames.
 PROBED_WINDOWS, PROBED_FRAMES = 6, 128
 
-#: The variant whose graphs are quantised.
-SOURCE = "fp32"
-
-#: The file that quantisation writes into the voice folder.
-DECODER = "int8/decoder.onnx"
-
 #: CPU features of which one makes int8 fast.
 INT8_FEATURES = ["avx512_vnni", "avx_vnni", "amx_int8"]
 
 #: Those of which one makes bf16 fast.
 BF16_FEATURES = ["avx512_bf16", "amx_bf16"]
 
-#: The variants that `quantise` makes, and the CPU features of which each needs one.
-QUANTISED = {"int8": INT8_FEATURES, "int8-bf16": BF16_FEATURES}
+#: The variants that `quantise` makes, from the faster to the slower, and the CPU features of which each needs one.
+QUANTISED = {"int8-bf16": BF16_FEATURES, "int8": INT8_FEATURES, "int8-onnxruntime": INT8_FEATURES}
 
-Progress = Callable[[str], None]
+#: The decoders that quantisation writes into the voice folder, by the runtime that computes them.
+DECODERS = {"openvino": "int8/decoder.onnx", "onnxruntime": "int8/decoder-onnxruntime.onnx"}
+
+#: The flow that it writes, which OpenVINO computes.
+FLOW = "int8/flow.onnx"
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ class Quantised:
     """What quantisation made and why.
 
     Attributes:
-        variants: The variants, for ``voice.json``, from the faster to the slower: ``int8-bf16`` computes what is
-            not quantised in bf16, ``int8`` in fp32. They share their files.
+        variants: The variants, for ``voice.json``. All compute the same layers in int8: ``int8-bf16`` the rest in
+            bf16, ``int8`` and ``int8-onnxruntime`` in fp32.
         record: Every choice, for ``report.json``.
     """
 
@@ -64,13 +66,15 @@ class Quantised:
 
 def quantise(
     folder: Path,
+    names: Collection[str] = tuple(QUANTISED),
     *,
     sentences: Sequence[str],
     cache: Path,
+    search: bool = True,
     budget: float = DAMAGE_BUDGET,
-    progress: Progress = lambda line: None,
+    progress: Progress | None = None,
 ) -> Quantised:
-    """Write an int8 decoder for OpenVINO into a voice folder: ``int8/decoder.onnx``.
+    """Write int8 decoders into a voice folder: one for OpenVINO, one for ONNX Runtime, as the variants need.
 
     The inputs of the chosen residual-block convolutions are int8, everything else stays in the float type that
     the processor is best at (bf16 or fp32). All weights are stored as int8, so that the file is about a quarter of
@@ -78,42 +82,47 @@ def quantise(
 
     Args:
         folder: The voice folder; its ``voice.json`` is not changed.
+        names: Which of `QUANTISED` to make.
         sentences: Calibration sentences in the voice's language; the gate must not score them.
         cache: A folder that may be kept from run to run: what was interrupted goes on where it stopped.
+        search: Whether to find by measurement which layers compute in int8. A voice that does not speak (random
+            weights) gives nothing to measure, and has the choice that was found on Joe: all but the last stage.
         budget: Log-spectral distance from fp32, in dB, that the search may spend.
-        progress: Called with a line about each step.
+        progress: Is told of each step.
 
     Raises:
         ModelError: The decoder is not one that `services.export` wrote.
         MissingExtraError: OpenVINO is not installed.
     """
-    voice = Voice.open(folder, variant=SOURCE)
-    try:
-        source = voice.spec.variant(SOURCE)
-        seen = calibrate(voice, folder / source.decoder, sentences, cache=cache, progress=progress)
-        probe = Probe(_windows(voice, sentences), voice.sampling_rate)
-    finally:
-        voice.close()
-    build = _builder(folder / source.decoder, seen.samples)
-    layers = Decoder.read(folder / source.decoder).residual_layers
-    path = cache / f"damage-{_key(folder / source.decoder, sentences)}.json"
-    known = _Remembered(path)
-    findings = measure_layers(layers, build, probe, known=known, progress=progress)
-    expected = probe.speak(_plain(folder / source.decoder))
-    chosen, damage, curve = choose_layers(
-        findings, lambda names: probe.distance(expected, build(names)), budget=budget
-    )
-    progress(f"{len(chosen)} of {len(layers)} layers compute in int8: {damage:.2f} dB from fp32")
-    model = build(chosen)
-    target = folder / DECODER
-    target.parent.mkdir(exist_ok=True)
-    onnx.save(model, target)
-    size = target.stat().st_size / (folder / source.decoder).stat().st_size
-    common = {"engine": "openvino", "precision": "int8", "decoder": DECODER, "gate": "ungated"}
-    variants = {
-        "int8-bf16": source.model_copy(update={**common, "rest": "bf16", "requires": QUANTISED["int8-bf16"]}),
-        "int8": source.model_copy(update={**common, "requires": QUANTISED["int8"]}),
-    }
+    progress = progress or Progress()
+    with Voice.open(folder) as voice:
+        source = voice.spec.variant(PORTABLE)
+        path = folder / source.decoder
+        seen = calibrate(voice, path, sentences, cache=cache, progress=progress)
+        flow = calibrate(voice, folder / source.flow, sentences, cache=cache, graph="flow", progress=progress)
+        windows = _windows(voice, sentences)
+    if search:
+        probe = Probe(windows, voice.sampling_rate)
+        known = _Remembered(cache / f"damage-{_key(path, sentences)}.json")
+        chosen, found = _searched(path, seen.samples, probe, known, budget, progress)
+    else:
+        decoder = Decoder.read(path)
+        chosen = [layer.name for layer in decoder.residual_layers if layer.stage < decoder.last_stage]
+        found = {"search": "none: the choice that was found on Joe, every stage but the last"}
+    progress(f"{len(chosen)} of {len(Decoder.read(path).residual_layers)} layers compute in int8")
+    variants, sizes = {}, {}
+    for name in (name for name in QUANTISED if name in names):
+        runtime = "onnxruntime" if name == "int8-onnxruntime" else "openvino"
+        target = folder / DECODERS[runtime]
+        if runtime not in sizes:
+            target.parent.mkdir(exist_ok=True)
+            onnx.save(build_decoder(path, seen.samples, chosen, runtime), target)
+            sizes[runtime] = target.stat().st_size / path.stat().st_size
+        changes = {"engine": runtime, "precision": "int8", "decoder": DECODERS[runtime], "gate": "ungated"}
+        if runtime == "openvino":
+            changes |= {"flow": FLOW, "rest": "bf16" if name == "int8-bf16" else "fp32"}
+            onnx.save(build_flow(folder / source.flow, flow.samples), folder / FLOW)
+        variants[name] = source.model_copy(update={**changes, "requires": QUANTISED[name]})
     record = {
         "calibration": {
             "sentences": seen.sentences,
@@ -122,32 +131,88 @@ def quantise(
             "percentile": PERCENTILE,
         },
         "equalisation_alpha": ALPHA,
-        "budget_db": budget,
-        "damage_db": damage,
-        "curve": curve,
+        **found,
         "int8_layers": chosen,
-        "layers": [asdict(finding) for finding in findings],
-        "decoder_size_against_fp32": size,
+        "decoder_size_against_fp32": sizes,
     }
     return Quantised(variants, record)
 
 
-def _builder(path: Path, samples: Any) -> Callable[[Collection[str]], onnx.ModelProto]:
-    """Makes decoders with the named layers in int8; the rest of the recipe is fixed."""
+def _searched(
+    path: Path,
+    samples: Mapping[str, Samples],
+    probe: Probe,
+    known: dict[str, float],
+    budget: float,
+    progress: Progress,
+) -> tuple[list[str], dict[str, Any]]:
+    """The layers to compute in int8, by measurement, and the record of how they were found."""
 
     def build(names: Collection[str]) -> onnx.ModelProto:
-        decoder = Decoder.read(path)
-        scaled = equalise(decoder, samples, alpha=ALPHA, percentile=PERCENTILE)
-        in_two_dimensions(decoder)
-        grids = {
-            layer.input: grid_of(scaled[layer.input], PERCENTILE)
-            for layer in decoder.residual_layers
-            if layer.name in names
-        }
-        write_grids(decoder, names, grids)
-        return decoder.store_weights()
+        return build_decoder(path, samples, names, "openvino")
 
-    return build
+    layers = Decoder.read(path).residual_layers
+    findings = measure_layers(layers, build, probe, known=known, progress=progress)
+    expected = probe.speak(_plain(path))
+
+    def damage_of(names: Collection[str]) -> float:
+        key = "+".join(sorted(names))
+        if key not in known:
+            known[key] = probe.distance(expected, build(names))
+        return known[key]
+
+    chosen, damage, curve = choose_layers(findings, damage_of, budget=budget)
+    progress(f"The layers that are worth it spoil {damage:.2f} dB together, of {budget:.1f} allowed")
+    return chosen, {
+        "budget_db": budget,
+        "damage_db": damage,
+        "curve": curve,
+        "layers": [asdict(finding) for finding in findings],
+    }
+
+
+def build_decoder(
+    path: Path, samples: Mapping[str, Samples], names: Collection[str], runtime: str
+) -> onnx.ModelProto:
+    """A decoder with the named layers in int8, for one of the runtimes of `DECODERS`.
+
+    Args:
+        path: The fp32 decoder.
+        samples: What calibration saw.
+        names: Layers to compute in int8.
+        runtime: ``openvino`` or ``onnxruntime``.
+    """
+    decoder = Decoder.read(path)
+    scaled = equalise(decoder, samples, alpha=ALPHA, percentile=PERCENTILE)
+    grids = {
+        layer.input: grid_of(scaled[layer.input], PERCENTILE)
+        for layer in decoder.residual_layers
+        if layer.name in names
+    }
+    if runtime == "onnxruntime":
+        return write_channels_last(decoder, names, grids)
+    in_two_dimensions(decoder)
+    write_grids(decoder, names, grids)
+    return decoder.store_weights()
+
+
+def build_flow(path: Path, samples: Mapping[str, Samples]) -> onnx.ModelProto:
+    """A flow whose WaveNets compute in int8.
+
+    Args:
+        path: The fp32 flow.
+        samples: What calibration saw.
+    """
+    flow = Network.read(path)
+    layers = wavenet_layers(flow)
+    grids = {layer.input: grid_of(samples[layer.input], PERCENTILE) for layer in layers}
+    write_grids(flow, [layer.name for layer in layers], grids)
+    return flow.store_weights()
+
+
+def wavenet_layers(flow: Network) -> list[Layer]:
+    """The convolutions over frames of a flow's WaveNets: not those of the speaker, of which there is one moment."""
+    return [layer for layer in flow.layers if re.search(r"\.(in|res_skip)_layers\.", layer.name)]
 
 
 def _plain(path: Path) -> onnx.ModelProto:
@@ -189,6 +254,3 @@ class _Remembered(dict[str, float]):
         partial = self.path.with_suffix(".partial")
         partial.write_text(json.dumps(self), encoding="utf-8")
         partial.replace(self.path)
-
-
-__all__ = ["Finding", "Quantised", "quantise"]

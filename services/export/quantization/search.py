@@ -18,6 +18,7 @@ import onnx
 from numpy.typing import NDArray
 
 from services.evaluation import log_spectral_distance
+from services.export.progress import Progress
 from services.export.quantization.decoder import Layer
 from shared.errors import MissingExtraError
 
@@ -146,7 +147,7 @@ def measure_layers(
     probe: Probe,
     *,
     known: dict[str, float],
-    progress: Callable[[str], None],
+    progress: Progress,
 ) -> list[Finding]:
     """Measure damage and saving of each layer.
 
@@ -155,15 +156,16 @@ def measure_layers(
         build: Makes a decoder with the named layers in int8.
         probe: Decodes and times.
         known: Damages measured before, by layer; extended as they are measured.
-        progress: Called with a line about each layer.
+        progress: Is told of each layer.
     """
     expected = probe.speak(build(()))
     names = [layer.name for layer in layers]
     saved = savings(layers, probe.node_times(build(())), probe.node_times(build(names)))
-    for index, name in enumerate(names):
-        if name not in known:
-            known[name] = probe.distance(expected, build((name,)))
-        progress(f"Layer {index + 1} of {len(names)}: {name} in int8 is {known[name]:.2f} dB away")
+    with progress.bar("Trying int8 layer by layer", len(names)) as step:
+        for name in names:
+            if name not in known:
+                known[name] = probe.distance(expected, build((name,)))
+            step(f"{name}: {known[name]:.2f} dB away")
     return [Finding(name, known[name], saved[name]) for name in names]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -39,10 +40,25 @@ def test_a_missing_judge_is_named_with_its_remedy(
 def test_a_judge_that_breaks_on_import_is_missing_too(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / "speechmos.py").write_text("raise OSError('libjudge.so: cannot open shared object file')")
+    (tmp_path / "distillmos.py").write_text("raise OSError('libjudge.so: cannot open shared object file')")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "speechmos", raising=False)
-    assert "libjudge.so" in Judges(only=["dnsmos"]).missing["dnsmos"]
+    monkeypatch.delitem(sys.modules, "distillmos", raising=False)
+    assert "libjudge.so" in Judges(only=["distillmos"]).missing["distillmos"]
+
+
+def test_dnsmos_is_what_its_package_says() -> None:
+    """By its own code, which is slower and computes more; on a clip shorter than a segment, and a longer one."""
+    with naturalness._quiet_import():
+        package = pytest.importorskip("speechmos.dnsmos")
+    judge = naturalness.Dnsmos()
+    noise = np.random.default_rng(0)
+    for seconds in (3.7, 11.3):
+        clip = (0.1 * noise.standard_normal(int(seconds * 16_000))).astype(np.float32)
+        clip[: len(clip) // 2] *= 0.01
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            expected = package.run(clip, sr=16_000)["ovrl_mos"]
+        assert judge(clip) == pytest.approx(expected, abs=1e-5)
 
 
 def test_judges_that_were_not_asked_are_not_missing(fake_judges: dict[str, str]) -> None:

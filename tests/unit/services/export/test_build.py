@@ -13,6 +13,7 @@ from services.export.build import KNOWN, USUAL, Wishes, build_voice
 from services.export.cli import main
 from services.export.export import VARIANTS
 from services.export.gate import Candidate, GateReport, Limits, Measure, Verdict
+from services.export.progress import Progress
 from services.export.quantization import QUANTISED, Quantised
 from shared.errors import MissingExtraError, NotFoundError, UserError
 from shared.model_source import ModelSource
@@ -41,6 +42,8 @@ class Bench:
         self.calibrated: Sequence[str] = ()
         self.candidates: list[Candidate] = []
         self.failing: set[str] = set()
+        self.speaks = True
+        self.searched: bool | None = None
 
     def export(
         self, _model: Path, folder: Path, *, variants: Sequence[str], language: str, **_: Any
@@ -53,12 +56,15 @@ class Bench:
         spec.write(folder)
         return spec
 
-    def quantise(self, folder: Path, *, sentences: Sequence[str], **_: Any) -> Quantised:
-        self.calibrated = sentences
+    def quantise(
+        self, folder: Path, names: Sequence[str], *, sentences: Sequence[str], search: bool, **_: Any
+    ) -> Quantised:
+        self.calibrated, self.searched = sentences, search
         source = VoiceSpec.read(folder).variants["fp32"]
         made = {
             name: source.model_copy(update={"engine": "openvino", "precision": "int8", "requires": requires})
             for name, requires in QUANTISED.items()
+            if name in names
         }
         return Quantised({name: v.model_copy(update={"gate": "ungated"}) for name, v in made.items()}, {})
 
@@ -79,7 +85,7 @@ class Bench:
 
     def build(self, **wishes: Any) -> VoiceSpec:
         source = ModelSource(self.voice.model_folder, "eva", Provenance(), None)
-        return build_voice(source, self.output, Wishes(**wishes), self.said.append)
+        return build_voice(source, self.output, Wishes(**wishes), Progress(self.said.append))
 
 
 @pytest.fixture
@@ -88,6 +94,7 @@ def bench(deterministic: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(build, "export_voice", made.export)
     monkeypatch.setattr(build, "quantise", made.quantise)
     monkeypatch.setattr(build, "gate", made.gate)
+    monkeypatch.setattr(build, "speaks", lambda *_, **__: made.speaks)
     monkeypatch.setattr(build, "Judges", Judges)
     monkeypatch.setattr(Judges, "absent", {})
     monkeypatch.setattr(build, "cpu_features", lambda: ALL_FEATURES)
@@ -100,8 +107,9 @@ def test_all_that_is_usual_is_made_and_judged(bench: Bench) -> None:
     assert set(spec.variants) == set(USUAL)
     assert {c.variant: c.replaces for c in bench.candidates} == {
         "bf16": "fp32-openvino",
-        "int8": "fp32-openvino",
         "int8-bf16": "bf16",
+        "int8": "fp32-openvino",
+        "int8-onnxruntime": "fp32",
     }
     assert {name for name, variant in spec.variants.items() if variant.gate == "passed"} == set(
         build.REPLACED
@@ -116,6 +124,13 @@ def test_what_fails_is_not_in_the_voice(bench: Bench) -> None:
     assert "int8" not in spec.recommended
 
 
+@pytest.mark.parametrize("speaks", [True, False])
+def test_layers_are_searched_where_there_is_speech_to_measure(bench: Bench, speaks: bool) -> None:
+    bench.speaks = speaks
+    bench.build(language="es")
+    assert bench.searched is speaks
+
+
 def test_without_the_gate_nothing_is_vouched_for(bench: Bench) -> None:
     spec = bench.build(language="es", judge=False)
     assert bench.candidates == []
@@ -127,7 +142,7 @@ def test_without_the_gate_nothing_is_vouched_for(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("here", "left_out"),
     [
-        (frozenset(), {"bf16", "int8", "int8-bf16"}),
+        (frozenset(), {"bf16", "int8", "int8-bf16", "int8-onnxruntime"}),
         (frozenset({"avx512_vnni"}), {"bf16", "int8-bf16"}),
         (frozenset({"avx512_bf16", "avx512_vnni"}), set()),
     ],

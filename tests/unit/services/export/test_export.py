@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,7 +21,8 @@ from transformers import VitsModel
 from services.export import export, parity
 from services.export.cli import main
 from services.export.export import export_voice
-from shared.errors import ModelError, NotFoundError, QualityError, UserError
+from shared import store as store_module
+from shared.errors import ModelError, NotFoundError, QualityError, StoreError, UserError
 from shared.provenance import Provenance
 from shared.registry import Registry
 from shared.store import Store
@@ -260,3 +264,50 @@ def test_a_model_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "Warning" not in capsys.readouterr().out  # of a licence that nothing has
     with pytest.raises(UserError, match="cannot be a voice's name"):
         main([str(tmp_path / "model"), "--name", "Not A Name", "--store", str(tmp_path)])
+
+
+@pytest.mark.usefixtures("no_exporter")
+def test_a_store_without_space_is_told_and_holds_no_voice(
+    deterministic: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store.open(str(tmp_path / "store"))
+    put = store_module.obstore.put
+
+    def full(client: object, path: str, data: object, **options: Any) -> object:
+        if path.endswith("decoder.onnx"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return put(client, path, data, **options)
+
+    monkeypatch.setattr(store_module.obstore, "put", full)
+    arguments = [str(deterministic.model_folder), "--name", "eva", "--store", store.url, "--variants", "fp32"]
+    with pytest.raises(StoreError, match=r"No space left on device.*Free some space there"):
+        main(arguments)
+    monkeypatch.undo()
+    registry = Registry(store)
+    with pytest.raises(NotFoundError):
+        registry.resolve("voices", "eva")
+    assert registry.aliases("voices", "eva") == {}
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "complaint"),
+    [
+        ("config.json", '{"model_type": "bert"}', r"config\.json.*bert"),
+        ("tokenizer_config.json", None, "tokenizer"),
+        ("vocab.json", None, r"vocab\.json"),
+        ("model.safetensors", "not weights", r"model\.safetensors"),
+    ],
+)
+def test_what_is_no_model_is_told_and_nothing_is_written(
+    deterministic: Exported, tmp_path: Path, file: str, text: str | None, complaint: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(deterministic.model_folder, folder)
+    if text is None:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_text(text)
+    with pytest.raises(ModelError, match=complaint):
+        main([str(folder), "--store", str(tmp_path / "store"), "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "store").exists()

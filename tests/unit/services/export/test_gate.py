@@ -6,14 +6,17 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 
 from services.evaluation import Score
 from services.evaluation.transcripts import Errors
 from services.export.gate import (
+    FIRST_SENTENCES,
     Candidate,
     GateReport,
     Limits,
@@ -22,6 +25,7 @@ from services.export.gate import (
     Verdict,
     gate,
     quality_measures,
+    speaks,
     speed_measure,
 )
 from services.export.gate_page import settle, write_page
@@ -107,17 +111,13 @@ def test_a_cut_off_cache_is_mended(voice: Path, tmp_path: Path) -> None:
 
 def test_other_graphs_are_judged_anew(voice: Path, tmp_path: Path) -> None:
     run(voice, FakeJudges(), tmp_path / "cache")
-    decoder = voice / "fp32/decoder.onnx"
-    decoder.write_bytes(decoder.read_bytes() + b"")
+    path = voice / "fp32/decoder.onnx"
+    model = onnx.load(path)
+    model.doc_string = "other bytes"
+    onnx.save(model, path)
     judges = FakeJudges()
-    (voice / "voice.json").write_text(
-        (voice / "voice.json")
-        .read_text(encoding="utf-8")
-        .replace('"noise_scale": 0.667', '"noise_scale": 0.5'),
-        encoding="utf-8",
-    )
     run(voice, judges, tmp_path / "cache")
-    assert judges.heard
+    assert len(judges.heard) == 2 * len(SENTENCES)
 
 
 def test_what_nobody_understands_is_not_judged(voice: Path, tmp_path: Path) -> None:
@@ -130,6 +130,34 @@ def test_what_nobody_understands_is_not_judged(voice: Path, tmp_path: Path) -> N
     assert len(judges.heard) == len(SENTENCES)  # the reference alone
     with pytest.raises(QualityError, match="cannot be understood"):
         report.require("twin")
+
+
+def test_an_untrained_model_is_found_out_by_its_first_sentences(voice: Path, tmp_path: Path) -> None:
+    judges = FakeJudges(wrong=100)
+    many = [f"{sentence} {number}" for number in range(10) for sentence in SENTENCES]
+    report = gate(
+        voice, [Candidate("twin")], sentences=many, judges=judges, cache=tmp_path, threads=1, limits=FEW
+    )
+    assert judges.heard == many[:FIRST_SENTENCES]
+    assert (report.sentences, report.to_json()["judged"]) == (FIRST_SENTENCES, False)
+    assert not speaks(voice, sentences=many, judges=judges, cache=tmp_path, threads=1)
+    assert judges.heard == many[:FIRST_SENTENCES]  # what was scored is kept
+    assert speaks(voice, sentences=many, judges=FakeJudges(), cache=tmp_path / "other", threads=1)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("defaults", {"noise_scale": 0.5}), ("decoder", {"window_frames": 64}), ("token_buckets", [64])],
+)
+def test_another_way_to_speak_is_judged_anew(voice: Path, tmp_path: Path, field: str, value: Any) -> None:
+    run(voice, FakeJudges(), tmp_path / "cache")
+    spec = VoiceSpec.read(voice)
+    old = getattr(spec, field)
+    changed = value if isinstance(old, list) else old.model_copy(update=value)
+    spec.model_copy(update={field: changed}).write(voice)
+    judges = FakeJudges()
+    run(voice, judges, tmp_path / "cache")
+    assert len(judges.heard) == 2 * len(SENTENCES)
 
 
 def test_missing_judges_are_named(voice: Path, tmp_path: Path) -> None:

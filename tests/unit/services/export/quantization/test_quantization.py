@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 
 from services.export.quantization import calibration, quantise, search
 from services.export.quantization.calibration import calibrate
-from services.export.quantization.decoder import Decoder, in_two_dimensions, scale_stream
+from services.export.quantization.channels_last import write_channels_last
+from services.export.quantization.decoder import Decoder, Network, in_two_dimensions, scale_stream
 from services.export.quantization.equalisation import equalise
 from services.export.quantization.grids import Grid, grid_of, integer_weight, write_grids
+from services.export.quantization.recipe import build_flow, wavenet_layers
 from services.export.quantization.search import Finding, choose_layers, savings, within
 from shared.errors import ModelError
 from shared.voice import Voice
@@ -149,6 +151,33 @@ def test_quantised_inputs_round_as_the_grid_says(exported: Exported, planar: boo
     assert error[:16].max() < 4 * error[16:-16].max()
 
 
+@pytest.mark.parametrize(
+    ("stages", "every_other"), [((), False), ((1,), False), ((1, 2), False), ((2,), True)]
+)
+def test_channels_last_computes_what_the_grids_say(
+    exported: Exported, stages: tuple[int, ...], every_other: bool
+) -> None:
+    """Integer products beside the same integers made floats: sums in another order are all that differs."""
+    path = exported.folder / "fp32/decoder.onnx"
+    layers = [layer for layer in Decoder.read(path).residual_layers if layer.stage in stages]
+    names = [layer.name for layer in layers][:: 2 if every_other else 1]
+    grids = {layer.input: Grid(0.02, 100) for layer in layers if layer.name in names}
+    decoder = Decoder.read(path)
+    write_grids(decoder, names, grids)
+    expected = decoder.store_weights()
+    found = write_channels_last(Decoder.read(path), names, grids)
+    onnx.checker.check_model(found)
+    kinds = [node.op_type for node in found.graph.node]
+    assert kinds.count("MatMulIntegerToFloat") == len(names)
+    for frames in (1, 30):
+        difference = np.abs(compute(found, frames, speaker=0) - compute(expected, frames, speaker=0))
+        # A sum that lies between two integers may be rounded either way, and is then a step apart.
+        assert np.median(difference) < 1e-5
+        assert difference.max() < 0.02
+    weights = [tensor for tensor in found.graph.initializer if tensor.name.startswith("decoder.")]
+    assert all(tensor.data_type == onnx.TensorProto.INT8 for tensor in weights if np.prod(tensor.dims) > 100)
+
+
 def test_equalisation_scales_the_samples_with_the_decoder(exported: Exported, tmp_path: Path) -> None:
     path = exported.folder / "fp32/decoder.onnx"
     voice = exported.voice()
@@ -174,7 +203,7 @@ def test_calibration_goes_on_where_it_stopped(
     def interrupted(*arguments: object) -> None:
         if len(spoken) == 2:
             raise KeyboardInterrupt
-        spoken.append(str(arguments[3]))
+        spoken.append(str(arguments[4]))
         observe(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(calibration, "_observe", interrupted)
@@ -189,6 +218,40 @@ def test_calibration_goes_on_where_it_stopped(
     assert resumed.seconds == whole.seconds
     for tensor, samples in whole.samples.items():
         np.testing.assert_array_equal(samples, resumed.samples[tensor])
+
+
+def test_the_flow_is_calibrated_on_what_it_is_given_itself(exported: Exported, tmp_path: Path) -> None:
+    path = exported.folder / "fp32/flow.onnx"
+    with exported.voice() as voice:
+        seen = calibrate(voice, path, SENTENCES, cache=tmp_path, graph="flow")
+        frames = sum(
+            voice.prepare(sentence, seed=calibration.SEED).latents.shape[1] for sentence in SENTENCES
+        )
+    layers = wavenet_layers(Network.read(path))
+    assert layers
+    for layer in layers:
+        assert seen.samples[layer.input].shape[1] == frames  # of this little, everything; of padding, nothing
+
+
+def test_an_int8_flow_is_near_the_exact_one(exported: Exported, tmp_path: Path) -> None:
+    path = exported.folder / "fp32/flow.onnx"
+    with exported.voice() as voice:
+        seen = calibrate(voice, path, SENTENCES, cache=tmp_path, graph="flow")
+    model = build_flow(path, seen.samples)
+    onnx.checker.check_model(model)
+    rounded = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    layers = {layer.input for layer in wavenet_layers(Network.read(path))}
+    assert len(rounded) == len(layers)
+    inputs = {
+        "prior_sample": np.random.default_rng(0).normal(size=(2, 4, 30)).astype(np.float32),
+        "frame_mask": np.ones((2, 1, 30), dtype=np.float32),
+        "speaker_id": np.zeros(2, dtype=np.int64),
+    }
+    exact, near = (
+        onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"]).run(None, inputs)[0]
+        for graph in (path.read_bytes(), model.SerializeToString())
+    )
+    assert 0 < np.abs(near - exact).max() < 0.1 * np.abs(exact).max()
 
 
 def test_savings_charge_rounding_and_padding_to_their_layers(exported: Exported) -> None:
@@ -230,18 +293,37 @@ def test_an_int8_voice_speaks_like_fp32_from_a_quarter_of_the_weights(
     shutil.copytree(stochastic.folder, folder)
     made = quantise(folder, sentences=SENTENCES, cache=tmp_path / "cache", budget=40.0)
     assert made.record["int8_layers"]
-    assert list(made.variants) == ["int8-bf16", "int8"]
-    int8 = made.variants["int8"].model_copy(update={"requires": []})  # slow without them, not wrong
+    assert list(made.variants) == ["int8-bf16", "int8", "int8-onnxruntime"]
+    anywhere = {  # slow without the instructions, not wrong
+        name: variant.model_copy(update={"requires": []}) for name, variant in made.variants.items()
+    }
     voice = stochastic.voice()
-    spec = voice.spec.model_copy(update={"variants": {**voice.spec.variants, "int8": int8}})
+    spec = voice.spec.model_copy(update={"variants": {**voice.spec.variants, **anywhere}})
     spec.write(folder)
-    quantised = Voice.open(folder, variant="int8", threads=1)
     expected = voice.synthesize("hola a todos", seed=5).samples
-    spoken = quantised.synthesize("hola a todos", seed=5).samples
-    quantised.close()
     voice.close()
-    assert spoken.shape == expected.shape
-    assert np.corrcoef(spoken, expected)[0, 1] > 0.99
+    for name in ("int8", "int8-onnxruntime"):
+        with Voice.open(folder, variant=name, threads=1) as quantised:
+            spoken = quantised.synthesize("hola a todos", seed=5).samples
+        assert spoken.shape == expected.shape
+        assert np.corrcoef(spoken, expected)[0, 1] > 0.99
+
+
+def test_only_the_decoders_that_are_wanted_are_written(stochastic: Exported, tmp_path: Path) -> None:
+    folder = tmp_path / "voice"
+    shutil.copytree(stochastic.folder, folder)
+    made = quantise(folder, ["int8-onnxruntime"], sentences=SENTENCES, cache=tmp_path / "cache", search=False)
+    assert [path.name for path in (folder / "int8").iterdir()] == ["decoder-onnxruntime.onnx"]
+    # Nothing was measured: every stage but the last, as on Joe.
+    stages = {layer.name: layer.stage for layer in Decoder.read(folder / "fp32/decoder.onnx").residual_layers}
+    assert {stages[name] for name in made.record["int8_layers"]} == {1}
+    assert "Joe" in made.record["search"]
+
+
+def test_int8_weights_make_the_file_small(stochastic: Exported, tmp_path: Path) -> None:
+    folder = tmp_path / "voice"
+    shutil.copytree(stochastic.folder, folder)
+    quantise(folder, ["int8"], sentences=SENTENCES, cache=tmp_path / "cache", search=False)
     model = onnx.load(folder / "int8/decoder.onnx")
     weights = [tensor for tensor in model.graph.initializer if len(tensor.dims) == 4]
     assert weights

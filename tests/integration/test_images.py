@@ -1,4 +1,4 @@
-"""The container images at work: train and export a tiny voice in one, serve it from the other.
+"""The container images at work: train and export a tiny voice in one, serve it from the other, by way of an S3 server.
 
 ``.ci/images`` runs these. They take docker or podman, whichever has an engine that answers (``VITS_ENGINE`` names
 one), and build the images with ``make images`` unless ``VITS_TRAIN_IMAGE`` and ``VITS_SERVE_IMAGE`` name them.
@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import time
 import uuid
@@ -26,6 +27,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from shared.audio import read_audio
+from tests.infra.s3_server import S3Server
+from vits_client import Client
 
 pytestmark = [pytest.mark.container, pytest.mark.timeout(3600)]
 
@@ -114,12 +117,10 @@ def images(engine: Engine) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def store(engine: Engine) -> Iterator[str]:
-    """A volume for ``/store``."""
-    name = f"vits-test-{uuid.uuid4().hex[:8]}"
-    engine.run("volume", "create", name)
-    yield name
-    engine.run("volume", "rm", name)
+def store(s3_server: S3Server) -> tuple[str, ...]:
+    """Arguments of ``run`` that give a container a store on a real S3 server, which listens on the host's loopback."""
+    given = {**s3_server.environment(), "VITS_STORE": f"s3://{s3_server.bucket}/images"}
+    return ("--network=host", *(f"--env={name}={value}" for name, value in given.items()))
 
 
 def readable(folder: Path) -> Path:
@@ -131,29 +132,44 @@ def readable(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def training(
-    engine: Engine, images: dict[str, str], spanish_model: Path, make_dataset: Callable[..., Path]
+    images: dict[str, str],
+    spanish_model: Path,
+    make_dataset: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> list[str]:
-    """Arguments of ``run`` that train the shipped Spanish configuration on what is tiny."""
+    """Arguments of ``run`` that train a mounted configuration: the shipped Spanish one, on what is tiny."""
+    configuration = json.loads((ROOT / "configs" / "spa.json").read_text())
+    configuration |= {
+        "model_name_or_path": "./models/small",
+        "dataset_name": "./data/few",
+        "output_dir": "./output/voz",
+        "project_name": "voz",
+        "eval_split_name": "test",
+        "min_duration_in_seconds": 0,
+        "per_device_train_batch_size": 2,
+        "logging_steps": 1,
+        "preprocessing_num_workers": 1,
+    }
+    mounted = tmp_path_factory.mktemp("configuration")
+    (mounted / "spa.json").write_text(json.dumps(configuration))
     return [
-        *(
-            f"--volume={readable(spanish_model)}:/models/small:ro",
-            f"--volume={readable(make_dataset())}:/data/few:ro",
-        ),
-        *("--network=none", "--tmpfs=/output", *CONFINED, images["train"]),
-        *("--config", "spa.json", "--model_name_or_path", "/models/small", "--dataset_name", "/data/few"),
-        *("--output_dir", "/output/voz", "--project_name", "voz", "--eval_split_name", "test"),
-        *("--min_duration_in_seconds", "0", "--per_device_train_batch_size", "2", "--logging_steps", "1"),
-        *("--preprocessing_num_workers", "1", "--dataloader_num_workers", "0"),
+        f"--volume={readable(mounted)}/spa.json:/data/spa.json:ro",
+        f"--volume={readable(spanish_model)}:/models/small:ro",
+        f"--volume={readable(make_dataset())}:/data/few:ro",
+        *("--tmpfs=/output", *CONFINED, images["train"], "--config", "/data/spa.json"),
     ]
 
 
 @pytest.fixture(scope="module")
-def exported(engine: Engine, images: dict[str, str], training: list[str], store: str) -> str:
+def exported(
+    engine: Engine, images: dict[str, str], training: list[str], store: tuple[str, ...]
+) -> tuple[str, ...]:
     """The store, with a model trained in the image and a voice exported in it."""
-    engine.run("run", "--rm", f"--volume={store}:/store", *training, "--max_steps", "1")
-    vits = ["run", "--rm", "--network=none", f"--volume={store}:/store", *CONFINED, "--entrypoint=vits"]
-    engine.run(*vits, images["train"], "export", "voz@latest")
+    engine.run("run", "--rm", *store, *training, "--max_steps", "1")
+    vits = ["run", "--rm", *store, *CONFINED, "--entrypoint=vits"]
+    engine.run(*vits, images["train"], "export", "voz@latest", "--variants", "fp32")
     assert "voz" in engine.run(*vits, images["serve"], "voices", "list")
+    assert "none" in engine.run(*vits, images["serve"], "voices", "verify", "--all")
     return store
 
 
@@ -166,13 +182,20 @@ class Server:
     grpc: str
 
 
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+    return port
+
+
 @pytest.fixture
-def server(engine: Engine, images: dict[str, str], exported: str) -> Iterator[Server]:
-    ports = ("--publish=127.0.0.1::3000", "--publish=127.0.0.1::50051")
-    with engine.background(*ports, f"--volume={exported}:/store:ro", *CONFINED, images["serve"]) as name:
+def server(engine: Engine, images: dict[str, str], exported: tuple[str, ...]) -> Iterator[Server]:
+    http, rpc = free_port(), free_port()
+    ports = (f"--env=VITS_HTTP_PORT={http}", f"--env=VITS_GRPC_PORT={rpc}")
+    with engine.background(*exported, *ports, *CONFINED, images["serve"], "--host", "127.0.0.1") as name:
         engine.wait_for(name, "ready after")
-        http, rpc = (engine.run("port", name, inside).split()[-1] for inside in ("3000/tcp", "50051/tcp"))
-        yield Server(name, f"http://{http}", rpc)
+        yield Server(name, f"http://127.0.0.1:{http}", f"127.0.0.1:{rpc}")
 
 
 @pytest.mark.parametrize("configuration", [path.name for path in sorted((ROOT / "configs").glob("*.json"))])
@@ -227,6 +250,19 @@ def test_the_images_run_as_nobody_in_particular_and_keep_no_tools(
     labels = engine.inspect("image", images[kind])["Config"]["Labels"]
     assert labels["org.opencontainers.image.title"] == f"vits-{kind}"
     assert labels["org.opencontainers.image.version"]
+    bill = json.loads(
+        engine.run(
+            *("run", "--rm", "--network=none", "--entrypoint=python", images[kind], "-c"),
+            f"print(open('/usr/share/sbom/vits-{kind}.cdx.json').read())",
+        )
+    )
+    assert bill["metadata"]["component"]["name"] == "vits-suite"
+    assert {"numpy", "obstore"} <= {component["name"] for component in bill["components"]}
+
+
+def test_the_serve_image_is_small(engine: Engine, images: dict[str, str]) -> None:
+    size = engine.inspect("image", images["serve"])["Size"]
+    assert size < 700e6
 
 
 def test_what_the_train_image_made_the_serve_image_speaks(server: Server) -> None:
@@ -238,6 +274,61 @@ def test_what_the_train_image_made_the_serve_image_speaks(server: Server) -> Non
     with grpc.insecure_channel(server.grpc) as channel:
         health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=30)
     assert health.status == health_pb2.HealthCheckResponse.SERVING
+    with Client(f"grpc://{server.grpc}") as client:
+        speech = client.speak("hola", voice="voz", audio_format="wav", seed=7)
+    audio = read_audio(speech.audio, format="wav")
+    assert np.abs(audio.samples).max() > 0
+
+
+def test_prometheus_scrapes_the_server_and_our_rules_hold_on_it(server: Server, tmp_path: Path) -> None:
+    """A real Prometheus, with the rules that ship."""
+    program = shutil.which("prometheus")
+    if program is None:
+        pytest.skip("no Prometheus is installed: .ci/images installs Debian's")
+    address = f"127.0.0.1:{free_port()}"
+    configuration = {
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "rule_files": [str(ROOT / "deploy" / "monitoring" / "rules.yaml")],
+        "scrape_configs": [
+            {
+                "job_name": "vits-serve",
+                "static_configs": [
+                    {"targets": [server.http.removeprefix("http://")], "labels": {"namespace": "tests"}}
+                ],
+            }
+        ],
+    }
+    (tmp_path / "prometheus.json").write_text(json.dumps(configuration))
+    asked = {"model": "tts-1", "voice": "voz", "input": "hola", "response_format": "wav"}
+    httpx.post(f"{server.http}/v1/audio/speech", json=asked, timeout=60, trust_env=False).raise_for_status()
+    arguments = [f"--config.file={tmp_path}/prometheus.json", f"--storage.tsdb.path={tmp_path}/data"]
+    with (tmp_path / "log").open("wb") as log:
+        prometheus = subprocess.Popen(
+            [program, *arguments, f"--web.listen-address={address}"], stdout=log, stderr=log
+        )
+    try:
+        assert queried(address, 'up{job="vits-serve"}', tmp_path / "log") == 1
+        assert queried(address, 'sum(vits_requests_total{outcome="spoken"})', tmp_path / "log") == 1
+        assert queried(address, "namespace:vits_backlog_seconds:sum", tmp_path / "log") == 0
+    finally:
+        prometheus.terminate()
+        prometheus.wait()
+
+
+def queried(address: str, query: str, log: Path) -> float:
+    """What Prometheus answers, as soon as it has an answer."""
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            answer = httpx.get(
+                f"http://{address}/api/v1/query", params={"query": query}, timeout=5, trust_env=False
+            ).json()
+            if answer["data"]["result"]:
+                return float(answer["data"]["result"][0]["value"][1])
+        except (httpx.TransportError, KeyError):
+            pass
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.2)
 
 
 def test_the_serve_image_knows_its_health_and_stops_when_told(
@@ -260,7 +351,7 @@ def test_the_health_check_fails_where_nothing_is_served(engine: Engine, images: 
 
 def test_a_stopped_training_saves_and_says_so(engine: Engine, training: list[str]) -> None:
     """As process 1, Python would not hear the SIGTERM that engines send, if it had not been told to."""
-    with engine.background("--tmpfs=/store", *training, "--max_steps", "100000") as name:
+    with engine.background("--network=none", "--tmpfs=/store", *training, "--max_steps", "100000") as name:
         engine.wait_for(name, "step 0:")
         engine.run("stop", "--time=60", name)
         assert engine.inspect("container", name)["State"]["ExitCode"] == 143, engine.run("logs", name)

@@ -1,0 +1,113 @@
+"""``deploy/compose.yaml`` as podman-compose reads it, beside what it mounts and what it is to fit."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+FILE = ROOT / "deploy" / "compose.yaml"
+
+
+def read(**variables: str) -> dict[str, Any]:
+    """The file with its variables filled in."""
+    done = subprocess.run(
+        [sys.executable, "-m", "podman_compose", "--file", str(FILE), "config"],
+        env={"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", **variables},
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    composed: dict[str, Any] = yaml.safe_load(done.stdout)
+    return composed
+
+
+@pytest.fixture(scope="module")
+def composed() -> dict[str, Any]:
+    if shutil.which("podman") is None:
+        pytest.skip("podman-compose needs podman: .ci/images installs it")
+    return read()
+
+
+def test_every_file_that_it_mounts_is_there(composed: dict[str, Any]) -> None:
+    mounted = [
+        volume.split(":")[0]
+        for service in composed["services"].values()
+        for volume in service.get("volumes", [])
+        if volume.startswith("./")
+    ]
+    assert len(mounted) == 5
+    for path in mounted:
+        assert (FILE.parent / path).exists(), path
+
+
+def test_nothing_is_published_beyond_the_loopback(composed: dict[str, Any]) -> None:
+    ports = [port for service in composed["services"].values() for port in service.get("ports", [])]
+    assert len(ports) == 4
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_each_waits_for_what_it_needs(composed: dict[str, Any]) -> None:
+    """The store has no bucket before it is written to, and every other step reads first."""
+    for name, before in {"train": "bucket", "export": "train", "serve": "export"}.items():
+        needed = composed["services"][name]["depends_on"]
+        assert needed == {before: {"condition": "service_completed_successfully"}}
+
+
+@pytest.mark.parametrize("name", ["bucket", "train", "export", "serve"])
+def test_our_containers_are_confined_and_know_the_store(composed: dict[str, Any], name: str) -> None:
+    service = composed["services"][name]
+    assert service["read_only"]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["environment"]["AWS_ENDPOINT_URL"] == "http://store:8333"
+    store = composed["services"]["store"]["environment"]
+    assert store.items() <= service["environment"].items()
+
+
+def test_keys_of_the_users_own_reach_store_and_containers(composed: dict[str, Any]) -> None:
+    services = read(AWS_SECRET_ACCESS_KEY="mine", VOICE="ana")["services"]  # noqa: S106
+    assert {services[name]["environment"]["AWS_SECRET_ACCESS_KEY"] for name in ("store", "serve")} == {"mine"}
+    assert services["export"]["entrypoint"] == ["vits", "export", "ana@latest"]
+
+
+def test_prometheus_scrapes_what_runs_and_names_the_jobs_as_the_rules_do(composed: dict[str, Any]) -> None:
+    settings = yaml.safe_load((FILE.parent / "compose" / "prometheus.yaml").read_text())
+    jobs = {job["job_name"]: job["static_configs"][0] for job in settings["scrape_configs"]}
+    rules = (FILE.parent / "monitoring" / "rules.yaml").read_text()
+    assert set(re.findall(r'job="([^"]+)"', rules)) <= set(jobs)
+    for job in jobs.values():
+        service, port = job["targets"][0].split(":")
+        listens = json.dumps(composed["services"][service])
+        assert port in listens
+
+
+def test_grafanas_dashboards_find_their_source(composed: dict[str, Any]) -> None:
+    source = yaml.safe_load((FILE.parent / "compose" / "grafana-datasource.yaml").read_text())
+    assert source["datasources"][0]["url"] == "http://prometheus:9090"
+    provider = yaml.safe_load((FILE.parent / "compose" / "grafana-dashboards.yaml").read_text())
+    folder = provider["providers"][0]["options"]["path"]
+    assert f"./monitoring/dashboards:{folder}:ro" in composed["services"]["grafana"]["volumes"]
+    assert composed["services"]["grafana"]["environment"][
+        "GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"
+    ].startswith(f"{folder}/")
+
+
+def test_the_page_names_every_variable_that_it_reads() -> None:
+    page = (ROOT / "docs" / "compose.md").read_text(encoding="utf-8")
+    variables = set(re.findall(r"\$\{([A-Z_]+)", FILE.read_text())) - {
+        "STORE_IMAGE",
+        "TRAIN_IMAGE",
+        "SERVE_IMAGE",
+        "PROMETHEUS_IMAGE",
+        "GRAFANA_IMAGE",
+    }
+    assert [name for name in sorted(variables) if f"`{name}`" not in page] == []

@@ -11,7 +11,7 @@ BIN    := $(VENV)/bin
 TORCH_INDEX ?=
 # What the benchmark of serving serves, from ./store; 'make demo' makes this one.
 VOICE  ?= demo-spanish
-EXTRAS := train,export,serve,phonemes,judges,wandb,demo,dev
+EXTRAS := train,export,serve,phonemes,judges,wandb,tune,demo,dev
 TORCH  := $(shell grep '^torch==' constraints.txt)
 # Images: docker or podman, whichever has an engine that answers; BUILD_FLAGS go to its 'build'.
 ENGINE      ?= $(shell for engine in docker podman; do if $$engine info >/dev/null 2>&1; then echo $$engine; break; fi; done)
@@ -67,6 +67,7 @@ bench: install
 	$(BIN)/python -m benchmarks.preprocessing
 	$(BIN)/python -m benchmarks.checkpoints
 	$(BIN)/python -m benchmarks.training --quick
+	$(BIN)/python -m benchmarks.distributed --frames 64 --steps 1 --repetitions 1
 	$(BIN)/python -m benchmarks.synthesis --seconds 1 5 --rounds 2
 	$(BIN)/python -m benchmarks.serving --voice $(VOICE)
 	$(BIN)/python -m benchmarks.planning --voice $(VOICE)

@@ -264,6 +264,7 @@ def measure(case: Case, folder: Path, steps: int) -> Result:
 def our_step(case: Case, folder: Path) -> Callable[[int], dict[str, float]]:
     """A joint step as `vits train` takes it, from the waveform on."""
     import numpy as np
+    import torch
     from accelerate import Accelerator
 
     from services.training.config import resolve
@@ -285,7 +286,9 @@ def our_step(case: Case, folder: Path) -> Callable[[int], dict[str, float]]:
         },
         origin="the benchmark",
     )
-    session = begin(config, Accelerator(mixed_precision=precision(config)))
+    # Without being told, Accelerate starts no process group on machines that have only processors.
+    cpu = not torch.accelerator.is_available()
+    session = begin(config, Accelerator(mixed_precision=precision(config), cpu=cpu))
     steps = build_steps(session, warming=False)
     set_learning_rates(session, steps, warming=False)
     pcm = [to_pcm16(recording(case.frames, row).numpy()) for row in range(case.batch)]

@@ -140,6 +140,8 @@ class TrainingMetrics:
         checkpoint_seconds: Time that writing and uploading them took.
         checkpoint_step: Step of the newest complete one.
         checkpoint_failures: Checkpoints that could not be written or uploaded.
+        data_wait_ratio: Share of the steps' time that was spent waiting for batches, as last logged.
+        finding: 1 for each ``name`` of what the run's diagnosis has found.
     """
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
@@ -173,6 +175,10 @@ class TrainingMetrics:
         self.checkpoint_failures = counter(
             "checkpoint_failures", "Checkpoints that could not be written or uploaded."
         )
+        self.data_wait_ratio = gauge(
+            "data_wait_ratio", "Share of the steps' time that was spent waiting for batches, as last logged."
+        )
+        self.finding = gauge("finding", "What the run's diagnosis has found.", "name")
 
     def training_value(self, name: str, value: float) -> None:
         """Take in one of the values that a step returns: a loss, or ``gradient_norm_<network>``."""

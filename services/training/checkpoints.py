@@ -77,6 +77,8 @@ class TrainerState:
     best: list[dict[str, Any]] = field(default_factory=list)
     """The best checkpoints, the best first: ``step``, ``value`` of the metric, and ``version`` once published."""
     evaluation_seconds: float = 0.0
+    findings: list[dict[str, Any]] = field(default_factory=list)
+    """What was told about the run's health: ``name``, ``step``, ``what`` and ``remedy``."""
     scaler: dict[str, float] | None = None
     """State of float16's loss scaler."""
     final_files: dict[str, str] = field(default_factory=dict)
@@ -178,6 +180,7 @@ def take_snapshot(session: Session, steps: Steps, reuse: Snapshot | None = None)
         session.state,
         log_history=list(session.state.log_history),
         best=[dict(entry) for entry in session.state.best],
+        findings=[dict(entry) for entry in session.state.findings],
     )
     snapshot = reuse or Snapshot(_twin(session.generator), _twin(session.discriminator), state)
     snapshot.state = state

@@ -11,6 +11,9 @@ from typing import NoReturn
 
 from services.training.config_help import help_text, markdown, printed
 from services.training.config_sources import load, read_overrides
+from shared.errors import ConfigError
+
+_PROFILED_STEPS = 3
 
 
 def main(argv: Sequence[str]) -> int:
@@ -23,6 +26,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     paths, overrides = read_overrides(argv)
     show = overrides.pop("print_config", False)
+    profile = _steps_of_profile(overrides.pop("profile", None))
     config, remarks = load(paths, overrides)
     if os.environ.get("RANK", "0") == "0":  # torchrun numbers its processes
         for remark in remarks:
@@ -35,12 +39,33 @@ def main(argv: Sequence[str]) -> int:
     # As process 1 of a container, Python would not hear it. The loop has an answer of its own, which saves.
     before = signal.signal(signal.SIGTERM, _stop_at_once)
     try:
-        from services.training.loop import train
+        if profile:
+            from services.training import profiling
 
-        train(config)
+            profiling.run(config, profile)
+        else:
+            from services.training.loop import train
+
+            train(config)
     finally:
         signal.signal(signal.SIGTERM, before)
     return 0
+
+
+def _steps_of_profile(value: object) -> int:
+    """``--profile`` or ``--profile N`` as a number of steps; 0 without it.
+
+    Raises:
+        ConfigError: It is no such number, or several processes would write one profile.
+    """
+    if value is None:
+        return 0
+    steps = _PROFILED_STEPS if value is True else int(str(value)) if str(value).isdecimal() else 0
+    if not steps:
+        raise ConfigError("--profile:", [f"{value!r} is no number of steps, such as 5"])
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("--profile:", ["profiles one process: start it without torchrun"])
+    return steps
 
 
 def _stop_at_once(number: int, _frame: FrameType | None) -> NoReturn:

@@ -51,6 +51,22 @@ def _list(value: object) -> object:
     return [] if value == ["none"] else value
 
 
+def _object(value: object) -> object:
+    """A JSON object as the command line has it."""
+    if isinstance(value, str) and value.startswith("{"):
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError:
+            return value
+    return {} if value == "none" else value
+
+
+def _from_to(value: tuple[int, int]) -> tuple[int, int]:
+    if not 0 <= value[0] < value[1]:
+        raise ValueError(f"[{value[0]}, {value[1]}] is not from one step to a later one")
+    return value
+
+
 def _texts(value: object) -> object:
     """One text, which may have commas in it, or a JSON list of texts."""
     return [value] if isinstance(value, str) and not value.startswith("[") else _list(value)
@@ -92,6 +108,8 @@ Weight = Annotated[float, Field(ge=0)]
 Strategy = Literal["no", "steps", "epoch"]
 Module = Literal["text_encoder", "duration_predictor", "flow", "posterior_encoder", "decoder"]
 Preset = Literal["small-encoder", "light-decoder"]
+#: From one step to before another.
+StepRange = Annotated[tuple[int, int], AfterValidator(_from_to)]
 Destination = Literal["tensorboard", "wandb", "all"]
 
 #: The parts of the generator that can be frozen.
@@ -156,8 +174,17 @@ class TrainingConfig(BaseModel):
         min_length=1,
         description="periods of the discriminator's networks; fewer are faster",
     )
+    stft_discriminator: bool = Field(
+        False,
+        description="three more discriminator networks, which judge spectrograms at three resolutions (UnivNet's)",
+    )
     freeze: Annotated[list[Module], BeforeValidator(_list)] = Field(
         [], description="modules that do not learn"
+    )
+    freeze_schedule: Annotated[dict[Module, StepRange], BeforeValidator(_object)] = Field(
+        {},
+        description="modules that do not learn from one step of joint training to before another, such as "
+        '{"decoder": [0, 500]}',
     )
 
     # -- Data ----------------------------------------------------------------------------------------
@@ -200,6 +227,17 @@ class TrainingConfig(BaseModel):
         None,
         description="frames of a batch on one device, padding included; a batch closes at this many or at "
         "per_device_train_batch_size recordings, whichever comes first",
+    )
+    curriculum: Literal["length", "difficulty"] | None = Field(
+        None,
+        description="begin with the recordings that are shortest, or easiest: short, and spoken at a usual rate",
+    )
+    curriculum_epochs: Positive = Field(
+        5,
+        description="epochs over which the others join them; an epoch has the same number of batches throughout",
+    )
+    curriculum_start: float = Field(
+        0.3, gt=0, lt=1, description="share of the recordings that the first epoch has"
     )
     dataloader_num_workers: int = Field(0, ge=0, description="processes that read batches ahead")
     dataloader_pin_memory: bool = Field(True, description="stage batches for the GPU in pinned memory")
@@ -251,6 +289,32 @@ class TrainingConfig(BaseModel):
         "(by default a quarter as many again as the joint steps; 0 for none)",
     )
     new_modules_learning_rate: float = Field(5e-4, gt=0, description="learning rate of that first stage")
+    frozen_discriminator_steps: int = Field(
+        0,
+        ge=0,
+        description="first steps of joint training, in which the discriminator judges and does not learn",
+    )
+    alignment_noise: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="noise on the likelihood that recordings are aligned by, in its standard deviations, so that early "
+        "alignments do not settle too soon (VITS2: 0.01); it fades over alignment_noise_steps",
+    )
+    alignment_noise_steps: Positive = Field(
+        5000, description="steps of joint training over which it fades to nothing"
+    )
+    early_stopping_patience: Positive | None = Field(
+        None,
+        description="end the run, as if it were complete, after so many evaluations in a row without progress in "
+        "metric_for_best_model; never when left out",
+    )
+    early_stopping_min_delta: float = Field(
+        0.001, ge=0, lt=1, description="what counts as progress: a fall by this share of the best so far"
+    )
+    early_stopping_smoothing: float = Field(
+        0.6, ge=0, lt=1, description="share of the past in the moving average that progress is looked for in"
+    )
     ema_decay: float | None = Field(
         None,
         gt=0,
@@ -276,6 +340,9 @@ class TrainingConfig(BaseModel):
     weight_gen: Weight = Field(1.0, description="weight of the adversarial loss")
     weight_fmaps: Weight = Field(1.0, description="weight of the feature-matching loss")
     weight_kl: Weight = Field(1.5, description="weight of the divergence of posterior and prior")
+    kl_annealing_steps: int = Field(
+        0, ge=0, description="steps of joint training over which weight_kl rises from nothing"
+    )
     weight_duration: Weight = Field(1.0, description="weight of the duration loss")
     weight_mel: Weight = Field(35.0, description="weight of the mel-spectrogram loss")
 
@@ -358,6 +425,7 @@ class TrainingConfig(BaseModel):
             *self._problems_of_the_model(),
             *self._problems_of_the_data(),
             *self._problems_of_the_steps(),
+            *self._problems_of_the_strategy(),
         ]
         if problems:
             raise ValueError("\n".join(problems))
@@ -453,6 +521,47 @@ class TrainingConfig(BaseModel):
                 "better: drop it"
             )
         return problems
+
+    def _problems_of_the_strategy(self) -> list[str]:
+        problems = []
+        if self.early_stopping_patience and not (self.do_eval and self.eval_strategy != "no"):
+            problems.append(
+                "early_stopping_patience needs evaluations to judge by: set do_eval, and no eval_strategy 'no'"
+            )
+        if self.curriculum and self.max_steps < 0 and self.curriculum_epochs >= self.num_train_epochs:
+            problems.append(
+                f"curriculum_epochs {self.curriculum_epochs} is not below num_train_epochs {self.num_train_epochs:g}: "
+                "the run would never see all recordings"
+            )
+        if 0 < self.max_steps <= self.frozen_discriminator_steps:
+            problems.append(
+                f"frozen_discriminator_steps {self.frozen_discriminator_steps} is not below max_steps "
+                f"{self.max_steps}: the discriminator would never learn"
+            )
+        if self.frozen_discriminator_steps and self.train_from_scratch:
+            problems.append(
+                "frozen_discriminator_steps needs a discriminator that knows speech, and train_from_scratch takes "
+                "none: drop one of them"
+            )
+        problems += [
+            f"{name} is in freeze, which is for the whole run, and in freeze_schedule: keep one"
+            for name in sorted(set(self.freeze) & set(self.freeze_schedule))
+        ]
+        if self.freeze_schedule and self.train_from_scratch:
+            problems.append(
+                "freeze_schedule would keep modules as random as train_from_scratch makes them: choose one"
+            )
+        problems += [
+            f"freeze_schedule and freeze leave nothing to learn at step {start}: let a module learn"
+            for start in sorted({start for start, _ in self.freeze_schedule.values()})
+            if self.frozen_modules(start) == set(MODULES)
+        ]
+        return problems
+
+    def frozen_modules(self, step: int) -> set[str]:
+        """What of the generator does not learn at a step of joint training, from 0."""
+        scheduled = {name for name, (start, end) in self.freeze_schedule.items() if start <= step < end}
+        return {*self.freeze, *scheduled}
 
     def evaluation_interval(self, steps_per_epoch: int) -> int | None:
         """Steps from one evaluation to the next; None if there is none during training."""

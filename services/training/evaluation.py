@@ -168,11 +168,12 @@ def held_out_losses(session: Session) -> dict[str, float]:
     among the processes.
 
     Returns:
-        ``mel``, ``kl``, ``duration``, ``generator``, ``feature_maps``, ``discriminator``, and ``loss``: what the
-        generator minimises, weighted as in training.
+        ``mel``, ``kl``, ``duration``, ``generator``, ``feature_maps``, ``discriminator``; ``loss``: what the
+        generator minimises, weighted as in training; and ``longest_token``: the share of a recording's frames that
+        are aligned with one token, which is large while alignments are not sharp.
     """
     accelerator, config = session.accelerator, session.config
-    names = ("mel", "kl", "duration", "generator", "feature_maps", "discriminator")
+    names = ("mel", "kl", "duration", "generator", "feature_maps", "discriminator", "longest_token")
     sums = torch.zeros(len(names), 2, dtype=torch.float64, device=accelerator.device)
     for batch in session.evaluation[accelerator.process_index :: accelerator.num_processes]:
         found = _batch_losses(session, Seen.of(batch, session.settings, accelerator.device))
@@ -217,6 +218,7 @@ def _batch_losses(session: Session, seen: Seen) -> dict[str, tuple[Tensor, Tenso
         "generator": (adversarial_loss(generated), recordings),
         "feature_maps": (feature_loss(true, generated), recordings),
         "discriminator": (discriminator_loss(true, generated), recordings),
+        "longest_token": ((output.durations.amax(1) / batch.frame_lengths).mean(), recordings),
     }
 
 

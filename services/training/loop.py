@@ -6,18 +6,22 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.profiler import record_function
 from torch.utils.data import DataLoader
 
 from services.training import checkpoints as ckpt
 from services.training import evaluation, report
-from services.training.config import TrainingConfig
+from services.training.config import MODULES, TrainingConfig
 from services.training.dataset import Batch
+from services.training.diagnosis import Diagnosis, Size, is_out_of_memory, largest, remedies
+from services.training.early_stopping import out_of_patience
 from services.training.publishing import Publisher
 from services.training.resuming import TERMINATED, Stop, already_finished, catch_sigterm, resume
 from services.training.session import Session, begin, precision
@@ -77,7 +81,7 @@ def train(config: TrainingConfig) -> Path:
         Publisher(session, tracker) as publisher,
     ):
         try:
-            _Course(session, tracker, publisher, stop).run()
+            Course(session, tracker, publisher, stop).run()
         except KeyboardInterrupt:
             complete = ckpt.checkpoints(config.output_dir)
             start = complete[-1].name if complete else "the beginning"
@@ -96,22 +100,95 @@ def _be_deterministic() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-class _Course:
-    """A run on its way: its stages, and what is due between its steps."""
+class Saver(Protocol):
+    """What a run saves itself with: a ``Publisher``, or nothing at all where a run is only a trial."""
 
-    def __init__(self, session: Session, tracker: Tracker, publisher: Publisher, stop: Stop) -> None:
+    def check(self) -> None:
+        """Raise what went wrong in the background."""
+
+    def save(self, steps: Steps, *, wait: bool = False) -> None:
+        """Save the state after the step that was just done."""
+
+
+class Unsaved:
+    """Saves nothing: for runs that are only looked at."""
+
+    def check(self) -> None:
+        """Nothing can have gone wrong."""
+
+    def save(self, steps: Steps, *, wait: bool = False) -> None:
+        """Nothing is kept."""
+
+
+class Course:
+    """A run on its way: its stages, and what is due between its steps.
+
+    Args:
+        session: The run.
+        tracker: Told of it.
+        publisher: Saves it.
+        stop: Whether it has been told to stop.
+        heed: Told each evaluation's step and figures; what it raises ends the run.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        tracker: Tracker,
+        publisher: Saver,
+        stop: Stop,
+        heed: Callable[[int, Mapping[str, float]], None] | None = None,
+    ) -> None:
         self.session = session
         self.tracker = tracker
         self.publisher = publisher
         self.stop = stop
+        self.heed = heed
         config, per_epoch = session.config, session.plan.per_epoch
         self.evaluations = evaluation.Schedule(config, per_epoch)
         self.save_interval = config.save_interval(per_epoch)
         self.logging_interval = config.logging_interval(per_epoch)
-        self.batches = _batches(session)
+        self.batches = batches(session)
+        self.diagnosis = Diagnosis(session, tracker)
+        self._tried: list[Size] = []
+        self._fitted: Size | None = None
 
     def run(self) -> None:
-        """Both stages, from where the run stands."""
+        """Both stages, from where the run stands.
+
+        Raises:
+            DataError: A loss is not a number.
+            ConfigError: There is not enough memory.
+        """
+        try:
+            self._run()
+        except DataError as error:
+            self._failed("divergence", error)
+            raise
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            wrong = self._out_of_memory()
+            self._failed("out_of_memory", wrong)
+            raise wrong from error
+
+    def _failed(self, name: str, error: Exception) -> None:
+        """Have a failure in the report, which is all that is still written."""
+        self.diagnosis.failed(name, error)
+        if self.session.accelerator.is_main_process:
+            report.write(self.session)
+
+    def _out_of_memory(self) -> ConfigError:
+        session = self.session
+        complete = ckpt.checkpoints(session.config.output_dir)
+        start = f" The same command goes on from {complete[-1].name}." if complete else ""
+        tried = largest(self._tried) if self._tried else Size(session.config.per_device_train_batch_size, 1)
+        return ConfigError(
+            f"There was no room in memory at step {session.step}.{start} In the order in which to try them:",
+            remedies(session.config, tried, self._fitted),
+        )
+
+    def _run(self) -> None:
         session, plan = self.session, self.session.plan
         if session.step == 0:
             count = session.accelerator.num_processes
@@ -132,16 +209,20 @@ class _Course:
         session, config, tracker = self.session, self.session.config, self.tracker
         warming = end <= session.plan.warm_up
         steps = build_steps(session, warming=warming)
+        frozen = None
         tracker.begin_stage(name)
+        self.diagnosis.begin_stage()
         begun, first = time.perf_counter(), session.step
         while session.step < end:
             self.publisher.check()
             rates = set_learning_rates(session, steps, warming=warming)
-            seen = [
-                Seen.of(next(self.batches), session.settings, session.accelerator.device)
-                for _ in range(config.gradient_accumulation_steps)
-            ]
+            if config.freeze_schedule and not warming:
+                frozen = freeze(session, frozen)
+            drawn = [self._next_batch() for _ in range(config.gradient_accumulation_steps)]
+            self._tried = [Size(len(batch.ids), int(batch.frame_lengths.max())) for batch in drawn]
+            seen = [Seen.of(batch, session.settings, session.accelerator.device) for batch in drawn]
             losses = (steps.warm_up if warming else steps.joint)(seen, session.step)
+            self._fitted = largest([*self._tried, *filter(None, [self._fitted])])
             if session.ema:
                 session.ema.update(session.generator, session.step)
             session.state.global_step += 1
@@ -157,15 +238,15 @@ class _Course:
             if log or save or stop:  # a diverged model is not worth a checkpoint
                 values = read_losses(session, losses)
             if log:
-                seconds = (time.perf_counter() - begun) / (step - first)
-                tracker.losses(step, values, seconds_per_step=seconds)
-                tracker.scalars(step, rates | {"train/epoch": session.state.epoch})
-                rate = rates["train/learning_rate"]
-                session.state.log_history.append(
-                    {"step": step, "stage": name, "learning_rate": rate} | values
-                )
+                self._log(name, values, rates, steps=step - first, seconds=time.perf_counter() - begun)
             if evaluate:
                 self._evaluate()
+                enough = None if warming or last else self._enough()
+                if enough:
+                    read_losses(session, losses)
+                    tracker.say(f"step {step}: {enough}")
+                    self.publisher.save(steps)
+                    return
             if save or stop:
                 self.publisher.save(steps, wait=stop)
             if stop and not (last and step == session.plan.total):
@@ -173,10 +254,44 @@ class _Course:
                 raise SystemExit(TERMINATED)
             if log or evaluate or save:
                 begun, first = time.perf_counter(), step
+                self.diagnosis.begin_clock()
+
+    @record_function("vits:data")
+    def _next_batch(self) -> Batch:
+        begun = time.perf_counter()
+        batch = next(self.batches)
+        self.diagnosis.waited(time.perf_counter() - begun)
+        return batch
+
+    @record_function("vits:logging")
+    def _log(
+        self,
+        stage: str,
+        values: Mapping[str, float],
+        rates: Mapping[str, float],
+        *,
+        steps: int,
+        seconds: float,
+    ) -> None:
+        """Tell of the step that was just done, the last of ``steps`` that took so many seconds."""
+        session, step, rate = self.session, self.session.step, rates["train/learning_rate"]
+        self.tracker.losses(step, values, seconds_per_step=seconds / steps)
+        self.tracker.scalars(step, {**rates, "train/epoch": session.state.epoch})
+        session.state.log_history.append({"step": step, "stage": stage, "learning_rate": rate, **values})
+        self.diagnosis.logged(values, rate, steps, seconds)
 
     def _evaluate(self) -> None:
-        if self.evaluations.interval is not None:
-            evaluation.run(self.session, self.tracker, self.evaluations)
+        if self.evaluations.interval is None:
+            return
+        values = evaluation.run(self.session, self.tracker, self.evaluations)
+        self.diagnosis.evaluated(values)
+        if self.heed:
+            self.heed(self.session.step, values)
+
+    def _enough(self) -> str | None:
+        """Why to end here; the same on every process, as evaluations are."""
+        state = self.session.state
+        return out_of_patience(self.session.config, state.log_history, state.warm_up_steps)
 
     def _told_to_stop(self) -> bool:
         """Whether SIGTERM has come, to any of the processes."""
@@ -238,7 +353,33 @@ def build_steps(session: Session, *, warming: bool) -> Steps:
                 group.update({key: value for key, value in wanted.items() if key != "params"})
         session.base.resumed_optimizers = None
     networks = () if warming else (session.discriminator, optimizers[1])
-    return Steps(session.accelerator, config, session.settings, generator, optimizers[0], *networks)
+    return Steps(
+        session.accelerator,
+        config,
+        session.settings,
+        generator,
+        optimizers[0],
+        *networks,
+        first_step=0 if warming else session.plan.warm_up,
+    )
+
+
+def freeze(session: Session, before: set[str] | None) -> set[str]:
+    """Let the generator's modules learn, or not, as ``freeze_schedule`` has it for the step to come.
+
+    Args:
+        session: The run.
+        before: What did not learn at the step before; None at a stage's first.
+
+    Returns:
+        What does not learn now.
+    """
+    frozen = session.config.frozen_modules(session.step - session.plan.warm_up)
+    if frozen != before:
+        for name in MODULES:
+            learns = name not in frozen
+            session.generator.get_submodule(name).requires_grad_(learns).train(learns)
+    return frozen
 
 
 def _optimizer(config: TrainingConfig, network: nn.Module) -> torch.optim.Optimizer:
@@ -289,7 +430,7 @@ def schedule(config: TrainingConfig, step: int, total: int, per_epoch: int) -> f
     return rising
 
 
-def _batches(session: Session) -> Iterator[Batch]:
+def batches(session: Session) -> Iterator[Batch]:
     """Batches from where the run stands, for ever; the position is part of the run's state."""
     config, dataset, state = session.config, session.train, session.state
     while True:

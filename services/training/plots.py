@@ -60,7 +60,7 @@ def curves_svg(curves: Sequence[Curve], *, label: str, boundary: float | None = 
     """A chart as an SVG element whose colours are the page's; points are marked where they are few.
 
     Args:
-        curves: What to draw, the last on top.
+        curves: What to draw, the last on top. Those of the style ``points`` are marks without a line.
         label: What it shows, for those who cannot see it.
         boundary: Where to draw a vertical line, such as between two stages.
     """
@@ -75,10 +75,10 @@ def curves_svg(curves: Sequence[Curve], *, label: str, boundary: float | None = 
     for style, points in curves:
         path = " ".join(f"{x_axis.at(x)},{y_axis.at(y)}" for x, y in points)
         parts.append(f'<polyline class="{style}" points="{path}"/>')
-        if len(points) <= 40:
+        if len(points) <= 40 or style == "points":  # which has no line
             parts += [
                 f'<circle class="{style}" cx="{x_axis.at(x)}" cy="{y_axis.at(y)}" r="2.6">'
-                f"<title>step {x:g}: {y:.4g}</title></circle>"
+                f"<title>{x:g}: {y:.4g}</title></circle>"
                 for x, y in points
             ]
     return _svg(parts, label)

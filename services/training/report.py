@@ -25,6 +25,7 @@ _CHARTS = {
     "feature_maps": "Feature matching",
     "discriminator": "Discriminator loss",
     "mel_distance": "Mel distance of speech from recording, aligned",
+    "longest_token": "Share of a recording that one token takes",
     "gradient_norm_generator": "Gradient norm, generator",
     "gradient_norm_discriminator": "Gradient norm, discriminator",
     "learning_rate": "Learning rate",

@@ -38,6 +38,7 @@ _IDENTITY = (
     "train_from_scratch",
     "model_presets",
     "discriminator_periods",
+    "stft_discriminator",
     "vocabulary_additions",
     "sampling_rate",
     "dataset_name",

@@ -6,8 +6,10 @@ padding. The buckets never change; what shares a batch, and which batch comes wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +31,43 @@ class _Bucket:
     """Batches that each process takes from it in an epoch."""
 
 
+@dataclass(frozen=True)
+class Curriculum:
+    """Easy recordings first (Bengio et al., 2009): the share of them that is seen grows from epoch to epoch.
+
+    Attributes:
+        difficulty: Of every recording; only its order matters.
+        epochs: From this one on, counted from 0, all recordings are seen.
+        start: The first epoch's share.
+    """
+
+    difficulty: tuple[float, ...]
+    epochs: int
+    start: float
+
+    def seen(self, epoch: int, least: int) -> list[int] | None:
+        """The positions of an epoch's recordings, of which there are at least so many; None for all."""
+        count = len(self.difficulty)
+        share = self.start + (1 - self.start) * epoch / self.epochs
+        wanted = max(least, math.ceil(share * count))
+        if wanted >= count:
+            return None
+        return sorted(range(count), key=lambda index: (self.difficulty[index], index))[:wanted]
+
+
+def difficulty(frames: Sequence[int], tokens: Sequence[int]) -> tuple[float, ...]:
+    """How hard recordings are: the mean of two ranks, of their length and of how unusual their speaking rate is.
+
+    Args:
+        frames: Of every recording.
+        tokens: Of every transcript.
+    """
+    rates = np.log(np.asarray(tokens) / np.asarray(frames))
+    unusual = np.abs(rates - np.median(rates))
+    ranks = [np.argsort(np.argsort(values, kind="stable"), kind="stable") for values in (frames, unusual)]
+    return tuple(np.mean(ranks, axis=0).tolist())
+
+
 class BucketSampler:
     """Plans the batches of any epoch.
 
@@ -47,6 +86,8 @@ class BucketSampler:
         group_by_length: Batch recordings of like length.
         frame_budget: Most frames in a batch, padding included; implies ``group_by_length``. A recording that
             is longer gets a batch of its own.
+        curriculum: Leaves the harder recordings out of the first epochs, which see the others more often instead,
+            in as many batches.
     """
 
     def __init__(
@@ -58,8 +99,11 @@ class BucketSampler:
         world: int = 1,
         group_by_length: bool = False,
         frame_budget: int | None = None,
+        curriculum: Curriculum | None = None,
     ) -> None:
         self._seed, self._world = seed, world
+        self._lengths, self._batch_size, self._curriculum = lengths, batch_size, curriculum
+        self._by_length: dict[str, Any] = {"group_by_length": group_by_length, "frame_budget": frame_budget}
         if group_by_length or frame_budget is not None:
             self._buckets = _by_length(lengths, batch_size, world, frame_budget)
         else:
@@ -81,7 +125,28 @@ class BucketSampler:
         Returns:
             The positions of the recordings in ``lengths``, batch by batch.
         """
+        seen = self._curriculum.seen(epoch, self._batch_size * self._world) if self._curriculum else None
+        if seen is not None:
+            return self._epoch_of(seen, epoch, rank)
+        return self._pass(np.random.default_rng([self._seed, epoch]), rank)
+
+    def _epoch_of(self, seen: Sequence[int], epoch: int, rank: int) -> list[list[int]]:
+        """As many batches as any epoch has, of some of the recordings."""
+        some = BucketSampler(
+            [self._lengths[index] for index in seen],
+            batch_size=self._batch_size,
+            seed=self._seed,
+            world=self._world,
+            **self._by_length,
+        )
         generator = np.random.default_rng([self._seed, epoch])
+        batches: list[list[int]] = []
+        while len(batches) < self.batches_per_epoch:
+            batches += some._pass(generator, rank)
+        return [[seen[index] for index in batch] for batch in batches[: self.batches_per_epoch]]
+
+    def _pass(self, generator: np.random.Generator, rank: int) -> list[list[int]]:
+        """One pass over all recordings."""
         batches: list[list[int]] = []
         for bucket in self._buckets:
             order = generator.permutation(bucket.members)

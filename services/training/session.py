@@ -28,11 +28,11 @@ from services.training.dataset import (
     prepare,
     write_dropped,
 )
-from services.training.discriminator import Discriminator
+from services.training.discriminator import RESOLUTIONS, Discriminator
 from services.training.ema import Ema
 from services.training.features import FeatureSettings
 from services.training.layout import keep_freed_memory, use_channels_last
-from services.training.sampler import BucketSampler
+from services.training.sampler import BucketSampler, Curriculum, difficulty
 from services.training.steps import new_discriminator
 from shared.cache import default_cache
 from shared.errors import ConfigError, DataError
@@ -130,6 +130,11 @@ def begin(config: TrainingConfig, accelerator: Accelerator) -> Session:
             "The configuration leaves the first stage nothing to teach:",
             [f"freeze names {', '.join(base.untrained)}, which the base lacks: leave it out of freeze"],
         )
+    if config.frozen_discriminator_steps and base.discriminator is None:
+        raise ConfigError(
+            "frozen_discriminator_steps needs a base with a discriminator:",
+            ["this one has none, and a random one has nothing to teach: leave it out, or see 'vits convert'"],
+        )
     training = examples["training"]
     if not len(training):
         raise DataError("No recording is left to train on; the list above says why each was left out.", [])
@@ -141,6 +146,7 @@ def begin(config: TrainingConfig, accelerator: Accelerator) -> Session:
         world=accelerator.num_processes,
         group_by_length=config.group_by_length,
         frame_budget=config.max_frames_per_batch,
+        curriculum=_curriculum(config, training),
     )
     return Session(
         config=config,
@@ -160,11 +166,24 @@ def begin(config: TrainingConfig, accelerator: Accelerator) -> Session:
     )
 
 
+def _curriculum(config: TrainingConfig, examples: Examples) -> Curriculum | None:
+    """The order in which recordings come in, where the configuration asks for one."""
+    if config.curriculum is None:
+        return None
+    frames = [examples.frames(example) for example in examples.examples]
+    hard = tuple(map(float, frames))
+    if config.curriculum == "difficulty":
+        hard = difficulty(frames, [len(example.token_ids) for example in examples.examples])
+    return Curriculum(hard, config.curriculum_epochs, config.curriculum_start)
+
+
 def _prepare_networks(config: TrainingConfig, base: Base, accelerator: Accelerator) -> Discriminator:
     """Set both networks up for training, on the device; the discriminator, as the base is one already."""
     model = base.model
     model.decoder.apply_weight_norm()
-    discriminator = new_discriminator(config.seed, config.discriminator_periods)
+    discriminator = new_discriminator(
+        config.seed, config.discriminator_periods, RESOLUTIONS if config.stft_discriminator else ()
+    )
     if base.discriminator is not None:
         discriminator.load_folded(base.discriminator)
     if accelerator.device.type == "cpu":

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ import torch.distributed
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.profiler import record_function
 
 from monotonic_align import maximum_path
 from services.training.config import TrainingConfig
@@ -36,8 +38,9 @@ from services.training.features import (
     silence,
 )
 from services.training.losses import adversarial_loss, discriminator_loss, feature_loss, kl_loss, mel_loss
+from services.training.reducing import Reducer
 from shared.modeling import TrainingOutput, VitsForTraining
-from shared.modeling.model import sequence_mask, slice_frames
+from shared.modeling.model import Aligner, sequence_mask, slice_frames
 
 
 def key_to_seed(*key: int) -> int:
@@ -51,6 +54,7 @@ def seed_everything(*key: int) -> None:
     torch.manual_seed(key_to_seed(*key))
 
 
+@record_function("vits:alignment")
 def align(log_likelihood: Tensor, token_lengths: Tensor, frame_lengths: Tensor) -> Tensor:
     """The alignment search as the model wants it: [B, F, T] → [B, T]."""
     durations = maximum_path(log_likelihood.float(), token_lengths, frame_lengths)
@@ -72,6 +76,7 @@ class Seen:
     """[B, 80, F]."""
 
     @classmethod
+    @record_function("vits:spectrograms")
     def of(cls, batch: Batch, settings: FeatureSettings, device: torch.device | None = None) -> Seen:
         """Bring a batch to the device, and compute its spectrograms there."""
         there = batch if device is None else batch.to(device)
@@ -132,6 +137,7 @@ class Steps:
         generator: ``VitsForTraining``.
         discriminator: ``Discriminator``, in a joint stage.
         optimizers: The generator's and, in a joint stage, the discriminator's.
+        first_step: Where the stage begins, for what changes in its course.
     """
 
     def __init__(
@@ -143,6 +149,8 @@ class Steps:
         generator_optimizer: torch.optim.Optimizer,
         discriminator: Discriminator | None = None,
         discriminator_optimizer: torch.optim.Optimizer | None = None,
+        *,
+        first_step: int = 0,
     ) -> None:
         self.accelerator = accelerator
         self.config = config
@@ -151,6 +159,8 @@ class Steps:
         self.generator_optimizer = generator_optimizer
         self.discriminator = discriminator
         self.discriminator_optimizer = discriminator_optimizer
+        self.first_step = first_step
+        self._reducers = self._make_reducers() if accelerator.num_processes > 1 else {}
         self.width = SEGMENT_SAMPLES // settings.hop_length
 
     @property
@@ -174,7 +184,8 @@ class Steps:
         totals: dict[str, Tensor] = {}
         for index, (part, shares) in enumerate(zip(seen, self._shares(seen), strict=True)):
             losses = shares.weigh(self._reconstruction(part, self._forward(part, step, index)))
-            self._scaled(self._weighted(losses)).backward()
+            with self._overlapped(self.generator, last=index == len(seen) - 1):
+                self._scaled(self._weighted(losses, step)).backward()
             _accumulate(totals, losses)
         totals["gradient_norm_generator"] = self._apply(
             self.generator_optimizer, self.generator, self.config.max_grad_norm
@@ -189,6 +200,8 @@ class Steps:
         exactly the step that one large batch would give, and no more than one micro-batch's graph is
         ever alive.
 
+        In the first ``frozen_discriminator_steps`` of the stage the discriminator judges and does not learn.
+
         Args:
             seen: The step's micro-batches.
             step: Keys the randomness.
@@ -202,17 +215,19 @@ class Steps:
         totals: dict[str, Tensor] = {}
         output: TrainingOutput | None = None
 
-        self.discriminator.requires_grad_(True)
-        for index, (part, shares) in enumerate(parts):
-            with torch.set_grad_enabled(len(parts) == 1):  # one micro-batch: its graph serves both steps
-                output = self._forward(part, step, index)
-            _accumulate(totals, self._teach_discriminator(part, output, shares))
-        limit = self.config.discriminator_max_grad_norm
-        totals["gradient_norm_discriminator"] = self._apply(
-            self.discriminator_optimizer,
-            self.discriminator,
-            self.config.max_grad_norm if limit is None else limit,
-        )
+        if step - self.first_step >= self.config.frozen_discriminator_steps:
+            self.discriminator.requires_grad_(True)
+            for index, (part, shares) in enumerate(parts):
+                with torch.set_grad_enabled(len(parts) == 1):  # one micro-batch: its graph serves both steps
+                    output = self._forward(part, step, index)
+                with self._overlapped(self.discriminator, last=index == len(parts) - 1):
+                    _accumulate(totals, self._teach_discriminator(part, output, shares))
+            limit = self.config.discriminator_max_grad_norm
+            totals["gradient_norm_discriminator"] = self._apply(
+                self.discriminator_optimizer,
+                self.discriminator,
+                self.config.max_grad_norm if limit is None else limit,
+            )
 
         # The generator's loss flows through the discriminator's activations but not into its parameters:
         # nothing of it can be left over for the discriminator's next step.
@@ -221,11 +236,13 @@ class Steps:
             if len(parts) > 1 or output is None:
                 output = self._forward(part, step, index)
             losses = shares.weigh(self._reconstruction(part, output))
-            opinion, pull = self._deceive(part, output, shares)
+            opinion, pull = self._deceive(part, output, shares, step)
             # What the discriminator's networks think has been taken back to the waveform already.
-            torch.autograd.backward(
-                [self._scaled(self._weighted(losses)), output.waveform], [None, pull.to(output.waveform)]
-            )
+            ends: list[tuple[Tensor, Tensor | None]] = [(self._scaled(self._weighted(losses, step)), None)]
+            if output.waveform.requires_grad:  # something that made it learns
+                ends.append((output.waveform, pull.to(output.waveform)))
+            with self._overlapped(self.generator, last=index == len(parts) - 1):
+                torch.autograd.backward([end for end, _ in ends], [gradient for _, gradient in ends])
             _accumulate(totals, losses | opinion)
             output = None
         totals["gradient_norm_generator"] = self._apply(
@@ -288,7 +305,7 @@ class Steps:
                 labels=part.spectrogram,
                 frame_lengths=batch.frame_lengths,
                 speaker_id=batch.speaker_id,
-                aligner=align,
+                aligner=self._aligner(part, step),
                 segment_frames=self.width,
                 slice_starts=draws.slice_starts,
                 posterior_noise=draws.posterior_noise,
@@ -296,6 +313,39 @@ class Steps:
             )
         return output
 
+    def _aligner(self, part: Seen, step: int) -> Aligner:
+        """The alignment search, on a likelihood with ``alignment_noise`` (VITS2; Kong et al., 2023, section 2.3).
+
+        The noise is in standard deviations of each recording's own likelihood. It depends on the recording and the step
+        alone, and nothing else is drawn from its generator.
+        """
+        faded = 1 - (step - self.first_step) / self.config.alignment_noise_steps
+        scale = self.config.alignment_noise * max(0.0, faded)
+        if not scale:
+            return align
+        batch = part.host
+        noise = torch.zeros(len(batch.ids), part.spectrogram.shape[2], batch.input_ids.shape[1])
+        lengths = zip(batch.frame_lengths.tolist(), batch.token_lengths.tolist(), strict=True)
+        for row, (index, (frames, tokens)) in enumerate(zip(batch.index.tolist(), lengths, strict=True)):
+            source = torch.Generator().manual_seed(key_to_seed(self.config.seed, step, index, 1))
+            noise[row, :frames, :tokens] = torch.randn(frames, tokens, generator=source)
+        there = noise.to(part.spectrogram.device, non_blocking=True)
+
+        def search(log_likelihood: Tensor, token_lengths: Tensor, frame_lengths: Tensor) -> Tensor:
+            frames, tokens = log_likelihood.shape[1:]
+            inside = (
+                sequence_mask(frame_lengths, frames)[:, :, None]
+                & sequence_mask(token_lengths, tokens)[:, None]
+            )
+            count = inside.sum((1, 2), keepdim=True)
+            values = log_likelihood * inside
+            mean = values.sum((1, 2), keepdim=True) / count
+            variance = ((values - mean) ** 2 * inside).sum((1, 2), keepdim=True) / count
+            return align(log_likelihood + scale * variance.sqrt() * there, token_lengths, frame_lengths)
+
+        return search
+
+    @record_function("vits:losses")
     def _reconstruction(self, part: Seen, output: TrainingOutput) -> dict[str, Tensor]:
         """The losses that need no discriminator."""
         _, mel = part.slices(output.slice_starts, self.width, self.settings)
@@ -332,7 +382,7 @@ class Steps:
         return {"discriminator": total}
 
     def _deceive(
-        self, part: Seen, output: TrainingOutput, shares: Shares
+        self, part: Seen, output: TrainingOutput, shares: Shares, step: int
     ) -> tuple[dict[str, Tensor], Tensor]:
         """What the discriminator makes of the generated slices, and its (scaled) gradient there: [B, 1, W·hop].
 
@@ -350,32 +400,50 @@ class Steps:
             losses = shares.weigh(
                 {"generator": adversarial_loss([judged]), "feature_maps": feature_loss([true], [judged])}
             )
-            self._scaled(self._weighted(losses)).backward()
+            self._scaled(self._weighted(losses, step)).backward()
             _accumulate(totals, losses)
         assert generated.grad is not None  # noqa: S101 - every network has reached it
         return totals, generated.grad
 
-    def _weighted(self, losses: Mapping[str, Tensor]) -> Tensor:
+    def _weighted(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
         """What the generator minimises."""
+        annealing = self.config.kl_annealing_steps
+        rising = min(1.0, (step - self.first_step + 1) / annealing) if annealing else 1.0
         weights = {
             "mel": self.config.weight_mel,
-            "kl": self.config.weight_kl,
+            "kl": self.config.weight_kl * rising,
             "duration": self.config.weight_duration,
             "generator": self.config.weight_gen,
             "feature_maps": self.config.weight_fmaps,
         }
         return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
 
+    def _make_reducers(self) -> dict[nn.Module, Reducer]:
+        """What sums the networks' gradients, in the order in which backward passes come to their parts."""
+        generator = self.generator
+        order = [generator.decoder, generator.duration_predictor, generator.flow, generator.posterior_encoder]
+        reducers: dict[nn.Module, Reducer] = {generator: Reducer(generator, [*order, generator.text_encoder])}
+        if self.discriminator is not None:  # its networks take their passes one after the other
+            reducers[self.discriminator] = Reducer(
+                self.discriminator, list(self.discriminator.discriminators)
+            )
+        return reducers
+
+    def _overlapped(self, network: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+        """Sums over processes begin inside, where this is the step's last micro-batch."""
+        return self._reducers[network].overlapped() if last and self._reducers else nullcontext()
+
     def _scaled(self, loss: Tensor) -> Tensor:
         """The loss as float16 wants it: large enough for its gradients not to vanish."""
         scaler = self.accelerator.scaler
         return loss if scaler is None else scaler.scale(loss)
 
+    @record_function("vits:clipping and optimisers")
     def _apply(self, optimizer: torch.optim.Optimizer, network: nn.Module, limit: float) -> Tensor:
         """Sum gradients over processes, clip, step, and leave none behind; their norm before clipping."""
+        if self._reducers:
+            self._reducers[network].finish()
         gradients = [p.grad for p in network.parameters() if p.grad is not None]
-        if self.accelerator.num_processes > 1:
-            _sum_over_processes(gradients)
         scaler = self.accelerator.scaler
         if scaler is not None:
             scaler.unscale_(optimizer)
@@ -391,22 +459,16 @@ class Steps:
         return norm
 
 
-def _sum_over_processes(gradients: Sequence[Tensor]) -> None:
-    """Sum each gradient over all processes, in one message."""
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    torch.distributed.all_reduce(flat)
-    for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(summed.view_as(gradient))
-
-
 def _accumulate(totals: dict[str, Tensor], losses: Mapping[str, Tensor]) -> None:
     """Add one micro-batch's share to the step's losses."""
     for name, loss in losses.items():
         totals[name] = totals.get(name, torch.zeros_like(loss)) + loss.detach()
 
 
-def new_discriminator(seed: int, periods: Sequence[int] = PERIODS) -> Discriminator:
+def new_discriminator(
+    seed: int, periods: Sequence[int] = PERIODS, resolutions: Sequence[tuple[int, int, int]] = ()
+) -> Discriminator:
     """A fresh discriminator that depends on the seed alone."""
     with torch.random.fork_rng():
         seed_everything(seed, -1)
-        return Discriminator(periods)
+        return Discriminator(periods, resolutions)

@@ -414,6 +414,11 @@ class Tracker:
         self.metrics.evaluation_seconds.inc(seconds)
         self.scalars(step, held_out_tags(values) | {"evaluation_seconds": seconds, "evaluation_share": share})
 
+    def waiting(self, step: int, share: float) -> None:
+        """Log the share of the steps' time that was spent waiting for batches."""
+        self.metrics.data_wait_ratio.set(share)
+        self.scalars(step, {"data_wait_share": share})
+
     def checkpoint_saved(self, step: int, seconds: float) -> None:
         """Count a checkpoint that is complete, and what writing and uploading it took."""
         self.metrics.checkpoints.inc()

@@ -17,6 +17,7 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.profiler import record_function
 from transformers import AutoConfig, VitsConfig, VitsModel
 from transformers.models.vits.modeling_vits import VitsStochasticDurationPredictor
 
@@ -126,6 +127,7 @@ def sequence_mask(lengths: Tensor, maximum: int) -> Tensor:
     return torch.arange(maximum, device=lengths.device)[None, :] < lengths[:, None]
 
 
+@record_function("vits:alignment")
 def log_likelihood(latents: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
     """The Gaussian log-likelihood of every frame under every token's prior.
 

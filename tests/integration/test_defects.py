@@ -115,7 +115,7 @@ def test_batches_for_a_gpu_wait_in_pinned_memory(
     monkeypatch.setattr(loop, "DataLoader", loader)
     elsewhere = SimpleNamespace(device=torch.device(device), process_index=0, num_processes=1)
     monkeypatch.setattr(session, "accelerator", elsewhere)
-    next(iter(loop._batches(session)))
+    next(iter(loop.batches(session)))
     assert asked == [device == "cuda"]
 
 

@@ -63,6 +63,7 @@ def small_discriminator(monkeypatch: pytest.MonkeyPatch) -> None:
     """A discriminator of the same shape with a hundredth of the channels."""
     monkeypatch.setattr(judges, "_SCALE_CHANNELS", (1, 4, 16, 64, 256))
     monkeypatch.setattr(judges, "_PERIOD_CHANNELS", (1, 2, 4, 8, 16))
+    monkeypatch.setattr(judges, "_SPECTROGRAM_CHANNELS", 2)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.utils import parametrize
 
-from services.training.discriminator import PERIODS, Discriminator, stored_periods
+from services.training.discriminator import PERIODS, RESOLUTIONS, Discriminator, stored_periods
 from services.training.steps import new_discriminator
 from shared.errors import ModelError
 from shared.modeling import load_model, read_discriminator
@@ -148,3 +148,53 @@ def test_the_usual_periods_are_stored_as_the_ancestor_stores_them(full: Discrimi
     state = full.folded_state_dict()
     assert stored_periods(state) == PERIODS
     assert all(name.startswith("discriminators.") for name in state)
+
+
+# -- Spectrogram networks --------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("small_discriminator")
+def test_spectrogram_networks_come_on_request_and_change_no_other() -> None:
+    plain, more = new_discriminator(0), new_discriminator(0, PERIODS, RESOLUTIONS)
+    assert len(more.discriminators) == len(plain.discriminators) + 3
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, more.state_dict()[name])
+    assert not any("window" in name for name in more.state_dict())
+
+
+@pytest.mark.usefixtures("small_discriminator")
+def test_a_spectrogram_network_hears_what_is_at_its_resolution() -> None:
+    network = new_discriminator(0, PERIODS, RESOLUTIONS).discriminators[-3]
+    time = torch.arange(8192) / 16000
+    low, high = (torch.sin(2 * torch.pi * pitch * time)[None, None] for pitch in (500, 4000))
+    _, (features, *_) = network(low)
+    assert features.shape == (1, 2, 513, 68)  # 1024 // 2 + 1 bands, (8192 + 904 - 1024) // 120 + 1 windows
+    assert not torch.allclose(network(low)[0], network(high)[0], rtol=1e-3)
+    silence = torch.zeros(1, 1, 8192, requires_grad=True)
+    network(silence)[0].sum().backward()
+    assert silence.grad is not None
+    assert bool(torch.isfinite(silence.grad).all())  # the root of 0 has no slope
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert bool(torch.isfinite(network(low.bfloat16())[0]).all())
+
+
+@pytest.mark.usefixtures("small_discriminator")
+def test_spectrogram_networks_are_stored_and_found_again(tmp_path: Path) -> None:
+    stored = new_discriminator(1, [2, 3], RESOLUTIONS).folded_state_dict()
+    again = new_discriminator(2, [2, 3], RESOLUTIONS)
+    again.load_folded(stored)
+    for name, value in again.folded_state_dict().items():
+        torch.testing.assert_close(value, stored[name], rtol=1e-5, atol=1e-7)
+    without = new_discriminator(3, [3])  # leaves them out, and takes its own from its place
+    without.load_folded(stored)
+    torch.testing.assert_close(
+        without.folded_state_dict()["discriminators.1.convs.0.weight"],
+        stored["discriminators.2.convs.0.weight"],
+        rtol=1e-5,
+        atol=1e-7,
+    )
+    first = new_discriminator(4, [2, 3], RESOLUTIONS)  # from a base that has none: they begin afresh
+    fresh = first.folded_state_dict()
+    first.load_folded(new_discriminator(1, [2, 3]).folded_state_dict())
+    name = "discriminators.3.convs.0.weight"
+    torch.testing.assert_close(first.folded_state_dict()[name], fresh[name])

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.training.sampler import BucketSampler
+from services.training.sampler import BucketSampler, Curriculum, difficulty
 
 
 class Case(NamedTuple):
@@ -191,3 +191,67 @@ def test_processes_get_batches_of_like_length_at_the_same_position(group_by_leng
     ]
     unlike = float(np.mean([abs(np.log(ratio)) for ratio in ratios]))
     assert unlike < 0.05 if group_by_length else unlike > 0.05
+
+
+# -- Curriculum ------------------------------------------------------------------------------------
+
+
+def with_curriculum(case: Case, epochs: int = 4, start: float = 0.3) -> BucketSampler:
+    return BucketSampler(
+        case.lengths,
+        batch_size=case.batch_size,
+        seed=case.seed,
+        world=case.world,
+        group_by_length=case.group_by_length,
+        frame_budget=case.frame_budget,
+        curriculum=Curriculum(tuple(map(float, case.lengths)), epochs, start),
+    )
+
+
+@given(cases, st.integers(0, 8))
+def test_a_curriculum_changes_which_recordings_an_epoch_has_and_nothing_else(case: Case, epoch: int) -> None:
+    plain, taught = case.sampler(), with_curriculum(case)
+    assert taught.batches_per_epoch == plain.batches_per_epoch
+    ranks = [taught.epoch(epoch, rank) for rank in range(case.world)]
+    assert {len(batches) for batches in ranks} == {plain.batches_per_epoch}
+    assert ranks == [
+        with_curriculum(case).epoch(epoch, rank) for rank in range(case.world)
+    ]  # of its arguments alone
+    sizes = [len(batch) for batches in ranks for batch in batches]
+    assert all(1 <= size <= case.batch_size for size in sizes)
+    if epoch >= 4:
+        assert ranks == [plain.epoch(epoch, rank) for rank in range(case.world)]
+
+
+def test_a_curriculum_begins_with_the_easiest_and_lets_the_others_join() -> None:
+    lengths = list(range(100, 0, -1))
+    sampler = BucketSampler(
+        lengths, batch_size=4, seed=1, curriculum=Curriculum(tuple(map(float, lengths)), 4, 0.25)
+    )
+    longest = []
+    for epoch in range(5):
+        seen = {lengths[index] for batch in sampler.epoch(epoch) for index in batch}
+        assert seen == set(range(1, len(seen) + 1))  # the shortest, and all of them
+        longest.append(max(seen))
+    assert longest == [25, 44, 63, 82, 100]
+
+
+def test_a_budget_of_frames_holds_in_a_curriculum_too() -> None:
+    lengths = np.random.default_rng(0).integers(50, 400, 80).tolist()
+    sampler = BucketSampler(
+        lengths,
+        batch_size=8,
+        seed=1,
+        frame_budget=1200,
+        curriculum=Curriculum(tuple(map(float, lengths)), 3, 0.2),
+    )
+    for epoch in range(3):
+        for batch in sampler.epoch(epoch):
+            assert max(lengths[index] for index in batch) * len(batch) <= 1200
+
+
+def test_hard_is_long_or_spoken_at_an_unusual_rate() -> None:
+    frames, tokens = [100, 110, 400, 120, 130], [20, 22, 80, 60, 5]
+    hard = difficulty(frames, tokens)
+    usual, long, fast, slow = hard[:2], hard[2], hard[3], hard[4]
+    assert max(usual) < min(long, fast, slow)

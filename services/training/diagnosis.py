@@ -1,0 +1,377 @@
+"""What is going wrong in a run, told while it can still be mended: once each, with what to do about it.
+
+Detectors look at numbers that are at hand anyway, losses when they are logged, evaluations, the clock of the
+process; none of them makes a step wait for the device. Each is a rule of thumb with room to its usual values: a run
+that nobody needs to look at hears nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import TYPE_CHECKING
+
+import torch
+
+from services.training.config import TrainingConfig
+from shared.wording import counted
+
+if TYPE_CHECKING:
+    from services.training.session import Session
+    from services.training.tracking import Tracker
+
+#: Everything that can be found, as the metric and the report call it.
+FINDINGS = (
+    "small_dataset", "data_starvation", "discriminator_dominance", "generator_dominance", "collapse",
+    "learning_rate", "alignment", "divergence", "out_of_memory",
+)  # fmt: skip
+
+#: Logged values that a detector looks at together: one alone is noise.
+_WINDOW = 5
+#: The least number of recordings that fine-tuning is known to work with.
+_FEW = 80
+#: Share of a run's time that may be spent waiting for data, and the share of its time that an accelerator which is
+#: not starved computes.
+_WAITING, _BUSY = 0.3, 0.8
+#: Steps that a look at the clock takes in, at least.
+_CLOCKED = 20
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something to look at.
+
+    Attributes:
+        name: One of :data:`FINDINGS`.
+        step: Where it was noticed.
+        what: What was seen, with the figures.
+        remedy: What to do, the likeliest first.
+    """
+
+    name: str
+    step: int
+    what: str
+    remedy: str
+
+
+# -- Detectors -------------------------------------------------------------------------------------
+
+
+def small_dataset(recordings: int, minutes: float) -> tuple[str, str] | None:
+    """Too few recordings to learn a voice from."""
+    if recordings >= _FEW:
+        return None
+    return (
+        (
+            f"{counted(recordings, 'training recording')}, {minutes:.1f} min: fewer than the {_FEW} to 150 that a "
+            "voice usually takes"
+        ),
+        (
+            "record more; or expect the base's voice to shine through, keep the epochs few, and set "
+            "early_stopping_patience"
+        ),
+    )
+
+
+class Starvation:
+    """Whether steps wait for their batches.
+
+    Args:
+        workers: ``dataloader_num_workers``.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._windows: deque[float] = deque(maxlen=2)
+        self._steps, self._waited, self._seconds = 0, 0.0, 0.0
+
+    def look(self, steps: int, waited: float, seconds: float, busy: float | None) -> tuple[str, str] | None:
+        """Take in what some steps took.
+
+        Args:
+            steps: How many.
+            waited: Seconds of it that went by waiting for batches.
+            seconds: All of it.
+            busy: Share of its time that the accelerator computes, where there is one and it says so.
+        """
+        self._steps, self._waited, self._seconds = (
+            self._steps + steps,
+            self._waited + waited,
+            self._seconds + seconds,
+        )
+        if self._steps < _CLOCKED:
+            return None
+        self._windows.append(self._waited / max(self._seconds, 1e-9))
+        self._steps, self._waited, self._seconds = 0, 0.0, 0.0
+        full = len(self._windows) == self._windows.maxlen
+        if not full or min(self._windows) < _WAITING or (busy is not None and busy >= _BUSY):
+            return None
+        computes = "" if busy is None else f", and the accelerator computes {busy:.0%} of its time"
+        more = "4" if self._workers == 0 else str(2 * self._workers)
+        return (
+            f"{self._windows[-1]:.0%} of a step is spent waiting for its data{computes}",
+            (
+                f"set dataloader_num_workers {more} (now {self._workers}), put $VITS_CACHE on a local SSD, and keep "
+                "other programs off the processor"
+            ),
+        )
+
+
+class Dominance:
+    """Whether one of the two networks has won.
+
+    Of each discriminator network the least-squares losses are, per network: 0.5 and 0.25 where it cannot tell real
+    from generated; 0 and 1 where it always can; and 1 and 0 where it takes what is generated for real.
+
+    Args:
+        networks: Networks of the discriminator.
+    """
+
+    def __init__(self, networks: int) -> None:
+        self._networks = networks
+        self._values: deque[tuple[float, float]] = deque(maxlen=_WINDOW)
+
+    def look(self, values: Mapping[str, float]) -> tuple[str, str, str] | None:
+        """Take in a step's losses; which of the findings it is, what, and what to do."""
+        if not {"discriminator", "generator"} <= values.keys():
+            return None
+        self._values.append((values["discriminator"] / self._networks, values["generator"] / self._networks))
+        if len(self._values) < _WINDOW:
+            return None
+        judge, forger = (median(side) for side in zip(*self._values, strict=True))
+        told = f"discriminator loss {judge:.2g} and adversarial loss {forger:.2g} per network"
+        if judge < 0.05 and forger > 0.8:
+            return (
+                "discriminator_dominance",
+                f"the discriminator always tells generated from real ({told}): the generator learns nothing from it",
+                (
+                    "lower discriminator_learning_rate to a half, or give the generator a start with "
+                    "frozen_discriminator_steps; weight_disc changes little under AdamW"
+                ),
+            )
+        if forger < 0.1 and judge > 0.6:
+            return (
+                "generator_dominance",
+                f"the discriminator takes generated speech for real ({told}): its praise is worth nothing",
+                "raise discriminator_learning_rate, or see that the base's discriminator fits its generator",
+            )
+        return None
+
+
+class Reconstruction:
+    """Whether the mel loss is going the wrong way: lost again, or never found."""
+
+    def __init__(self) -> None:
+        self._values: deque[float] = deque(maxlen=_WINDOW)
+        self._first = self._best = math.inf
+        self._seen = 0
+
+    def look(self, values: Mapping[str, float], rate: float) -> tuple[str, str, str] | None:
+        """Take in a step's losses; which of the findings it is, what, and what to do.
+
+        Args:
+            values: A step's losses.
+            rate: The generator's learning rate.
+        """
+        if "mel" not in values:
+            return None
+        self._values.append(values["mel"])
+        self._seen += 1
+        if len(self._values) < _WINDOW:
+            return None
+        now = median(self._values)
+        if math.isinf(self._first):
+            self._first = now
+        self._best = min(self._best, now)
+        lower = f"lower learning_rate, such as to {rate / 5:.1g} (now {rate:.2g}); 'vits tune lr' finds one"
+        if self._best < 0.9 * self._first and now > 1.5 * self._best:
+            return (
+                "collapse",
+                f"the mel loss was down to {self._best:.3g} and is back at {now:.3g}: the model has lost what it had",
+                f"go back to a checkpoint before that with resume_from_checkpoint; {lower}, or raise weight_mel",
+            )
+        if self._seen >= 2 * _WINDOW and self._best > 0.98 * self._first and now > 1.2 * self._first:
+            return (
+                "learning_rate",
+                f"the mel loss has only risen, from {self._first:.3g} to {now:.3g}: the learning rate is too high",
+                f"{lower}; or set warmup_ratio 0.05",
+            )
+        return None
+
+
+class Sharpening:
+    """Whether alignments become sharp.
+
+    While a model does not know its text, the alignment search gives nearly all frames to one token, which fits
+    everything a little, and one frame to each of the others. So what is looked at is the share of frames that the
+    longest token of a recording has.
+    """
+
+    def __init__(self) -> None:
+        self._values: deque[float] = deque(maxlen=3)
+
+    def look(self, values: Mapping[str, float]) -> tuple[str, str] | None:
+        """Take in an evaluation."""
+        if "longest_token" not in values:
+            return None
+        self._values.append(values["longest_token"])
+        if len(self._values) < 3 or min(self._values) < 0.4 or self._values[-1] < 0.9 * self._values[0]:
+            return None
+        return (
+            (
+                f"alignments do not become sharp: one token takes {self._values[-1]:.0%} of a recording, evaluation "
+                "after evaluation"
+            ),
+            (
+                "look at the alignments in report.html; see with 'vits data inspect' that transcripts belong to their "
+                "recordings and that the model knows their letters; begin with short recordings (curriculum length) "
+                "and set alignment_noise 0.01"
+            ),
+        )
+
+
+# -- Together --------------------------------------------------------------------------------------
+
+
+class Diagnosis:
+    """All detectors of a run. What they find goes to the console, to the metrics, and into the report.
+
+    Args:
+        session: The run; its state remembers what was told, so that a resumed run does not repeat it.
+        tracker: Told.
+    """
+
+    def __init__(self, session: Session, tracker: Tracker) -> None:
+        self._session, self._tracker = session, tracker
+        self._starvation = Starvation(session.config.dataloader_num_workers)
+        self._waited = 0.0
+        for known in session.state.findings:
+            tracker.metrics.finding.labels(known["name"]).set(1)
+        found = small_dataset(len(session.train), 60 * session.train.hours)
+        if found:
+            self._tell("small_dataset", *found)
+        self.begin_stage()
+
+    def begin_stage(self) -> None:
+        """Losses begin anew."""
+        self._dominance = Dominance(len(self._session.discriminator.discriminators))
+        self._reconstruction, self._sharpening = Reconstruction(), Sharpening()
+
+    def begin_clock(self) -> None:
+        """Steps are timed from here on: an evaluation or a save is none of their time."""
+        self._waited = 0.0
+
+    def waited(self, seconds: float) -> None:
+        """A batch was waited for."""
+        self._waited += seconds
+
+    def logged(self, values: Mapping[str, float], rate: float, steps: int, seconds: float) -> None:
+        """A step's losses are at hand.
+
+        Args:
+            values: The losses.
+            rate: The generator's learning rate.
+            steps: Steps since the clock began.
+            seconds: What they took.
+        """
+        for found in (self._dominance.look(values), self._reconstruction.look(values, rate)):
+            if found:
+                self._tell(*found)
+        starved = self._starvation.look(steps, self._waited, seconds, self._busy())
+        if starved:
+            self._tell("data_starvation", *starved)
+        self._tracker.waiting(self._session.step, self._waited / max(seconds, 1e-9))
+
+    def evaluated(self, values: Mapping[str, float]) -> None:
+        """An evaluation's figures are at hand."""
+        found = self._sharpening.look(values)
+        if found:
+            self._tell("alignment", *found)
+
+    def failed(self, name: str, error: Exception) -> None:
+        """The run ends by an error that says itself what to do."""
+        what, _, remedy = str(error).partition("\n")
+        self._tell(name, what, remedy, aloud=False)
+
+    def _busy(self) -> float | None:
+        """Share of its time that the GPU computes; asks the driver, not the device's queue."""
+        if self._session.accelerator.device.type != "cuda":
+            return None
+        try:
+            return torch.cuda.utilization() / 100
+        except (ModuleNotFoundError, RuntimeError):  # without NVIDIA's management library
+            return None
+
+    def _tell(self, name: str, what: str, remedy: str, *, aloud: bool = True) -> None:
+        told = self._session.state.findings
+        if any(finding["name"] == name for finding in told):
+            return
+        finding = Finding(name, self._session.step, what, remedy)
+        told.append(asdict(finding))
+        self._tracker.metrics.finding.labels(name).set(1)
+        if aloud:
+            self._tracker.say(f"look: {what}. What to do: {remedy}")
+
+
+# -- Out of memory ---------------------------------------------------------------------------------
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the machine had no room. A kernel that kills the process leaves no error to look at."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("can't allocate memory", "out of memory")
+    )
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a batch holds, padding included."""
+
+    recordings: int
+    frames: int
+    """Of each recording."""
+
+    @property
+    def area(self) -> int:
+        """All of its frames."""
+        return self.recordings * self.frames
+
+
+def largest(sizes: Iterable[Size]) -> Size:
+    """The one with the most frames."""
+    return max(sizes, key=lambda size: size.area)
+
+
+def remedies(config: TrainingConfig, tried: Size, fitted: Size | None) -> list[str]:
+    """What to do about a batch that found no room, in the order in which to try it.
+
+    Args:
+        config: The run's.
+        tried: The batch that did not fit.
+        fitted: The largest one that did, if any has.
+    """
+    half = max(1, tried.recordings // 2)
+    batch = min(half, max(1, fitted.area // tried.frames)) if fitted else half
+    whole = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    accumulation = math.ceil(whole / batch)
+    budget = fitted.area if fitted and fitted.area < tried.area else tried.area // 2
+    known = "went through" if fitted and fitted.area < tried.area else "is half of it"
+    return [
+        "1. half precision: "
+        + ("it is on already" if config.fp16 or config.bf16 else "--fp16 true, or --bf16 true on processors"),
+        (
+            f"2. smaller batches: --per_device_train_batch_size {batch} (this one had {tried.recordings}), or "
+            f"--max_frames_per_batch {max(budget, tried.frames)} (this one had {tried.area}; so much {known})"
+        ),
+        "3. activations computed twice: "
+        + ("it is on already" if config.gradient_checkpointing else "--gradient_checkpointing true"),
+        f"4. the same step in more batches: --gradient_accumulation_steps {accumulation} with batches of {batch}",
+        "5. fewer held-out recordings: --max_eval_samples 5"
+        + (f" (now {config.max_eval_samples})" if config.max_eval_samples else ""),
+        "'vits tune batch' measures what fits; --max_duration_in_seconds leaves the longest recordings out",
+    ]

@@ -1,0 +1,416 @@
+"""What a run says of itself: each detector hears what it is for, and a healthy run hears nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from services.training import diagnosis, evaluation, loop
+from services.training.checkpoints import TrainerState
+from services.training.config import TrainingConfig
+from services.training.diagnosis import (
+    FINDINGS,
+    Diagnosis,
+    Dominance,
+    Reconstruction,
+    Sharpening,
+    Size,
+    Starvation,
+    remedies,
+    small_dataset,
+)
+from services.training.steps import Steps
+from shared.errors import ConfigError, DataError
+
+MakeConfig = Callable[..., TrainingConfig]
+NETWORKS = 6
+
+
+@pytest.fixture(autouse=True)
+def surroundings(small_discriminator: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("VITS_CACHE", str(tmp_path / "cache"))
+
+
+def noisy(values: Iterable[float], seed: int = 0) -> Iterator[float]:
+    """With the noise that logged losses have, a tenth of them."""
+    noise = np.random.default_rng(seed)
+    return (float(value * (1 + 0.1 * noise.standard_normal())) for value in values)
+
+
+def first(found: Iterable[Any]) -> Any:
+    return next((one for one in found if one), None)
+
+
+# -- Which of the two networks wins ----------------------------------------------------------------
+
+
+def dominance(judge: Iterable[float], forger: Iterable[float]) -> Any:
+    """What is found in losses per network."""
+    detector = Dominance(NETWORKS)
+    return first(
+        detector.look({"discriminator": NETWORKS * one, "generator": NETWORKS * other})
+        for one, other in zip(judge, forger, strict=True)
+    )
+
+
+def test_a_discriminator_that_always_knows_is_heard() -> None:
+    falling = [0.5 * 0.8**at for at in range(20)]
+    found = dominance(noisy(falling), noisy([min(1.0, 0.4 + 0.1 * at) for at in range(20)], 1))
+    assert found[0] == "discriminator_dominance"
+    assert "lower discriminator_learning_rate" in found[2]
+
+
+def test_a_discriminator_that_is_taken_in_is_heard() -> None:
+    found = dominance(noisy([0.9] * 10), noisy([0.03] * 10, 1))
+    assert found[0] == "generator_dominance"
+
+
+@pytest.mark.parametrize(
+    ("judge", "forger"),
+    [
+        (0.4, 0.4),  # VITS as it trains
+        (0.5, 0.25),  # it cannot tell
+        (1.0, 1.0),  # fresh: it answers 0 to everything
+        (0.25, 0.6),  # the upper hand
+    ],
+)
+def test_a_fair_game_is_not(judge: float, forger: float) -> None:
+    assert dominance(noisy([judge] * 60), noisy([forger] * 60, 1)) is None
+
+
+def test_one_bad_step_is_not() -> None:
+    judge = [0.4] * 30
+    judge[7] = judge[19] = 0.001
+    forger = [0.4] * 30
+    forger[7] = forger[19] = 1.0
+    assert dominance(judge, forger) is None
+
+
+def test_a_discriminator_that_does_not_learn_is_not_judged() -> None:
+    detector = Dominance(NETWORKS)
+    assert first(detector.look({"generator": 6.0, "mel": 1.0}) for _ in range(20)) is None
+
+
+# -- Where the mel loss goes -----------------------------------------------------------------------
+
+
+def reconstruction(mel: Iterable[float]) -> Any:
+    detector = Reconstruction()
+    return first(detector.look({"mel": value}, 2e-4) for value in mel)
+
+
+def test_a_model_that_loses_what_it_had_is_heard() -> None:
+    good = [1.0 * 0.95**at + 0.4 for at in range(30)]
+    found = reconstruction(noisy([*good, *([2.0] * 10)]))
+    assert found[0] == "collapse"
+    assert "resume_from_checkpoint" in found[2]
+
+
+def test_a_loss_that_only_rises_is_a_learning_rate_too_high() -> None:
+    found = reconstruction(noisy([0.7 + 0.05 * at for at in range(30)]))
+    assert found[0] == "learning_rate"
+    assert "lower learning_rate, such as to 4e-05 (now 0.0002)" in found[2]
+
+
+@pytest.mark.parametrize(
+    "mel",
+    [
+        [1.5 * 0.97**at + 0.3 for at in range(100)],  # learning
+        [0.35] * 100,  # a base that knows it all
+        [*(1.0 * 0.9**at + 0.4 for at in range(40)), *([0.5] * 40)],  # harder recordings join
+    ],
+    ids=["learning", "flat", "curriculum"],
+)
+def test_a_loss_that_does_what_it_should_is_not_heard(mel: list[float]) -> None:
+    for seed in range(5):
+        assert reconstruction(noisy(mel, seed)) is None
+
+
+def test_a_real_run_at_a_rate_far_too_high_hears_so(
+    make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(
+        max_steps=25, logging_steps=1, learning_rate=0.3, optim="sgd", max_grad_norm=0, save_steps=99
+    )
+    try:
+        folder = loop.train(config)
+    except DataError:  # it may not even come so far
+        assert "diverged" in (config.output_dir / "report.html").read_text()
+        return
+    state = TrainerState.read(folder)
+    assert state is not None
+    assert {"learning_rate", "collapse"} & {finding["name"] for finding in state.findings}
+    assert "learning_rate" in capsys.readouterr().out
+
+
+# -- Alignments ------------------------------------------------------------------------------------
+
+
+def sharpening(shares: Iterable[float]) -> Any:
+    detector = Sharpening()
+    return first(detector.look({"longest_token": share}) for share in shares)
+
+
+def test_alignments_that_stay_blurred_are_heard() -> None:
+    found = sharpening([0.7, 0.68, 0.69])
+    assert "one token takes 69% of a recording" in found[0]
+    assert "alignment_noise" in found[1]
+
+
+@pytest.mark.parametrize("shares", [[0.8, 0.7, 0.55, 0.4], [0.12] * 9, [0.7, 0.2, 0.15], [0.9, 0.8]])
+def test_alignments_that_become_or_are_sharp_are_not(shares: list[float]) -> None:
+    assert sharpening(shares) is None
+
+
+def test_the_share_of_the_longest_token_is_what_the_search_gave_it(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A likelihood that says nothing gives nearly every frame to one token; the diagonal gives each its share."""
+    from accelerate import Accelerator
+
+    from services.training.session import begin
+
+    config = make_config(do_eval=True)
+    config.output_dir.mkdir()
+    session = begin(config, Accelerator(cpu=True))
+    assert 0 < evaluation.held_out_losses(session)["longest_token"] <= 1
+
+    def all_to_one(scores: Tensor, tokens: Tensor, frames: Tensor) -> Tensor:
+        durations = torch.ones(scores.shape[0], scores.shape[2], dtype=torch.int32)
+        durations *= torch.arange(scores.shape[2]) < tokens[:, None]
+        durations[:, 0] += (frames - tokens).int()
+        return durations
+
+    def evenly(scores: Tensor, tokens: Tensor, frames: Tensor) -> Tensor:
+        durations = all_to_one(scores, tokens, tokens)
+        return durations * (frames // tokens)[:, None].int()
+
+    monkeypatch.setattr(evaluation, "align", all_to_one)
+    blurred = evaluation.held_out_losses(session)["longest_token"]
+    monkeypatch.setattr(evaluation, "align", evenly)
+    assert blurred > 0.5 > 0.2 > evaluation.held_out_losses(session)["longest_token"]
+
+
+# -- Data ------------------------------------------------------------------------------------------
+
+
+def starvation(waited: float, *, busy: float | None = None, windows: int = 4) -> Any:
+    detector = Starvation(workers=0)
+    return first(detector.look(10, waited, 1.0, busy) for _ in range(2 * windows))
+
+
+def test_steps_that_wait_for_data_are_heard() -> None:
+    found = starvation(0.5)
+    assert found[0].startswith("50% of a step is spent waiting for its data")
+    assert "dataloader_num_workers 4 (now 0)" in found[1]
+    assert "computes 40% of its time" in starvation(0.5, busy=0.4)[0]
+
+
+def test_steps_that_hardly_wait_are_not() -> None:
+    assert starvation(0.1) is None
+    assert starvation(0.5, busy=0.95) is None  # it waits while the accelerator has work
+    detector = Starvation(workers=0)  # the first steps fill caches
+    assert first(detector.look(10, share, 1.0, None) for share in (0.9, 0.9, 0.05, 0.05, 0.05)) is None
+
+
+def test_few_recordings_are_heard() -> None:
+    assert small_dataset(80, 5.0) is None
+    found = small_dataset(79, 5.0)
+    assert found is not None
+    assert "79 training recordings, 5.0 min" in found[0]
+
+
+def test_a_real_run_that_waits_for_its_data_hears_so(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The clock is the test's own: steps take no time, and each batch is waited for."""
+    clock = {"now": 0.0}
+    monkeypatch.setattr("services.training.loop.time.perf_counter", lambda: clock["now"])
+
+    def slowly(session: Any) -> Iterator[Any]:
+        for batch in batches(session):
+            clock["now"] += 0.6
+            yield batch
+
+    def step(steps: Any, seen: Any, number: int) -> dict[str, Tensor]:
+        clock["now"] += 0.4
+        return {"mel": torch.tensor(1.0)}
+
+    batches = loop.batches
+    monkeypatch.setattr(loop, "batches", slowly)
+    monkeypatch.setattr(Steps, "joint", step)
+    loop.train(make_config(max_steps=61, logging_steps=10, save_steps=15, report_to=[]))
+    said = capsys.readouterr().out
+    assert said.count("60% of a step is spent waiting for its data") == 1  # told once, whatever came between
+
+
+# -- Together --------------------------------------------------------------------------------------
+
+
+class Told:
+    """What a run's diagnosis says, in the tracker's place."""
+
+    def __init__(self, session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        from services.training.tracking import Tracker
+
+        self.tracker = Tracker.of(session)
+        self.lines: list[str] = []
+        monkeypatch.setattr(self.tracker, "say", self.lines.append)
+
+    def metric(self, name: str) -> float | None:
+        return self.tracker.metrics.registry.get_sample_value("vits_training_finding", {"name": name})
+
+
+def test_a_finding_is_told_once_and_is_in_the_report_and_the_metrics(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from accelerate import Accelerator
+
+    from services.training import report
+    from services.training.session import begin
+
+    config = make_config(report_to=[])
+    config.output_dir.mkdir()
+    session = begin(config, Accelerator(cpu=True))
+    told = Told(session, monkeypatch)
+    found = Diagnosis(session, told.tracker)
+    for _ in range(9):
+        found.evaluated({"longest_token": 0.9})
+    assert [line.partition(":")[0] for line in told.lines] == ["look", "look"]
+    assert [finding["name"] for finding in session.state.findings] == ["small_dataset", "alignment"]
+    assert told.metric("alignment") == told.metric("small_dataset") == 1
+    page = report.write(session).read_text(encoding="utf-8")
+    assert "What to look at" in page
+    assert "alignments do not become sharp" in page
+    # A run that goes on knows what was told, and says it to the metrics again.
+    again = Told(session, monkeypatch)
+    Diagnosis(session, again.tracker)
+    assert again.lines == []
+    assert again.metric("alignment") == 1
+
+
+def test_a_healthy_run_hears_nothing(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A real one, but for its number of recordings."""
+    monkeypatch.setattr(diagnosis, "_FEW", 8)
+    config = make_config(
+        max_steps=44,
+        logging_steps=2,
+        learning_rate=1e-3,
+        do_eval=True,
+        eval_steps=11,
+        save_steps=99,
+        ema_decay=0.9,
+    )
+    state = TrainerState.read(loop.train(config))
+    assert state is not None
+    assert state.findings == []
+    assert "look: " not in capsys.readouterr().out
+    assert "What to look at" not in (config.output_dir / "report.html").read_text()
+
+
+def test_looking_never_makes_a_step_wait_for_the_device(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values are fetched from the device where they are logged, and nowhere else."""
+    fetched: list[int] = []
+    read = loop.read_losses
+
+    def note(session: Any, losses: Mapping[str, Tensor]) -> dict[str, float]:
+        fetched.append(session.step)
+        return read(session, losses)
+
+    monkeypatch.setattr(loop, "read_losses", note)
+    monkeypatch.setattr(Tensor, "item", lambda _: pytest.fail("a step waited"))
+    loop.train(make_config(max_steps=7, logging_steps=3, save_steps=99, optim="sgd", report_to=[]))
+    assert fetched == [1, 3, 6, 7]
+
+
+def test_every_finding_can_be_found() -> None:
+    source = Path(diagnosis.__file__).read_text() + Path(loop.__file__).read_text()
+    for name in FINDINGS:
+        assert source.count(f'"{name}"') >= 2, name
+
+
+# -- What ends a run -------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_number_is_in_the_report(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(max_steps=2, report_to=[])
+    monkeypatch.setattr(Steps, "joint", lambda *_: {"mel": torch.tensor(float("nan"))})
+    with pytest.raises(DataError):
+        loop.train(config)
+    assert "Training has diverged at step 1" in (config.output_dir / "report.html").read_text()
+
+
+@pytest.mark.parametrize("kind", ["accelerator", "host"])
+def test_out_of_memory_says_what_to_do_in_order(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The host's is a real one."""
+    config = make_config(
+        max_steps=6, save_steps=2, per_device_train_batch_size=4, max_eval_samples=2, report_to=[]
+    )
+    joint = Steps.joint
+
+    def grow(steps: Steps, seen: Any, step: int) -> Mapping[str, Tensor]:
+        if step < 3:
+            return joint(steps, seen, step)
+        if kind == "accelerator":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return {"mel": torch.empty(2**60)}
+
+    monkeypatch.setattr(Steps, "joint", grow)
+    with pytest.raises(ConfigError) as raised:
+        loop.train(config)
+    assert "no room in memory at step 3" in str(raised.value)
+    assert "goes on from checkpoint-2" in str(raised.value)
+    problems = raised.value.problems
+    order = [
+        "half precision",
+        "smaller batches",
+        "activations computed twice",
+        "the same step",
+        "fewer held-out",
+    ]
+    assert [
+        problem[3:].partition(":")[0].partition(" in more")[0].partition(" recordings")[0]
+        for problem in problems[:5]
+    ] == order
+    assert "--per_device_train_batch_size 2 (this one had 4)" in problems[1]
+    assert "--gradient_accumulation_steps 2 with batches of 2" in problems[3]
+    assert "There was no room in memory" in (config.output_dir / "report.html").read_text()
+
+
+def test_another_error_stays_itself(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(Steps, "joint", broken)
+    with pytest.raises(RuntimeError, match="mat1"):
+        loop.train(make_config(max_steps=1, report_to=[]))
+
+
+def test_sizes_that_would_fit_are_those_that_did(make_config: MakeConfig) -> None:
+    config = make_config(per_device_train_batch_size=16, gradient_accumulation_steps=2, fp16=True)
+    told = remedies(config, Size(16, 1000), fitted=Size(16, 400))
+    assert told[0].endswith("it is on already")
+    assert (
+        "--per_device_train_batch_size 6 (this one had 16)" in told[1]
+    )  # 6 × 1000 frames, where 6400 went through
+    assert "--max_frames_per_batch 6400 (this one had 16000; so much went through)" in told[1]
+    assert "--gradient_accumulation_steps 6 with batches of 6" in told[3]  # 36 recordings, for 32 before
+    untried = remedies(config, Size(16, 1000), fitted=None)
+    assert "--per_device_train_batch_size 8" in untried[1]
+    assert "--max_frames_per_batch 8000 (this one had 16000; so much is half of it)" in untried[1]
+    one = remedies(config, Size(1, 1000), fitted=None)
+    assert "--per_device_train_batch_size 1 " in one[1]

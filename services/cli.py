@@ -43,6 +43,7 @@ SUBCOMMANDS: dict[str, Subcommand] = {
         "services.convert", "export", "turn another project's voice or checkpoint into a model"
     ),
     "train": Subcommand("services.training.cli", "train", "fine-tune a model on one person's recordings"),
+    "tune": Subcommand("services.training.tuning.cli", "tune", "find a training's settings"),
     "export": Subcommand("services.export.cli", "export", "turn a trained model into a voice that runs fast"),
     "evaluate": Subcommand("services.evaluate", "judges", "score a voice, a model or recordings"),
     "say": Subcommand("services.say", "serve", "speak one text into a file"),

@@ -24,6 +24,7 @@ checkpoint when it is started again.
 
 examples:
   vits train --config configs/demo.json
+  vits train --config configs/spa.json --preset 8gb
   vits train --config configs/spa.json --dataset_name ./my-recordings --num_train_epochs 100
   vits train --config configs/spa.json --config configs/low-memory.json
   vits train --config configs/spa.json --print-config
@@ -31,7 +32,10 @@ examples:
   --config FILE    a JSON configuration (or simply the file, as first argument); of several, each goes over the
                    one before it; a bare name such as spa.json is also looked up among the shipped ones, in
                    $VITS_CONFIGS (default: configs)
+  --preset NAME    one of the shipped files over the others, by the GPU's memory: 8gb, 16gb, 24gb; or production
   --store URL      where models are published: file://./store, s3://bucket/prefix (default: $VITS_STORE)
+  --profile [N]    profile N steps (default: 3) from the beginning and stop: a table of where the time goes and a
+                   trace, in OUTPUT_DIR/profile; nothing is saved
   --print-config   show the configuration with all defaults, and what they come to, and stop
   --help-markdown  show all of this as docs/configuration.md
 """
@@ -49,6 +53,8 @@ vits train --config spa.json --config low-memory.json --dataset_name ./my-record
 
 - Of several files each goes over the one before it, and the command line over them all. A bare name is also
   looked up among the shipped configurations, which [configs/README.md](../configs/README.md) lists.
+- `--preset 8gb`, `16gb`, `24gb` (by the memory of a GPU) and `production` each put one of the shipped files over those
+  that are given.
 - `--key value`, `--key=value` and a bare `--flag` (true) are the same. Lists are written `--key one,two`,
   and lists of texts as JSON: `--eval_sample_texts '["Hola.", "Buenos días."]'`.
 - Null is the same as leaving a key out. In a file, keys that begin with `_` or `//` are comments; `//` comments
@@ -86,6 +92,10 @@ def _type_name(annotation: Any) -> str:
     if get_origin(annotation) is list:
         item = _type_name(parts[0])
         return '["TEXT",…]' if item == "TEXT" else f"{item},…"
+    if get_origin(annotation) is dict:
+        return f'{{"{_type_name(parts[0])}":{_type_name(parts[1])},…}}'
+    if get_origin(annotation) is tuple:
+        return f"[{','.join(_type_name(part) for part in parts)}]"
     if get_origin(annotation) is Literal:
         return "|".join(str(part) for part in parts)
     name: str = annotation.__name__
@@ -96,7 +106,7 @@ def _value_name(value: Any) -> str:
     """A value as the command line takes it."""
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, list):
+    if isinstance(value, list | dict):
         return ",".join(map(str, value)) or "none"
     return "none" if value is None else str(value)
 

@@ -23,10 +23,30 @@ _HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
 _TRAILING_COMMA = re.compile(r'("(?:\\.|[^"\\\n])*")|(?<![\[{,\s]),(?=\s*[}\]])')
 
 
+#: Keys that only say how another is done.
+_BELONGS_TO = {
+    "curriculum_epochs": "curriculum",
+    "curriculum_start": "curriculum",
+    "alignment_noise_steps": "alignment_noise",
+    "early_stopping_min_delta": "early_stopping_patience",
+    "early_stopping_smoothing": "early_stopping_patience",
+}
+
+
+#: Layers by the memory of a GPU: up to 8 GB, up to 16 GB, more; and for a voice that will be published.
+PRESETS = {
+    "8gb": "low-memory.json",
+    "16gb": "standard.json",
+    "24gb": "fast-experiment.json",
+    "production": "production.json",
+}
+
+
 def load(paths: Sequence[Path], overrides: Mapping[str, Any]) -> tuple[TrainingConfig, list[str]]:
     """A configuration from files, each over the one before it, and the command line over them all.
 
-    Secrets that neither gives come from the environment.
+    ``preset``, among the command line's keys, names one more file, which goes over the others. Secrets that neither
+    gives come from the environment.
 
     Returns:
         The configuration, and what a user should know about it, one line each.
@@ -34,6 +54,9 @@ def load(paths: Sequence[Path], overrides: Mapping[str, Any]) -> tuple[TrainingC
     Raises:
         ConfigError: Anything is wrong; it lists everything that is.
     """
+    overrides = dict(overrides)
+    if "preset" in overrides:
+        paths = [*paths, _preset(overrides.pop("preset"))]
     given: dict[str, Any] = {}
     for path in paths:
         given |= read_json(path)
@@ -45,6 +68,20 @@ def load(paths: Sequence[Path], overrides: Mapping[str, Any]) -> tuple[TrainingC
     origin = " with ".join(map(str, paths)) or "The command line"
     config = resolve(given | secrets, origin=origin)
     return config, screened.remarks + _remarks(screened.values, config)
+
+
+def _preset(name: object) -> Path:
+    """The file of a preset.
+
+    Raises:
+        ConfigError: There is no such preset.
+    """
+    known = str(name).lower()
+    if known not in PRESETS:
+        raise ConfigError(
+            f"There is no preset {name!r}{nearest(known, list(PRESETS))}", [f"there are {', '.join(PRESETS)}"]
+        )
+    return Path(PRESETS[known])
 
 
 def _remarks(given: Mapping[str, Any], config: TrainingConfig) -> list[str]:
@@ -76,6 +113,11 @@ def _remarks(given: Mapping[str, Any], config: TrainingConfig) -> list[str]:
             f"save_total_limit {config.save_total_limit} is for the newest checkpoints: keep_best adds up to "
             f"{config.keep_best} more"
         )
+    found += [
+        f"{key} has no effect without {owner}"
+        for key, owner in _BELONGS_TO.items()
+        if key in given and not getattr(config, owner)
+    ]
     if config.wandb_project and not {"wandb", "all"} & set(config.report_to):
         found.append("wandb_project has no effect unless report_to has wandb")
     if config.push_to_hub and not _HUB_NAME.fullmatch(config.hub_model_id or ""):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from services.training.config_sources import load, read_json
+from services.training.config_sources import PRESETS, load, read_json
 from shared.errors import ConfigError
 
 FOLDER = Path(__file__).parents[4] / "configs"
@@ -17,20 +17,22 @@ WHOLE = [file for file in FILES if "model_name_or_path" in read_json(file)]
 LAYERS = [file for file in FILES if file not in WHOLE]
 
 #: What the analysis document recommends.
+STANDARD = {
+    "per_device_train_batch_size": 16,
+    "gradient_accumulation_steps": 1,
+    "gradient_checkpointing": False,
+    "fp16": True,
+    "max_eval_samples": 25,
+}
 RECOMMENDED: dict[str, dict[str, Any]] = {
+    "spa.json": STANDARD,
+    "standard.json": STANDARD,
     "low-memory.json": {
         "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 4,
         "gradient_checkpointing": True,
         "fp16": True,
         "max_eval_samples": 5,
-    },
-    "spa.json": {
-        "per_device_train_batch_size": 16,
-        "gradient_accumulation_steps": 1,
-        "gradient_checkpointing": False,
-        "fp16": True,
-        "max_eval_samples": 25,
     },
     "fast-experiment.json": {
         "per_device_train_batch_size": 32,
@@ -54,7 +56,7 @@ RECOMMENDED: dict[str, dict[str, Any]] = {
 
 def test_there_is_one_for_everybody() -> None:
     assert {file.stem for file in WHOLE} == {"demo", "spa", "eng", "ljs", "vctk", "kor", "guj", "piper"}
-    layers = {"low-memory", "fast-experiment", "production", "multi-speaker", "from-scratch"}
+    layers = {"low-memory", "standard", "fast-experiment", "production", "multi-speaker", "from-scratch"}
     assert {file.stem for file in LAYERS} == layers
 
 
@@ -86,6 +88,24 @@ def test_each_says_for_whom_it_is(file: Path) -> None:
 @pytest.mark.parametrize("name", RECOMMENDED)
 def test_the_recommended_ones_are_as_recommended(name: str) -> None:
     assert read_json(FOLDER / name).items() >= RECOMMENDED[name].items()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_is_a_shipped_layer_below_the_command_line(
+    preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VITS_CONFIGS", str(FOLDER))
+    layer = read_json(FOLDER / PRESETS[preset])
+    config, _ = load([FOLDER / "eng.json"], {"preset": preset, "seed": "7"})
+    assert config.model_dump(include=set(layer)) == layer
+    assert config.seed == 7
+    config, _ = load([FOLDER / "eng.json"], {"preset": preset.upper(), "per_device_train_batch_size": "2"})
+    assert config.per_device_train_batch_size == 2
+
+
+def test_a_misspelt_preset_meets_the_others() -> None:
+    with pytest.raises(ConfigError, match="no preset '8g', did you mean '8gb'"):
+        load([FOLDER / "eng.json"], {"preset": "8g"})
 
 
 @pytest.fixture

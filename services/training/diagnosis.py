@@ -247,7 +247,7 @@ class Diagnosis:
     def __init__(self, session: Session, tracker: Tracker) -> None:
         self._session, self._tracker = session, tracker
         self._starvation = Starvation(session.config.dataloader_num_workers)
-        self._waited = 0.0
+        self._steps, self._waited, self._seconds = 0, 0.0, 0.0
         for known in session.state.findings:
             tracker.metrics.finding.labels(known["name"]).set(1)
         found = small_dataset(len(session.train), 60 * session.train.hours)
@@ -260,30 +260,29 @@ class Diagnosis:
         self._dominance = Dominance(len(self._session.discriminator.discriminators))
         self._reconstruction, self._sharpening = Reconstruction(), Sharpening()
 
-    def begin_clock(self) -> None:
-        """Steps are timed from here on: an evaluation or a save is none of their time."""
-        self._waited = 0.0
-
     def waited(self, seconds: float) -> None:
         """A batch was waited for."""
         self._waited += seconds
 
-    def logged(self, values: Mapping[str, float], rate: float, steps: int, seconds: float) -> None:
+    def stepped(self, seconds: float) -> None:
+        """A step is done, and took so long, its batches included and evaluations and saves not."""
+        self._steps, self._seconds = self._steps + 1, self._seconds + seconds
+
+    def logged(self, values: Mapping[str, float], rate: float) -> None:
         """A step's losses are at hand.
 
         Args:
             values: The losses.
             rate: The generator's learning rate.
-            steps: Steps since the clock began.
-            seconds: What they took.
         """
         for found in (self._dominance.look(values), self._reconstruction.look(values, rate)):
             if found:
                 self._tell(*found)
-        starved = self._starvation.look(steps, self._waited, seconds, self._busy())
+        starved = self._starvation.look(self._steps, self._waited, self._seconds, self._busy())
         if starved:
             self._tell("data_starvation", *starved)
-        self._tracker.waiting(self._session.step, self._waited / max(seconds, 1e-9))
+        self._tracker.waiting(self._session.step, self._waited / max(self._seconds, 1e-9))
+        self._steps, self._waited, self._seconds = 0, 0.0, 0.0
 
     def evaluated(self, values: Mapping[str, float]) -> None:
         """An evaluation's figures are at hand."""

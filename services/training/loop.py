@@ -215,6 +215,7 @@ class Course:
         begun, first = time.perf_counter(), session.step
         while session.step < end:
             self.publisher.check()
+            tick = time.perf_counter()
             rates = set_learning_rates(session, steps, warming=warming)
             if config.freeze_schedule and not warming:
                 frozen = freeze(session, frozen)
@@ -237,6 +238,7 @@ class Course:
             stop = self._told_to_stop()
             if log or save or stop:  # a diverged model is not worth a checkpoint
                 values = read_losses(session, losses)
+            self.diagnosis.stepped(time.perf_counter() - tick)
             if log:
                 self._log(name, values, rates, steps=step - first, seconds=time.perf_counter() - begun)
             if evaluate:
@@ -254,7 +256,6 @@ class Course:
                 raise SystemExit(TERMINATED)
             if log or evaluate or save:
                 begun, first = time.perf_counter(), step
-                self.diagnosis.begin_clock()
 
     @record_function("vits:data")
     def _next_batch(self) -> Batch:
@@ -278,7 +279,7 @@ class Course:
         self.tracker.losses(step, values, seconds_per_step=seconds / steps)
         self.tracker.scalars(step, {**rates, "train/epoch": session.state.epoch})
         session.state.log_history.append({"step": step, "stage": stage, "learning_rate": rate, **values})
-        self.diagnosis.logged(values, rate, steps, seconds)
+        self.diagnosis.logged(values, rate)
 
     def _evaluate(self) -> None:
         if self.evaluations.interval is None:

@@ -240,12 +240,12 @@ def test_a_real_run_that_waits_for_its_data_hears_so(
 
     def step(steps: Any, seen: Any, number: int) -> dict[str, Tensor]:
         clock["now"] += 0.4
-        return {"mel": torch.tensor(1.0)}
+        return {"mel": torch.tensor(1.0), "gradient_norm_generator": torch.tensor(1.0)}
 
     batches = loop.batches
     monkeypatch.setattr(loop, "batches", slowly)
     monkeypatch.setattr(Steps, "joint", step)
-    loop.train(make_config(max_steps=61, logging_steps=10, save_steps=15, report_to=[]))
+    loop.train(make_config(max_steps=41, logging_steps=10, save_steps=15, report_to=[]))
     said = capsys.readouterr().out
     assert said.count("60% of a step is spent waiting for its data") == 1  # told once, whatever came between
 
@@ -301,11 +301,11 @@ def test_a_healthy_run_hears_nothing(
     """A real one, but for its number of recordings."""
     monkeypatch.setattr(diagnosis, "_FEW", 8)
     config = make_config(
-        max_steps=44,
-        logging_steps=2,
+        max_steps=22,
+        logging_steps=1,
         learning_rate=1e-3,
         do_eval=True,
-        eval_steps=11,
+        eval_steps=8,
         save_steps=99,
         ema_decay=0.9,
     )
@@ -319,18 +319,36 @@ def test_a_healthy_run_hears_nothing(
 def test_looking_never_makes_a_step_wait_for_the_device(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Values are fetched from the device where they are logged, and nowhere else."""
+    """Values are fetched from the device where they are logged, and by no detector."""
     fetched: list[int] = []
+    looking: list[str] = []
     read = loop.read_losses
 
     def note(session: Any, losses: Mapping[str, Tensor]) -> dict[str, float]:
         fetched.append(session.step)
         return read(session, losses)
 
+    def watched(name: str) -> Callable[..., None]:
+        method = getattr(Diagnosis, name)
+
+        def look(*arguments: Any) -> None:
+            looking.append(name)
+            with pytest.MonkeyPatch.context() as patch:
+                for way in ("item", "tolist", "cpu", "__float__", "__bool__", "__int__"):
+                    patch.setattr(Tensor, way, lambda *_: pytest.fail("a detector waited"))
+                method(*arguments)
+
+        return look
+
     monkeypatch.setattr(loop, "read_losses", note)
-    monkeypatch.setattr(Tensor, "item", lambda _: pytest.fail("a step waited"))
-    loop.train(make_config(max_steps=7, logging_steps=3, save_steps=99, optim="sgd", report_to=[]))
+    for name in ("waited", "logged", "evaluated", "stepped"):
+        monkeypatch.setattr(Diagnosis, name, watched(name))
+    loop.train(
+        make_config(max_steps=7, logging_steps=3, save_steps=99, do_eval=True, eval_steps=6, report_to=[])
+    )
     assert fetched == [1, 3, 6, 7]
+    assert looking.count("waited") == 7
+    assert looking.count("logged") == 4
 
 
 def test_every_finding_can_be_found() -> None:
@@ -346,7 +364,8 @@ def test_a_loss_that_is_no_number_is_in_the_report(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config(max_steps=2, report_to=[])
-    monkeypatch.setattr(Steps, "joint", lambda *_: {"mel": torch.tensor(float("nan"))})
+    nothing = {"mel": torch.tensor(float("nan")), "gradient_norm_generator": torch.tensor(1.0)}
+    monkeypatch.setattr(Steps, "joint", lambda *_: nothing)
     with pytest.raises(DataError):
         loop.train(config)
     assert "Training has diverged at step 1" in (config.output_dir / "report.html").read_text()

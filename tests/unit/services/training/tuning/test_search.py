@@ -82,7 +82,7 @@ def worker(config: TrainingConfig, tmp_path: Path, what: str, trials: int) -> su
 def run(config: TrainingConfig, tmp_path: Path, **options: Any) -> Path:
     folder = config.output_dir / "tune"
     folder.mkdir(parents=True, exist_ok=True)
-    given = {"objective": "mel", "space": space_file(tmp_path), **options}
+    given = {"objective": "mel", "space": options.get("space") or space_file(tmp_path), **options}
     return search.search(config, Options.model_validate(given), folder)
 
 
@@ -92,11 +92,11 @@ def run(config: TrainingConfig, tmp_path: Path, **options: Any) -> Path:
 def test_it_finds_something_better_than_the_default_within_its_budget(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:
-    config = make_config()
-    best = run(config, tmp_path, trials=5)
+    config = make_config(max_steps=8, eval_steps=8)
+    best = run(config, tmp_path, trials=4)
     study = study_of(config)
     finished = study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
-    assert len(finished) == 5
+    assert len(finished) == 4
     own = [trial for trial in finished if trial.user_attrs.get("default")]
     assert [trial.number for trial in own] == [0]
     assert own[0].params == {"learning_rate": config.learning_rate}
@@ -182,7 +182,7 @@ def test_a_trial_that_lags_behind_is_ended_early_and_the_configuration_itself_ne
 def test_a_killed_search_goes_on_and_tries_again_what_was_under_way(
     make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = make_config(max_steps=2, eval_steps=2)
+    config = make_config(max_steps=1, eval_steps=1)
     process = worker(config, tmp_path, "die", trials=3)
     said, _ = process.communicate(timeout=300)
     assert process.returncode == -signal.SIGKILL, said
@@ -200,8 +200,7 @@ def test_a_killed_search_goes_on_and_tries_again_what_was_under_way(
 
 
 def test_two_workers_share_one_study(make_config: MakeConfig, tmp_path: Path) -> None:
-    config = make_config(max_steps=2, eval_steps=2)
-    (config.output_dir / "tune").mkdir(parents=True)
+    config = make_config(max_steps=1, eval_steps=1)
     both = [worker(config, tmp_path, "meet", trials=4) for _ in range(2)]
     for process in both:
         said, _ = process.communicate(timeout=300)

@@ -102,7 +102,8 @@ class _Worker:
             if self.options.minutes and time.perf_counter() - begun > 60 * self.options.minutes:
                 print(f"{self.options.minutes:g} minutes are over; the same command goes on")
                 break
-            self._revive()
+            with _quiet():
+                self._revive()
             # Of the study's length: neither a resumed search nor a second worker repeats what was drawn.
             seed = key_to_seed(self.config.seed, len(self.study.trials)) % 2**32
             self.study.sampler = TPESampler(n_startup_trials=_STARTUP_TRIALS, seed=seed)

@@ -124,7 +124,7 @@ def _summed_after() -> Iterator[None]:
     from services.training.reducing import Reducer
 
     listening = Reducer.overlapped
-    Reducer.overlapped = lambda _: contextlib.nullcontext()  # type: ignore[assignment,method-assign]
+    Reducer.overlapped = lambda _: contextlib.nullcontext()  # type: ignore[assignment,method-assign,return-value]
     try:
         yield
     finally:

@@ -279,6 +279,7 @@ def test_prometheus_is_told_where_the_run_stands(
         tracker.scalars(
             7, {"train/learning_rate": 1e-4, "train/discriminator_learning_rate": 2e-4, "train/epoch": 1.4}
         )
+        tracker.waiting(7, 0.25)
         tracker.evaluated(7, {"mel": 0.75}, 4.0)
         tracker.checkpoint_saved(6, 1.5)
         tracker.checkpoint_failed()
@@ -305,6 +306,7 @@ def test_prometheus_is_told_where_the_run_stands(
         "vits_training_checkpoint_seconds_total": 1.5,
         "vits_training_checkpoint_step": 6,
         "vits_training_checkpoint_failures_total": 1,
+        "vits_training_data_wait_ratio": 0.25,
     }
     with socket.socket() as free:
         free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

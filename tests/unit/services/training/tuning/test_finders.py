@@ -144,7 +144,7 @@ def test_how_a_measurement_ended_is_understood(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, code: int, said: str, room: bool
 ) -> None:
     ended = subprocess.CompletedProcess([], code, "", said)
-    monkeypatch.setattr(batch_size.subprocess, "run", lambda *_, **__: ended)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: ended)
     measure = batch_size.measure_in_a_process(make_config())
     if room:
         assert measure(1, False) is None

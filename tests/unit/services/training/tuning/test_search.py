@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import signal
 import subprocess
@@ -210,18 +211,15 @@ def test_two_workers_share_one_study(make_config: MakeConfig, tmp_path: Path) ->
     assert 4 <= len(trials) <= 5  # one may have been under way when the fourth ended
     workers = {trial.user_attrs["worker"] for trial in trials}
     assert workers == {f"{os.uname().nodename}:{process.pid}" for process in both}
-    began, ended = (
-        [
-            min(
-                moment.timestamp()
-                for trial in trials
-                if trial.user_attrs["worker"] == one and (moment := when(trial))
-            )
-            for one in workers
-        ]
-        for when in (lambda trial: trial.datetime_start, lambda trial: trial.datetime_complete)
-    )
-    assert max(began) < min(ended)  # at once, not one after the other
+    began = dict.fromkeys(workers, math.inf)
+    ended = dict(began)
+    for trial in trials:
+        assert trial.datetime_start is not None
+        assert trial.datetime_complete is not None
+        one = trial.user_attrs["worker"]
+        began[one] = min(began[one], trial.datetime_start.timestamp())
+        ended[one] = min(ended[one], trial.datetime_complete.timestamp())
+    assert max(began.values()) < min(ended.values())  # at once, not one after the other
     rates = [trial.params["learning_rate"] for trial in trials]
     assert len(set(rates)) == len(rates)
     with (config.output_dir / "tune" / "trials.csv").open(encoding="utf-8") as file:

@@ -24,6 +24,12 @@ from pydantic import (
     model_validator,
 )
 
+from services.training.data.augmentation import (
+    MAX_SEMITONES,
+    MAX_SPEED_CHANGE,
+    MIN_NOISE_SNR_DB,
+    Augmentation,
+)
 from services.training.hf_arguments import KNOWN, screen
 from shared.errors import ConfigError, nearest
 
@@ -216,6 +222,27 @@ class TrainingConfig(BaseModel):
         None, ge=-70, lt=0, description="bring every recording to this loudness in LUFS, such as -23"
     )
     trim_silence: bool = Field(False, description="cut silence from both ends of every recording")
+    augment_pitch: float = Field(
+        0.0,
+        ge=0,
+        le=MAX_SEMITONES,
+        description="vary pitch by up to so many semitones, anew each epoch; this and the next can hurt if overdone",
+    )
+    augment_speed: float = Field(
+        0.0, ge=0, le=MAX_SPEED_CHANGE, description="vary speed by up to this share: 0.1 is 0.9 to 1.1"
+    )
+    augment_noise_snr: float | None = Field(
+        None,
+        ge=MIN_NOISE_SNR_DB,
+        le=80,
+        description="add white noise so many decibels below the speech, or up to 10 dB less; 30 is light",
+    )
+    augment_probability: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="share of the recordings that an epoch varies, where anything varies them",
+    )
     full_generation_sample_text: str | None = Field(None, description="spoken at every evaluation")
     eval_sample_texts: Annotated[list[Text], BeforeValidator(_texts)] = Field(
         [], description="more texts to speak at every evaluation"
@@ -576,6 +603,13 @@ class TrainingConfig(BaseModel):
     def logging_interval(self, steps_per_epoch: int) -> int | None:
         """Steps from one line of losses to the next; None if there is none."""
         return {"no": None, "epoch": steps_per_epoch, "steps": self.logging_steps}[self.logging_strategy]
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """How training's recordings are varied; false where they are not."""
+        return Augmentation(
+            self.augment_pitch, self.augment_speed, self.augment_noise_snr, self.augment_probability
+        )
 
     @property
     def published_name(self) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import math
 import re
 import unicodedata
 from collections import Counter
@@ -23,6 +24,7 @@ from torch.utils.data import Dataset
 
 from services.training.config import TrainingConfig
 from services.training.data import Recording
+from services.training.data.augmentation import Augmentation
 from services.training.data.cache import Progress, Treatment, decode
 from services.training.features import FeatureSettings
 from shared.audio import from_pcm16
@@ -115,14 +117,30 @@ class Batch:
 
 
 class Examples(Dataset[Example]):
-    """Usable recordings over a memory-mapped cache of their samples at the model's rate."""
+    """Usable recordings over a memory-mapped cache of their samples at the model's rate.
+
+    Args:
+        examples: The recordings.
+        pcm: The cache.
+        settings: The model's view of audio.
+        augmentation: How batches of a training epoch vary them.
+        seed: Draws what is varied.
+    """
 
     def __init__(
-        self, examples: Sequence[Example], pcm: NDArray[np.int16], settings: FeatureSettings
+        self,
+        examples: Sequence[Example],
+        pcm: NDArray[np.int16],
+        settings: FeatureSettings,
+        *,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
     ) -> None:
         self.examples = list(examples)
         self.pcm = pcm
         self.settings = settings
+        self.augmentation = augmentation or Augmentation()
+        self.seed = seed
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -130,31 +148,42 @@ class Examples(Dataset[Example]):
     def __getitem__(self, index: int) -> Example:
         return self.examples[index]
 
-    def waveform(self, example: Example) -> NDArray[np.float32]:
-        """[S] in [-1, 1]."""
-        return from_pcm16(self.pcm[example.start : example.start + example.samples])
+    def waveform(self, example: Example, epoch: int | None = None) -> NDArray[np.float32]:
+        """[S] in [-1, 1]; varied as training's ``epoch`` hears it, where one is given."""
+        samples = from_pcm16(self.pcm[example.start : example.start + example.samples])
+        change = None if epoch is None else self.augmentation.draw(self.seed, epoch, example.id)
+        if change is None:
+            return samples
+        # No faster than leaves a frame for every token, and a segment to decode.
+        hop = self.settings.hop_length
+        least = max(len(example.token_ids) * hop, -(-SEGMENT_SAMPLES // hop) * hop)
+        return change.apply(samples, self.settings.sampling_rate, min_samples=least)
 
     def frames(self, example: Example) -> int:
         """Whole frames in an example."""
         return example.samples // self.settings.hop_length
+
+    def most_frames(self, example: Example) -> int:
+        """Whole frames that it can come to when it is varied, which a batch must have room for."""
+        slowest = 1 - self.augmentation.speed if self.augmentation else 1
+        return math.ceil(example.samples / slowest) // self.settings.hop_length
 
     @property
     def hours(self) -> float:
         """Length of all examples."""
         return sum(example.samples for example in self.examples) / self.settings.sampling_rate / 3600
 
-    def collate(self, examples: Sequence[Example]) -> Batch:
-        """Pad examples into a batch."""
+    def collate(self, examples: Sequence[Example], epoch: int | None = None) -> Batch:
+        """Pad examples into a batch; varied as training's ``epoch`` hears them, where one is given."""
         hop, padding = self.settings.hop_length, self.settings.padding
         tokens = max(len(example.token_ids) for example in examples)
-        frames = [self.frames(example) for example in examples]
+        waveforms = [self.waveform(example, epoch) for example in examples]
+        frames = [len(waveform) // hop for waveform in waveforms]
         input_ids = torch.zeros(len(examples), tokens, dtype=torch.long)
         padded = torch.zeros(len(examples), max(frames) * hop + 2 * padding)
         for row, example in enumerate(examples):
             input_ids[row, : len(example.token_ids)] = torch.tensor(example.token_ids)
-            waveform = np.pad(self.waveform(example), padding, mode="reflect")[
-                : frames[row] * hop + 2 * padding
-            ]
+            waveform = np.pad(waveforms[row], padding, mode="reflect")[: frames[row] * hop + 2 * padding]
             padded[row, : len(waveform)] = torch.from_numpy(waveform)
         return Batch(
             ids=tuple(example.id for example in examples),
@@ -209,6 +238,7 @@ def prepare(
     cache: Path,
     limit: int | None = None,
     progress: Progress | None = None,
+    augmentation: Augmentation | None = None,
 ) -> tuple[Examples, list[Dropped]]:
     """Decode, tokenise and filter one split.
 
@@ -221,6 +251,7 @@ def prepare(
         cache: Folder of the PCM16 caches.
         limit: Keep only the first so many usable ones.
         progress: Told of each recording, when there is anything to decode.
+        augmentation: How the split is varied when it is trained on.
 
     Returns:
         The usable examples, and every recording that was left out with its reason.
@@ -261,7 +292,8 @@ def prepare(
         _log.warning(
             "the model has no token for these letters and leaves them out (in so many recordings): %s", listed
         )
-    return Examples(examples[:limit], pcm, settings), dropped
+    usable = Examples(examples[:limit], pcm, settings, augmentation=augmentation, seed=config.seed)
+    return usable, dropped
 
 
 #: What is wrong in general, and in particular.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -439,7 +440,7 @@ def batches(session: Session) -> Iterator[Batch]:
         for batch in DataLoader(
             dataset,
             batch_sampler=plan[state.sampler_batch :],
-            collate_fn=dataset.collate,
+            collate_fn=functools.partial(dataset.collate, epoch=state.sampler_epoch),
             num_workers=config.dataloader_num_workers,
             pin_memory=config.dataloader_pin_memory and session.accelerator.device.type == "cuda",
         ):

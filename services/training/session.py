@@ -17,6 +17,7 @@ from services.training.base import Base, fit_speakers, load_base
 from services.training.checkpointing import enable_gradient_checkpointing
 from services.training.config import TrainingConfig
 from services.training.data import read_recordings
+from services.training.data.augmentation import WARNING
 from services.training.data.card import read_card
 from services.training.dataset import (
     Batch,
@@ -125,6 +126,8 @@ def begin(config: TrainingConfig, accelerator: Accelerator) -> Session:
         for note in base.notes:
             print(note)
         _report_data(config, examples, dropped)
+        if config.augmentation:
+            print(f"Note: {WARNING}")
     if base.untrained and {name.partition(".")[0] for name in base.untrained} <= set(config.freeze):
         raise ConfigError(
             "The configuration leaves the first stage nothing to teach:",
@@ -140,7 +143,7 @@ def begin(config: TrainingConfig, accelerator: Accelerator) -> Session:
         raise DataError("No recording is left to train on; the list above says why each was left out.", [])
     discriminator = _prepare_networks(config, base, accelerator)
     sampler = BucketSampler(
-        [training.frames(example) for example in training.examples],
+        [training.most_frames(example) for example in training.examples],
         batch_size=config.per_device_train_batch_size,
         seed=config.seed,
         world=accelerator.num_processes,
@@ -254,6 +257,7 @@ def _prepare_data(
                 cache=default_cache() / "pcm16",
                 limit=limit,
                 progress=progress,
+                augmentation=config.augmentation if role == "training" else None,
             )
     return examples, dropped
 

@@ -368,15 +368,19 @@ def deterministic() -> Iterator[dict[str, Any]]:
     torch.use_deterministic_algorithms(False)
 
 
+#: Every recording varied, anew in each epoch.
+AUGMENTED = {"augment_pitch": 2, "augment_speed": 0.1, "augment_noise_snr": 30, "augment_probability": 1}
+
+
 def test_going_on_is_as_if_never_stopped(
     two_stages: dict[str, Any], deterministic: dict[str, Any], tmp_path: Path
 ) -> None:
     """Byte for byte: in the first stage, between the two, in the second, in the middle of an epoch, and from the
-    store's copy alone; weights, optimisers, moving average, position of the sampler.
+    store's copy alone; weights, optimisers, moving average, position of the sampler, what augmentation draws.
 
     finetune-hf-vits, defect 15: no mid-epoch skip, and an extra step of the schedule.
     """
-    two_stages |= deterministic
+    two_stages |= deterministic | AUGMENTED
     whole = two_stages | {"output_dir": str(tmp_path / "whole")}
     assert train(tmp_path, whole) == 0
     for step in (1, 2, 3):

@@ -311,6 +311,34 @@ def test_a_ragged_batch_holds_each_item_as_if_alone(
         np.testing.assert_array_equal(alone.padded_waveform[0].numpy(), whole[:width])
 
 
+def test_an_epoch_varies_training_and_nothing_else(
+    make_config: MakeConfig, settings: FeatureSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("VITS_CACHE", str(tmp_path / "cache"))
+    config = make_config(do_eval=True, augment_speed=0.1, augment_pitch=2, augment_probability=1)
+    examples, _ = _prepare_data(
+        config, load_base(config, Store.open(str(config.store))), settings, speaks=False
+    )
+    training, evaluation = examples["training"], examples["evaluation"]
+    plain = training.collate(training.examples)
+    first, again, second = (training.collate(training.examples, epoch) for epoch in (0, 0, 1))
+    assert torch.equal(first.padded_waveform, again.padded_waveform)
+    assert first.frame_lengths.tolist() != second.frame_lengths.tolist() != plain.frame_lengths.tolist()
+    for varied in (first, second):
+        assert torch.equal(varied.input_ids, plain.input_ids)
+        longest = torch.tensor([training.most_frames(example) for example in training.examples])
+        assert (varied.frame_lengths <= longest).all()
+        assert (varied.frame_lengths > varied.token_lengths).all()
+    held_out = evaluation.collate(evaluation.examples, epoch=0)
+    assert torch.equal(held_out.padded_waveform, evaluation.collate(evaluation.examples).padded_waveform)
+
+
+def test_without_augmentation_every_epoch_is_the_recording(small_examples: Examples) -> None:
+    plain, third = (small_examples.collate(small_examples.examples, epoch) for epoch in (None, 3))
+    assert torch.equal(plain.padded_waveform, third.padded_waveform)
+    assert all(small_examples.most_frames(e) == small_examples.frames(e) for e in small_examples.examples)
+
+
 # -- Speakers --------------------------------------------------------------------------------------
 
 

@@ -197,6 +197,8 @@ def _list(registry: Registry, kind: Kind, as_json: bool) -> None:
                 for manifest, aliases in newest
             ],
         )
+        for manifest, _ in newest:
+            _warn_of_licence(manifest)
 
 
 def _show(registry: Registry, kind: Kind, reference: str, as_json: bool) -> None:
@@ -221,6 +223,14 @@ def _show(registry: Registry, kind: Kind, reference: str, as_json: bool) -> None
         ["file", "size", "sha256"],
         [[entry.path, size(entry.bytes), f"{entry.sha256[:16]}…"] for entry in manifest.files],
     )
+    _warn_of_licence(manifest)
+
+
+def _warn_of_licence(manifest: Manifest) -> None:
+    from shared.provenance import commercial_warning
+
+    if warning := commercial_warning(manifest.name, manifest.licence):
+        print(f"Warning: {warning}")
 
 
 def _history(registry: Registry, kind: Kind, name: str, alias: str, as_json: bool) -> None:

@@ -15,6 +15,7 @@ from shared.errors import ModelError
 
 PROVENANCE_FILE = "provenance.json"
 UNKNOWN_LICENCE = "unknown"
+_NON_COMMERCIAL = re.compile(r"\bNC\b|non-?\s?commercial", re.IGNORECASE)
 
 
 def _outside_parentheses(expression: str) -> str:
@@ -44,6 +45,25 @@ def _conjuncts(expression: str) -> list[str]:
         part[1:-1] if part.startswith("(") and not _outside_parentheses(part).strip() else part
         for part in parts
     ]
+
+
+def forbids_commercial_use(licence: str) -> bool:
+    """Whether a licence expression leaves no way to use what is under it commercially (``CC-BY-NC-4.0``, as MMS is).
+
+    Of a choice, ``A OR B``, every side has to forbid it.
+    """
+    for conjunct in _conjuncts(licence):
+        sides = conjunct.strip("()").split(" OR ")
+        if all(_NON_COMMERCIAL.search(side) for side in sides):
+            return True
+    return False
+
+
+def commercial_warning(name: str, licence: str) -> str | None:
+    """What to say of something whose licence forbids commercial use; None where it does not."""
+    if not forbids_commercial_use(licence):
+        return None
+    return f"{name} is under {licence}: neither it nor what is made from it may be used commercially"
 
 
 class Provenance(BaseModel):

@@ -12,7 +12,7 @@ from services.export.formats import FORMATS
 from shared.errors import UserError
 from shared.manifests import check_name
 from shared.model_source import ModelSource, find_model
-from shared.provenance import UNKNOWN_LICENCE
+from shared.provenance import UNKNOWN_LICENCE, commercial_warning
 from shared.registry import Registry, Version
 from shared.store import Store, default_store_url
 
@@ -118,6 +118,8 @@ def main(argv: Sequence[str]) -> int:
     source = find_model(reference, arguments.store or default_store_url())
     if source.provenance.licence == UNKNOWN_LICENCE:
         print("Warning: nobody said what licence the model is under, so the voice says 'unknown'", flush=True)
+    if warning := commercial_warning(f"the model {source.name}", source.provenance.licence):
+        print(f"Warning: {warning}", flush=True)
     if arguments.format:
         return write_other_format(source, arguments)
     name = check_name(arguments.name or source.name, "voice's name (give another with --name)")

@@ -21,6 +21,7 @@ from shared.errors import (
     nearest,
 )
 from shared.metrics import Metrics
+from shared.provenance import commercial_warning
 from shared.registry import Registry, Version, default_voice
 from shared.text.front_end import FrontEnd
 from shared.text.lexicon import Lexicon, LexiconFile
@@ -224,6 +225,8 @@ class VoiceShelf:
             self._tell(loaded, present=True)
         self._metrics.voice_load_seconds.observe(seconds)
         logger.info("voice %s loaded in %.2f s", version.reference, seconds)
+        if warning := commercial_warning(f"voice {version.reference}", version.manifest.licence):
+            logger.warning("%s", warning)
         return loaded
 
     def _lexicon(self, name: str, voice: VoiceLike) -> LexiconFile | None:

@@ -38,7 +38,7 @@ from services.training.steps import new_discriminator
 from shared.cache import default_cache
 from shared.errors import ConfigError, DataError
 from shared.modeling import VitsForTraining
-from shared.provenance import Provenance
+from shared.provenance import Provenance, commercial_warning
 from shared.runs import Run
 from shared.store import Store, default_store_url
 from shared.wording import counted
@@ -141,6 +141,10 @@ def begin(config: TrainingConfig, accelerator: Accelerator) -> Session:
     training = examples["training"]
     if not len(training):
         raise DataError("No recording is left to train on; the list above says why each was left out.", [])
+    provenance = _provenance(config, base)
+    warning = commercial_warning(f"the model {config.published_name}", provenance.licence)
+    if warning and accelerator.is_main_process:
+        print(f"Warning: {warning}")
     discriminator = _prepare_networks(config, base, accelerator)
     sampler = BucketSampler(
         [training.most_frames(example) for example in training.examples],
@@ -163,7 +167,7 @@ def begin(config: TrainingConfig, accelerator: Accelerator) -> Session:
         evaluation=_evaluation_batches(config, examples.get("evaluation")),
         dropped=dropped,
         plan=_plan(config, sampler.batches_per_epoch, has_new_modules=bool(base.untrained)),
-        provenance=_provenance(config, base),
+        provenance=provenance,
         store=store,
         ema=None if config.ema_decay is None else Ema(model, config.ema_decay),
     )
@@ -215,7 +219,11 @@ def data_provenance(dataset: str) -> Provenance:
     card = read_card(folder) if folder.is_dir() else None
     if card is None:
         return Provenance(sources=(dataset,))
-    return Provenance(licence=card.licence, sources=tuple(filter(None, (*card.sources, card.attribution))))
+    return Provenance(
+        licence=card.licence,
+        sources=tuple(filter(None, (*card.sources, card.attribution))),
+        consent=card.consent or None,
+    )
 
 
 def _prepare_data(

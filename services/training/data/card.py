@@ -27,6 +27,7 @@ class DatasetCard:
         language: BCP 47 tag.
         fingerprint: SHA-256 of what the folder was made from; tells two editions apart.
         files: How many recordings the folder holds when it is complete.
+        consent: How the speaker agreed to their voice being used.
     """
 
     name: str
@@ -36,6 +37,7 @@ class DatasetCard:
     language: str = ""
     fingerprint: str = ""
     files: int = 0
+    consent: str = ""
 
     def write(self, folder: Path) -> None:
         """Write it into a dataset folder."""
@@ -62,6 +64,7 @@ def read_card(folder: Path) -> DatasetCard | None:
             language=str(found.get("language", "")),
             fingerprint=str(found.get("fingerprint", "")),
             files=int(found.get("files", 0)),
+            consent=str(found.get("consent", "")),
         )
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(

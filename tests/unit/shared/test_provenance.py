@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import ModelError
-from shared.provenance import PROVENANCE_FILE, UNKNOWN_LICENCE, Provenance
+from shared.provenance import (
+    PROVENANCE_FILE,
+    UNKNOWN_LICENCE,
+    Provenance,
+    commercial_warning,
+    forbids_commercial_use,
+)
 
 LICENCES = ["CC0-1.0", "MIT", "CC-BY-SA-3.0", "MIT OR Apache-2.0", UNKNOWN_LICENCE]
 provenances = st.builds(
@@ -74,3 +80,17 @@ def test_a_file_of_another_form_is_refused(tmp_path: Path, content: bytes) -> No
     (tmp_path / PROVENANCE_FILE).write_bytes(content)
     with pytest.raises(ModelError, match=r"provenance\.json is not a provenance file"):
         Provenance.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("licence", "forbidden"),
+    [
+        ("CC-BY-NC-4.0", True), ("CC BY-NC 4.0", True), ("CC-BY-NC-SA-4.0 AND MIT", True), ("MIT", False),
+        ("MIT AND (CC-BY-NC-4.0 OR Apache-2.0)", False), ("CC-BY-NC-4.0 OR CC-BY-NC-SA-4.0", True),
+        ("for non-commercial use", True), ("CC-BY-SA-3.0", False), ("unknown", False), ("NCSA", False),
+    ],
+)  # fmt: skip
+def test_licences_that_forbid_commercial_use(licence: str, forbidden: bool) -> None:
+    assert forbids_commercial_use(licence) is forbidden
+    warning = commercial_warning("the voice ana", licence)
+    assert (warning is not None and licence in warning) is forbidden

@@ -36,9 +36,7 @@ class Subcommand:
 
 
 SUBCOMMANDS: dict[str, Subcommand] = {
-    "data": Subcommand(
-        "services.training.data.cli", "train", "fetch a real corpus; inspect your own recordings"
-    ),
+    "data": Subcommand("services.data", "train", "fetch, record, prepare, clean and inspect recordings"),
     "convert": Subcommand(
         "services.convert", "export", "turn another project's voice or checkpoint into a model"
     ),

@@ -229,9 +229,16 @@ def write_wav(path: Path, samples: Samples, sampling_rate: int) -> None:
     path.write_bytes(encode_wav(samples, sampling_rate))
 
 
+def encode_flac(samples: Samples, sampling_rate: int) -> bytes:
+    """The bytes of a mono 16-bit FLAC file of ``samples`` [S]: the samples of a WAV in half its bytes."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, to_pcm16(samples), sampling_rate, format="FLAC", subtype="PCM_16")
+    return buffer.getvalue()
+
+
 def write_flac(path: Path, samples: Samples, sampling_rate: int) -> None:
-    """Write ``samples`` [S] as a mono 16-bit FLAC file: the samples of a WAV in half its bytes."""
-    soundfile.write(path, to_pcm16(samples), sampling_rate, format="FLAC", subtype="PCM_16")
+    """Write ``samples`` [S] as a mono 16-bit FLAC file."""
+    path.write_bytes(encode_flac(samples, sampling_rate))
 
 
 def frame_levels(samples: Samples, sampling_rate: int) -> NDArray[np.float64]:
@@ -321,6 +328,12 @@ def k_weighting(sampling_rate: int) -> list[tuple[list[float], list[float]]]:
     scale = 1 + k / q + k * k
     high_pass = ([1.0, -2.0, 1.0], [1.0, 2 * (k * k - 1) / scale, (1 - k / q + k * k) / scale])
     return [shelf, high_pass]
+
+
+def loudness_gain(samples: Samples, sampling_rate: int, wanted: float) -> float:
+    """The factor that brings ``samples`` [S] to ``wanted`` LUFS; silence has no loudness and stays."""
+    measured = loudness_lufs(samples, sampling_rate)
+    return 10 ** ((wanted - measured) / 20) if math.isfinite(measured) else 1.0
 
 
 def amplified(samples: Samples, gain: float) -> tuple[Samples, bool]:

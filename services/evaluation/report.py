@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -11,13 +10,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import soundfile
-
 from services.evaluation.evaluating import MEASURES, Clip, Evaluation
 from services.evaluation.judges import JUDGES
 from services.evaluation.statistics import RESAMPLES, Difference, Estimate
 from services.evaluation.transcripts import NORMALISATION, Errors
-from shared.audio import Audio, to_pcm16
+from shared.audio import Audio, encode_flac
 from shared.errors import MissingExtraError
 
 JSON_FILE, HTML_FILE = "evaluation.json", "evaluation.html"
@@ -163,6 +160,5 @@ def _rate(errors: Errors | None) -> str:
 
 def player(audio: Audio) -> str:
     """Sound as an address that holds it, as FLAC."""
-    buffer = io.BytesIO()
-    soundfile.write(buffer, to_pcm16(audio.samples), audio.sampling_rate, format="FLAC", subtype="PCM_16")
-    return f"data:audio/flac;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    encoded = encode_flac(audio.samples, audio.sampling_rate)
+    return f"data:audio/flac;base64,{base64.b64encode(encoded).decode()}"

@@ -14,7 +14,6 @@ import fcntl
 import hashlib
 import json
 import logging
-import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.training.data.recordings import Recording
-from shared.audio import amplified, loudness_lufs, to_pcm16, trim_silence
+from shared.audio import amplified, loudness_gain, to_pcm16, trim_silence
 from shared.errors import DataError, UserError
 from shared.wording import counted
 
@@ -71,7 +70,7 @@ class Treatment:
             samples = trim_silence(samples, self.sampling_rate)
         gain = 1.0
         if self.loudness is not None:
-            gain = _gain(loudness_lufs(samples, self.sampling_rate), self.loudness)
+            gain = loudness_gain(samples, self.sampling_rate, self.loudness)
         elif self.normalize and len(samples):
             gain = _NORMALIZED_RMS / max(float(np.sqrt(np.mean(samples**2))), 1e-5)
         held_back = False
@@ -139,11 +138,6 @@ def decode(
     if not sum(lengths):
         return np.zeros(0, dtype=np.int16), lengths
     return np.memmap(data, dtype=np.int16, mode="r"), lengths
-
-
-def _gain(measured: float, wanted: float) -> float:
-    """The factor from one loudness in LUFS to another; silence has none and stays."""
-    return 10 ** ((wanted - measured) / 20) if math.isfinite(measured) else 1.0
 
 
 def _fingerprint(recordings: Sequence[Recording], treatment: Treatment) -> str:

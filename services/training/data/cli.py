@@ -1,22 +1,30 @@
-"""``vits data``: fetch a real corpus, inspect your own recordings."""
+"""``vits data``: get recordings, find out what is wrong with them, make a dataset of them."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from services.training.data.listening import Listeners, nobody
 
 if TYPE_CHECKING:
     from services.training.data.inspection import Inspection
 
-_DESCRIPTION = "Get recordings to train on, and find out what is wrong with your own before training does."
+_DESCRIPTION = """\
+Get recordings to train on: fetch a corpus, record sentences, or prepare recordings that nobody has written down. Find
+out what is wrong with them before training does, and put it right. docs/data.md goes through it.
+"""
 
 _EPILOG = """\
 examples:
   vits data fetch asterisk-es --output data/asterisk-es
   vits data inspect data/asterisk-es
   vits data inspect recordings/ --model models/my-base --speaker-column speaker
+  vits data clean recordings/ --language es
 
 A folder of your own holds the recordings and a metadata.csv with the columns file_name and text (or
 LJSpeech's 'id|text|normalised text'; or .tsv). Optional columns: speaker_id, split.
@@ -30,19 +38,34 @@ root and without installing anything. Its transcripts are repaired by a reviewed
 
 _INSPECT_DESCRIPTION = """\
 Read, decode and measure every recording of a dataset: counts, hours, lengths, loudness, speaking rate,
-characters that the model does not know, and the rows that deserve a second look. Ends with exit code 2 when
-rows cannot be used at all.
+characters that the model does not know, and the rows that deserve a second look. Then advice: whether it is enough,
+what to put right first, which base and settings suit its language and dialect, and the command to run next. Ends with
+exit code 2 when rows cannot be used at all.
 """
 
 
-def main(argv: Sequence[str]) -> int:
+#: The commands that have modules of their own, in ``commands``.
+_COMMANDS = ("clean",)
+
+
+def main(argv: Sequence[str], *, listeners: Listeners = nobody) -> int:
     """Run ``vits data``.
+
+    Args:
+        argv: The command line.
+        listeners: Finds the judges; see ``services/data.py``.
 
     Raises:
         UserError: The arguments, the packages or the dataset cannot be used.
     """
     options = _parser().parse_args(argv)
+    if options.command in _COMMANDS:
+        return int(_module(options.command).run(options, listeners))
     return _fetch(options) if options.command == "fetch" else _inspect(options)
+
+
+def _module(command: str) -> Any:
+    return importlib.import_module(f"services.training.data.commands.{command}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -83,6 +106,11 @@ def _parser() -> argparse.ArgumentParser:
         "--model", type=Path, metavar="DIR", help="a model folder: report characters that it has no token for"
     )
     inspect.add_argument(
+        "--language",
+        metavar="TAG",
+        help="what is spoken, such as es-MX, for the advice (default: the dataset's card)",
+    )
+    inspect.add_argument(
         "--min-seconds", type=float, default=1.0, help="shorter is suspect (default: %(default)s)"
     )
     inspect.add_argument(
@@ -92,6 +120,14 @@ def _parser() -> argparse.ArgumentParser:
         "--plots", type=Path, metavar="PATH", help="the picture to draw (default: inspect.png in the folder)"
     )
     inspect.add_argument("--no-plots", action="store_true", help="draw no picture")
+    for name in _COMMANDS:
+        module = _module(name)
+        module.add(
+            commands.add_parser(
+                name, help=module.HELP, description=module.DESCRIPTION, epilog=module.EPILOG,
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+            )
+        )  # fmt: skip
     return parser
 
 
@@ -135,10 +171,11 @@ def _inspect(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from services.training.data.advice import advise
     from services.training.data.inspection import inspect
     from services.training.data.reading import survey
     from services.training.data.recordings import Columns
-    from services.training.data.report import print_report
+    from services.training.data.report import print_advice, print_report
     from shared.text import FrontEnd
 
     front_end = None if options.model is None else FrontEnd.from_folder(options.model)
@@ -155,10 +192,25 @@ def _inspect(options: argparse.Namespace) -> int:
             found, front_end=front_end, min_seconds=options.min_seconds, max_seconds=options.max_seconds,
             advance=lambda: bar.advance(task),
         )  # fmt: skip
-    print_report(inspection, Console(highlight=False, soft_wrap=True))
+    console = Console(highlight=False, soft_wrap=True)
+    print_report(inspection, console)
+    if inspection.measured:
+        print_advice(
+            advise(inspection, language=_language(options), gpu=shutil.which("nvidia-smi") is not None),
+            console,
+        )
     if not options.no_plots and inspection.measured:
         _draw(inspection, options)
     return 2 if inspection.problems else 0
+
+
+def _language(options: argparse.Namespace) -> str:
+    """What is spoken: as the command line or the dataset's card says; empty where neither does."""
+    from services.training.data.card import read_card
+
+    folder = Path(options.source).expanduser()
+    card = read_card(folder) if folder.is_dir() else None
+    return str(options.language or (card.language if card else ""))
 
 
 def _draw(inspection: Inspection, options: argparse.Namespace) -> None:

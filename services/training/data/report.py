@@ -112,6 +112,13 @@ def _print_suspects(inspection: Inspection, console: Console) -> None:
     _print_list([f"{one.row} ({one.id}) {one.reason}" for one in inspection.suspects], console)
 
 
+def print_advice(advice: Sequence[str], console: Console) -> None:
+    """Print what to do next; a command stands on a line of its own, to be copied."""
+    console.print("\n[bold]Advice[/bold]")
+    for line in advice:
+        console.print(f"  - {escape(line)}", soft_wrap=True)
+
+
 def _print_list(lines: Sequence[str], console: Console) -> None:
     for line in lines[:MAX_LISTED]:
         console.print(f"  - {escape(line)}", soft_wrap=True)

@@ -8,12 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from services.evaluation import Judges, Score
+from services.evaluation.activity import SileroVad
 from services.evaluation.judges import JUDGES
 from services.evaluation.likeness import likeness
+from services.evaluation.naturalness import MissingJudgeError
 from services.evaluation.recognition import packaged_model
+from shared.audio import resample
 from shared.text import FrontEnd
 
 pytestmark = pytest.mark.judges
@@ -120,6 +124,23 @@ def test_the_same_samples_get_the_same_score(
     again = Judges(only=["dnsmos", "distillmos"]).score(speak(TEXTS[1]), 22050)
     assert again.distillmos == pytest.approx(scores[1].distillmos, abs=1e-5)
     assert again.dnsmos == pytest.approx(scores[1].dnsmos, abs=1e-5)
+
+
+def test_silero_hears_speech_and_nothing_else(speak: Callable[[str], Samples]) -> None:
+    threads = torch.get_num_threads()
+    try:
+        silero = SileroVad()
+    except MissingJudgeError as error:
+        pytest.skip(str(error))
+    assert torch.get_num_threads() == threads  # the package sets it to one
+    said = resample(speak(TEXTS[1]), 22050, 16000)
+    noise = np.random.default_rng(0).normal(0, 0.003, 3 * 16000 + len(said)).astype(np.float32)
+    noise[16000 : 16000 + len(said)] += said
+    noise[-8000:-7600] = 0.5  # a knock is no speech, though it is loud
+    spans = silero(noise)
+    assert spans[0][0] == pytest.approx(1.0, abs=0.2)
+    assert spans[-1][1] == pytest.approx(1.0 + len(said) / 16000, abs=0.3)
+    assert silero(noise[-16000:]) == silero(np.zeros(0, np.float32)) == []
 
 
 def test_the_packaged_recogniser_is_the_pinned_one(judges: Judges) -> None:

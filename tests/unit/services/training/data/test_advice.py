@@ -1,0 +1,90 @@
+"""Advice by amount, by dialect, by what is wrong."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.training.data.advice import advise, amount_of
+from services.training.data.inspection import Inspection, Measured, Suspect
+from services.training.data.recordings import Recording
+
+
+def recordings(
+    count: int, seconds: float = 6.0, text: str = "hola", speaker: str | None = None
+) -> list[Measured]:
+    return [
+        Measured(
+            Recording(f"{speaker}{n}", text, speaker, row=str(n)),
+            "train",
+            seconds,
+            0,
+            0,
+            -20,
+            0.5,
+            False,
+            4,
+            str(n),
+        )
+        for n in range(count)
+    ]
+
+
+def advice(measured: list[Measured], language: str = "es-MX", *, gpu: bool = False, faults: int = 0) -> str:
+    suspects = tuple(Suspect(str(n), str(n), "is clipped", "clipped") for n in range(faults))
+    return "\n".join(advise(Inspection("my set", tuple(measured), suspects, ()), language=language, gpu=gpu))
+
+
+@pytest.mark.parametrize(
+    ("count", "seconds", "name"),
+    [
+        (79, 60, "too little"), (80, 11, "too little"), (80, 12, "the minimum"), (499, 60, "the minimum"),
+        (500, 8, "recommended"), (2000, 8, "recommended"), (2000, 9, "optimal"),
+    ],
+)  # fmt: skip
+def test_both_number_and_length_decide(count: int, seconds: float, name: str) -> None:
+    assert amount_of(recordings(count, seconds)).name == name
+
+
+def test_too_little_is_told_to_record_and_not_to_train() -> None:
+    told = advice(recordings(40))
+    assert "40 recordings or 11 minutes more" in told
+    assert "next: vits data record" in told
+    assert "vits train" not in told
+
+
+def test_the_command_fits_language_machine_and_speakers() -> None:
+    plain = advice(recordings(200))
+    assert (
+        "next: vits train --config configs/piper.json --dataset_name 'my set' --espeak_voice es-419" in plain
+    )
+    assert "--espeak_voice es\n" in advice(recordings(200), "es-ES") + "\n"
+    gpu = advice(recordings(600, 9), gpu=True)
+    assert "--config configs/spa.json --dataset_name 'my set' --num_train_epochs 200" in gpu
+    assert "eng.json" in advice(recordings(200), "en-GB", gpu=True)
+    two = recordings(100, 10, speaker="ana") + recordings(100, 10, speaker="luis")
+    assert "--config configs/multi-speaker.json" in advice(two)
+    assert "ana: 100 recordings, 17 minutes" in advice(two)
+
+
+def test_one_dialect() -> None:
+    assert "say which Spanish" in advice(recordings(200), "es")
+    assert "say what is spoken" in advice(recordings(200), "")
+    assert "Mexican Spanish" in advice(recordings(200))
+    mixed = recordings(190) + recordings(10, text="¿Vosotros venís?") + recordings(10, text="vos sabés")
+    assert "two dialects" in advice(mixed, "es-ES")
+    assert "not Mexican" in advice(recordings(100) + recordings(100, text="¿Qué queréis?"))
+    assert "vosotros" not in advice(recordings(200) + recordings(1, text="«vosotros»"))
+
+
+def test_faults_come_first() -> None:
+    told = advice(recordings(200), faults=3)
+    assert told.index("vits data clean 'my set'") < told.index("next: vits train")
+    assert "clipped 3" in told
+
+
+def test_a_language_without_a_configuration_is_told_how_to_make_a_base() -> None:
+    told = advice(recordings(200), "fr-FR", gpu=True)
+    assert "vits convert mms-discriminator --language_code CODE --output models/mms" in told
+    assert "--model_name_or_path models/mms" in told
+    assert "may not be used commercially" in told
+    assert "--espeak_voice fr" in advice(recordings(200), "fr-FR")

@@ -1,0 +1,306 @@
+"""``vits data clean``: each fault is found, nothing is changed, and corrections are obeyed."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from services.training.data import cli, read_card, read_recordings
+from services.training.data.cleaning import DROP, KEEP, TRIM, Decision, Limits, decide, examine
+from services.training.data.decisions import read_decisions, verdicts_of, write_decisions
+from services.training.data.hearing import Hearing
+from services.training.data.listening import Ears
+from services.training.data.reading import Survey, survey
+from shared.audio import loudness_lufs, read_audio, write_wav
+from shared.errors import DataError, UserError
+from shared.text import FrontEnd
+from tests.conftest import SENTENCES, babble
+
+RATE = 16_000
+Samples = NDArray[np.float32]
+
+
+def sentence(number: int, seconds: float = 2.0) -> Samples:
+    """Babble with a breath in its middle, as speech has."""
+    return breathing(babble(SENTENCES[number], seconds=seconds, rate=RATE, seed=number))
+
+
+def breathing(samples: Samples) -> Samples:
+    middle, breath = len(samples) // 2, max(RATE // 7, len(samples) // 15)
+    samples[middle : middle + breath] *= 0.003
+    return samples
+
+
+def between(samples: Samples, before: float, after: float) -> Samples:
+    return np.pad(samples, (round(before * RATE), round(after * RATE)))
+
+
+def _clipped(samples: Samples) -> Samples:
+    return np.clip(samples * 40, -1, 1)
+
+
+#: Nine recordings, each with its own fault but for the first.
+SOUNDS: dict[str, tuple[str, Callable[[], Samples]]] = {
+    "good": (SENTENCES[2], lambda: sentence(2)),
+    "edges": (SENTENCES[3], lambda: between(sentence(3), 1.0, 0.5)),
+    "clipped": (SENTENCES[4], lambda: _clipped(sentence(4))),
+    "noisy": (
+        SENTENCES[5],
+        lambda: (
+            between(sentence(5), 0.3, 0.3)
+            + 0.04 * np.random.default_rng(1).standard_normal(round(2.6 * RATE), dtype=np.float32)
+        ),
+    ),
+    "wrong": (SENTENCES[6], lambda: sentence(6)),
+    "again": (SENTENCES[2], lambda: between(0.5 * sentence(2), 0.02, 0.01)),
+    "digits": ("marque el 3", lambda: sentence(7)),
+    "silent": (SENTENCES[8], lambda: np.zeros(RATE, np.float32)),
+    "short": ("hola", lambda: sentence(0, 0.4)),
+}
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    root = tmp_path / "set"
+    (root / "audio").mkdir(parents=True)
+    rows = ["file_name,text,split"]
+    for number, (name, (text, sound)) in enumerate(SOUNDS.items()):
+        write_wav(root / f"audio/{name}.wav", sound().astype(np.float32), RATE)
+        rows.append(f"audio/{name}.wav,{text},{'test' if number == 0 else 'train'}")
+    (root / "metadata.csv").write_text("\n".join(rows), encoding="utf-8")
+    card = {
+        "name": "set",
+        "licence": "CC-BY-4.0",
+        "attribution": "By Ana.",
+        "consent": "signed",
+        "language": "es",
+    }
+    (root / "dataset.json").write_text(json.dumps(card), encoding="utf-8")
+    return root
+
+
+@dataclass
+class Heard:
+    """A recogniser that knows the sentences by their length, and counts how often it is asked."""
+
+    asked: int = 0
+    wrong: frozenset[str] = frozenset({"wrong"})
+    texts: list[str] = field(default_factory=list)
+
+    def __call__(self, samples: Samples) -> str:
+        self.asked += 1
+        return self.texts.pop(0) if self.texts else "algo muy distinto"
+
+    def ears(self) -> Ears:
+        return Ears(
+            transcribe=self,
+            transcriber="test",
+            character_errors=lambda text, heard: float(text != heard),
+            naturalness=lambda samples: 3.0,
+        )
+
+
+def looked_at(
+    root: Path,
+    tmp_path: Path,
+    ears: Ears | None = None,
+    front_end: FrontEnd | None = None,
+    language: str | None = "es",
+) -> tuple[Survey, list[Decision]]:
+    found = survey(root, refuse_empty_texts=False)
+    examined = examine(
+        found, ears or Ears(), hearing=Hearing(tmp_path / "heard"), front_end=front_end, language=language
+    )
+    return found, decide(examined, Limits())
+
+
+def by_name(decisions: Sequence[Decision]) -> dict[str, Decision]:
+    return {Path(d.examined.recording.id).name: d for d in decisions}
+
+
+def kinds(decision: Decision) -> set[str]:
+    return {reason.partition(":")[0] for reason in decision.reasons}
+
+
+def test_each_fault_is_found_and_nothing_else(dataset: Path, tmp_path: Path) -> None:
+    found = by_name(looked_at(dataset, tmp_path)[1])
+    assert {name: d.action for name, d in found.items()} == {
+        "good": KEEP, "edges": TRIM, "clipped": DROP, "noisy": DROP, "wrong": KEEP, "again": DROP, "digits": DROP,
+        "silent": DROP, "short": DROP,
+    }  # fmt: skip
+    assert kinds(found["good"]) == set()
+    assert kinds(found["clipped"]) == {"clipped"}
+    assert kinds(found["noisy"]) >= {"noise"}
+    assert kinds(found["again"]) == {"duplicate"}
+    assert "good" in found["again"].reasons[0]
+    assert kinds(found["digits"]) == {"characters"}
+    assert kinds(found["silent"]) == {"silent"}
+    assert kinds(found["short"]) >= {"too short"}
+    edges = found["edges"]
+    assert edges.start == pytest.approx(0.9, abs=0.03)
+    assert edges.end == pytest.approx(3.1, abs=0.03)
+
+
+def test_a_recogniser_finds_wrong_transcripts_and_vouches_for_odd_rates(
+    dataset: Path, tmp_path: Path
+) -> None:
+    slow = breathing(babble("sí", seconds=6.0, rate=RATE))  # two letters in six seconds
+    write_wav(dataset / "audio/slow.wav", slow, RATE)
+    with (dataset / "metadata.csv").open("a", encoding="utf-8") as table:
+        table.write("\naudio/slow.wav,sí,train")
+    deaf = by_name(looked_at(dataset, tmp_path)[1])["slow"]
+    assert (deaf.action, kinds(deaf)) == (DROP, {"speaking rate"})
+    texts = [text for name, (text, _) in SOUNDS.items() if name != "silent"]
+    texts[4] = "algo muy distinto"
+    heard = by_name(looked_at(dataset, tmp_path, Heard(texts=[*texts, "sí"]).ears())[1])
+    assert kinds(heard["wrong"]) == {"transcript"}
+    assert heard["wrong"].action == DROP
+    assert (heard["slow"].action, kinds(heard["slow"])) == (KEEP, {"speaking rate"})
+
+
+def test_characters_are_those_of_the_model_where_one_is_given(
+    dataset: Path, tmp_path: Path, spanish_model: Path
+) -> None:
+    found = by_name(looked_at(dataset, tmp_path, front_end=FrontEnd.from_folder(spanish_model))[1])
+    assert "3" in found["digits"].reasons[0]
+    assert by_name(looked_at(dataset, tmp_path, language=None)[1])["digits"].action == KEEP
+    english = by_name(looked_at(dataset, tmp_path, language="en-GB")[1])
+    assert kinds(english["noisy"]) >= {"characters"}  # mañana
+
+
+def test_what_was_heard_is_kept_even_by_a_run_that_was_cut_off(dataset: Path, tmp_path: Path) -> None:
+    first = Heard()
+    looked_at(dataset, tmp_path, first.ears())
+    assert first.asked == len(SOUNDS) - 1  # nobody listens to silence
+    for kept in (tmp_path / "heard").iterdir():
+        whole = kept.read_bytes()
+        kept.write_bytes(whole[:-5])  # killed while it wrote the last line
+    again = Heard()
+    _, decisions = looked_at(dataset, tmp_path, again.ears())
+    assert again.asked == 1
+    assert all(d.examined.heard == "algo muy distinto" for d in decisions if d.examined.speech)
+    third = Heard()
+    looked_at(dataset, tmp_path, third.ears())
+    assert third.asked == 0
+
+
+def edited(path: Path, changes: dict[str, dict[str, str]], delimiter: str = ",") -> None:
+    """What somebody does to a table in a spreadsheet program."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row |= changes.get(Path(row["id"]).name, {})
+    with path.open("w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def run(*arguments: str | Path) -> int:
+    return cli.main(["clean", *map(str, arguments)])
+
+
+def test_from_a_dataset_to_a_clean_one(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VITS_CACHE", str(tmp_path / "cache"))
+    before = {path: path.read_bytes() for path in dataset.rglob("*") if path.is_file()}
+    assert run(dataset) == 0
+    said = capsys.readouterr()
+    assert "keep 2, trim 1, drop 6" in said.out
+    assert "without Silero VAD" in said.err
+    table = tmp_path / "set-cleaning" / "decisions.csv"
+    page = (table.parent / "report.html").read_text(encoding="utf-8")
+    assert page.count("<audio") == 7
+    assert "http" not in page.replace("data:audio", "")
+    changes = {
+        "noisy": {"decision": "trim", "start": "0,25", "end": "2,30"},  # a Spanish spreadsheet's comma
+        "digits": {"decision": "keep", "text": "marque el tres"},
+        "wrong": {"decision": "drop"},
+    }
+    edited(table, changes, delimiter=";")
+    output = tmp_path / "clean"
+    assert run(dataset, "--decisions", table, "--output", output, "--loudness", "-30") == 0
+    made = {recording.id: recording for recording in read_recordings(output, split="all")}
+    assert set(made) == {f"audio/{name}" for name in ("good", "edges", "noisy", "digits")}
+    assert made["audio/digits"].text == "marque el tres"
+    assert [r.id for r in read_recordings(output, split="test")] == ["audio/good"]
+    assert made["audio/edges"].audio().duration_seconds == pytest.approx(2.2, abs=0.05)
+    assert made["audio/noisy"].audio().duration_seconds == pytest.approx(2.05, abs=0.001)
+    for recording in made.values():
+        assert loudness_lufs(recording.audio().samples, RATE) == pytest.approx(-30, abs=0.1)
+    card = read_card(output)
+    assert card is not None
+    assert (card.name, card.licence, card.consent, card.files) == ("set-clean", "CC-BY-4.0", "signed", 4)
+    assert card.attribution.startswith("By Ana. Changed: ")
+    assert {path: path.read_bytes() for path in dataset.rglob("*") if path.is_file()} == before
+    with pytest.raises(UserError, match="not empty"):
+        run(dataset, "--decisions", table, "--output", output)
+    # A second look does not lose the corrections.
+    assert run(dataset, "--no-page") == 0
+    assert "marque el tres" in (table.parent / "decisions.1.csv").read_text(encoding="utf-8-sig")
+
+
+def test_loudness_can_be_left_alone(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VITS_CACHE", str(tmp_path / "cache"))
+    assert run(dataset, "--output", tmp_path / "clean", "--loudness", "none", "--no-page") == 0
+    one = read_audio(tmp_path / "clean/audio/good.flac")
+    np.testing.assert_array_equal(one.samples, read_audio(dataset / "audio/good.wav").samples)
+    with pytest.raises(UserError, match="LUFS"):
+        run(dataset, "--loudness", "loud")
+
+
+def test_everything_that_is_wrong_with_a_table_is_said_at_once(dataset: Path, tmp_path: Path) -> None:
+    found, decisions = looked_at(dataset, tmp_path)
+    table = tmp_path / "decisions.csv"
+    assert write_decisions(decisions, table) is None
+    assert read_decisions(table, found) == [
+        verdict if verdict.action == TRIM else type(verdict)(verdict.id, verdict.action, verdict.text)
+        for verdict in map(_rounded, verdicts_of(decisions))
+    ]
+    edited(
+        table,
+        {
+            "good": {"id": "audio/god"},
+            "edges": {"decision": "cut"},
+            "wrong": {"text": " "},
+            "noisy": {"decision": "trim", "start": "2", "end": "1"},
+            "short": {"decision": "trim", "start": "soon"},
+        },
+    )
+    with pytest.raises(DataError) as error:
+        read_decisions(table, found)
+    assert len(error.value.problems) == 6
+    for said in (
+        "'audio/god'",
+        "'cut'",
+        "without a transcript",
+        "ends at 1 s",
+        "'soon'",
+        "'audio/good' of the dataset",
+    ):
+        assert any(said in problem for problem in error.value.problems), said
+    table.write_text("a,b\n1,2\n", encoding="utf-8")
+    with pytest.raises(DataError, match="no table of decisions"):
+        read_decisions(table, found)
+
+
+def _rounded(verdict: object) -> object:
+    from dataclasses import replace
+
+    return replace(verdict, start=round(verdict.start, 3), end=round(verdict.end, 3))  # type: ignore[type-var, attr-defined]
+
+
+def test_a_broken_file_is_left_out_and_said(dataset: Path, tmp_path: Path) -> None:
+    whole = (dataset / "audio/good.wav").read_bytes()
+    (dataset / "audio/good.wav").write_bytes(whole[: len(whole) // 2])
+    found, decisions = looked_at(dataset, tmp_path)
+    broken = [d for d in decisions if d.action == DROP and "unreadable" in kinds(d)]
+    assert len(broken) == 1 or any("good" in problem for problem in found.problems)

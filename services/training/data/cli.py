@@ -25,6 +25,9 @@ examples:
   vits data inspect data/asterisk-es
   vits data inspect recordings/ --model models/my-base --speaker-column speaker
   vits data clean recordings/ --language es
+  vits data prepare interviews/ --output data/ana --language es
+  vits data review data/ana
+  vits data record data/ana --language es
 
 A folder of your own holds the recordings and a metadata.csv with the columns file_name and text (or
 LJSpeech's 'id|text|normalised text'; or .tsv). Optional columns: speaker_id, split.
@@ -45,7 +48,7 @@ exit code 2 when rows cannot be used at all.
 
 
 #: The commands that have modules of their own, in ``commands``.
-_COMMANDS = ("clean",)
+_COMMANDS = ("clean", "prepare", "review", "record")
 
 
 def main(argv: Sequence[str], *, listeners: Listeners = nobody) -> int:

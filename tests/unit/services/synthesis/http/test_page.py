@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import shutil
 import socket
 import threading
 import time
@@ -21,11 +20,11 @@ from starlette.testclient import TestClient
 
 from services.synthesis.http.page import PAGE_FILES
 from shared.audio import to_pcm16
+from tests.browser import new_page, opened_browser, until, wait_for
 
 if TYPE_CHECKING:
     from tests.unit.services.synthesis.http.conftest import FakeSpeaker
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 TEXT = "uno dos tres cuatro cinco"
 
 
@@ -89,47 +88,15 @@ def test_an_answer_that_fails_in_the_middle_is_not_taken_for_a_whole_one(app: St
         httpx.post(f"{url}/v1/audio/speech", json=body)
 
 
-def wait_for(condition: Any) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def until(page: Any, condition: str) -> None:
-    """Wait for JavaScript to be true; the page's policy forbids the browser to evaluate it by itself."""
-    wait_for(lambda: page.evaluate(condition))
-
-
 @pytest.fixture
 def browser() -> Iterator[Any]:
-    if not CHROMIUM:
-        pytest.skip("no Chromium on this machine")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as driver:
-        options = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=options)
+    with opened_browser() as opened:
         yield opened
-        opened.close()
 
 
 def test_in_a_browser(app: Starlette, fake: FakeSpeaker, browser: Any) -> None:
     with serving(app) as url:
-        page = browser.new_page()
-        complaints: list[str] = []
-        outside: list[str] = []
-        page.on(
-            "console",
-            lambda message: (
-                complaints.append(f"{message.text} {message.location}") if message.type == "error" else None
-            ),
-        )
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on(
-            "request",
-            lambda request: None if request.url.startswith((url, "blob:")) else outside.append(request.url),
-        )
-        page.goto(f"{url}/")
+        page, complaints = new_page(browser, f"{url}/")
         until(page, "document.getElementById('voice').options.length === 3")
 
         # By keyboard alone.
@@ -192,4 +159,3 @@ def test_in_a_browser(app: Starlette, fake: FakeSpeaker, browser: Any) -> None:
         page.get_by_role("button", name="Speak").click()
         until(page, "document.getElementById('error').textContent === 'nothing to say'")
         assert [text for text in complaints if "400" not in text] == []
-        assert outside == []

@@ -1,0 +1,1 @@
+"""Pages for one person at their own machine: to review transcripts, and to record sentences."""

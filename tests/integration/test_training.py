@@ -650,3 +650,30 @@ def test_without_the_hub_one_message_names_the_two_ways_to_go_on(
     assert "a store" in result.stderr
     assert "Traceback" not in result.stderr
     assert result.stderr.count("not be reached") == 1
+
+
+def test_licence_source_and_consent_travel_from_recordings_to_voice(
+    configuration: dict[str, Any], recordings_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And a base that may not be used commercially, as MMS may not, is warned of at every stage."""
+    data = shutil.copytree(recordings_folder, tmp_path / "data")
+    card = {"name": "babble", "licence": "CC-BY-4.0", "sources": ["a studio"], "attribution": "By Ana."}
+    (data / "dataset.json").write_text(json.dumps(card | {"consent": "signed"}), encoding="utf-8")
+    clean = str(tmp_path / "clean")
+    assert cli.main(["data", "clean", str(data), "--no-recogniser", "--min-snr", "0", "--min-seconds", "0.1",
+                     "--min-naturalness", "0", "--no-page", "--output", clean]) == 0  # fmt: skip
+    assert train(tmp_path, configuration | {"dataset_name": clean, "max_steps": 1}) == 0
+    warning = "neither it nor what is made from it may be used commercially"
+    assert warning in capsys.readouterr().out
+    store = str(configuration["store"])
+    registry = Registry(Store.open(store))
+    assert cli.main(["export", "voz@latest", "--store", store, "--variants", "fp32"]) == 0
+    assert warning in capsys.readouterr().out
+    for kind in ("models", "voices"):
+        manifest = registry.resolve(kind, "voz").manifest
+        assert manifest.licence == "CC-BY-NC-4.0 AND CC-BY-4.0"
+        assert manifest.sources[:2] == ("a small model", "a studio")
+        assert manifest.sources[2].startswith("By Ana. Changed: ")
+        assert manifest.consent == "signed"
+        assert cli.main([kind, "list", "--store", store]) == 0
+        assert warning in capsys.readouterr().out

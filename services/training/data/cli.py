@@ -48,7 +48,7 @@ exit code 2 when rows cannot be used at all.
 
 
 #: The commands that have modules of their own, in ``commands``.
-_COMMANDS = ("clean", "prepare", "review", "record")
+_COMMANDS = ("clean", "prepare", "review", "record", "augment", "push")
 
 
 def main(argv: Sequence[str], *, listeners: Listeners = nobody) -> int:

@@ -54,7 +54,7 @@ def read_folder(folder: Path, split: str, columns: Columns) -> list[Row]:
                 "write a metadata.csv with the columns file_name and text",
             ],
         )
-    datasets = _datasets()
+    datasets = load_library()
     try:
         if folder.is_dir() and any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
             loaded = datasets.load_from_disk(str(folder))
@@ -90,7 +90,7 @@ def read_hub(
         DataError: The hub has no such dataset, configuration or split.
         MissingExtraError: The ``datasets`` library is not installed.
     """
-    datasets = _datasets()
+    datasets = load_library()
     reason = _why_unreachable(name, token)
     options: dict[str, Any] = {"cache_dir": None if cache_dir is None else str(cache_dir), "token": token}
     try:
@@ -185,7 +185,7 @@ def _rows(
 
 def _split_rows(source: str, name: str, dataset: Any, columns: Columns, folder: Path | None) -> Iterator[Row]:
     """The rows of one split."""
-    datasets = _datasets()
+    datasets = load_library()
     audio, text, speaker, own_id = _columns(source, dataset, columns)
     edition = _edition(dataset, audio)
     sound = dataset.select_columns([audio])
@@ -305,7 +305,7 @@ def _offline(wanted: bool) -> Iterator[None]:
     """Make the hub libraries look in their caches only; they read the environment but once, at import."""
     import huggingface_hub.constants
 
-    datasets = _datasets()
+    datasets = load_library()
     before = (datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE)
     if wanted:
         datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
@@ -315,7 +315,7 @@ def _offline(wanted: bool) -> Iterator[None]:
         datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE = before
 
 
-def _datasets() -> Any:
+def load_library() -> Any:
     """The ``datasets`` library, which is slow to import and only needed here.
 
     Raises:

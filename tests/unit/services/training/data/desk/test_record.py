@@ -89,7 +89,9 @@ def test_takes_make_a_dataset_and_former_takes_stay(tmp_path: Path, tone: Tone) 
 
 
 def test_what_is_not_quite_right_is_said(tone: Tone) -> None:
-    room = lambda sound: np.pad(sound, 4800)  # noqa: E731
+    def room(sound: np.ndarray) -> np.ndarray:
+        return np.pad(sound, 4800)
+
     noise = 0.03 * np.random.default_rng(0).standard_normal(16_000 + 9600, dtype=np.float32)
     assert check(Audio(room(tone(1.0)), 16_000)) == []
     assert "clipped" in check(Audio(np.clip(room(10 * tone(1.0)), -1, 1), 16_000))[0]

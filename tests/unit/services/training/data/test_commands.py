@@ -1,0 +1,311 @@
+"""``vits data prepare``, ``augment`` and ``push``, and what every command asks about the recordings' origin."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from services.training.data import DatasetCard, cli, read_card, read_recordings
+from services.training.data.commands import push
+from services.training.data.listening import Ears
+from services.training.session import data_provenance
+from shared.audio import read_audio, write_wav
+from shared.errors import ConfigError, DataError, HubUnreachableError, UserError
+from shared.provenance import Provenance
+from tests.conftest import SENTENCES, babble
+
+Samples = NDArray[np.float32]
+ORIGIN = ["--licence", "private", "--source", "Ana García", "--consent", "signed"]
+
+
+class Listening:
+    """Ears that hear one sentence after another."""
+
+    def __init__(self) -> None:
+        self.asked: list[float] = []
+
+    def __call__(self, *, language: str | None, recogniser: Path | None, wanted: Sequence[str]) -> Ears:
+        def transcribe(samples: Samples) -> str:
+            self.asked.append(len(samples) / 16_000)
+            return f" frase {len(self.asked)}\n "
+
+        return Ears(transcribe=transcribe if "recognition" in wanted else None, transcriber="test")
+
+
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("VITS_CACHE", str(tmp_path / "cache"))
+    for name in ("HUB_TOKEN", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def rows(root: Path) -> list[dict[str, str]]:
+    with (root / "metadata.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# -- prepare ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def talk(tmp_path: Path) -> Path:
+    """Three sentences of two seconds with pauses between them, and a cough of a fifth of a second."""
+    pause = np.zeros(22_050, np.float32)
+    said = [babble(SENTENCES[n], seconds=2.0, rate=22_050, seed=n) for n in (2, 3, 4)]
+    cough = 0.3 * np.ones(4410, np.float32)
+    parts = [pause, said[0], pause, cough, pause, said[1], pause, said[2], pause]
+    (tmp_path / "talks").mkdir()
+    write_wav(tmp_path / "talks/talk.wav", np.concatenate(parts), 22_050)
+    return tmp_path / "talks"
+
+
+def test_a_talk_becomes_a_dataset(talk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ears = Listening()
+    output = tmp_path / "made"
+    arguments = [
+        "prepare",
+        str(talk),
+        "--output",
+        str(output),
+        "--language",
+        "es",
+        *ORIGIN,
+        "--margin",
+        "0.1",
+    ]
+    assert cli.main(arguments, listeners=ears) == 0
+    made = rows(output)
+    assert [row["text"] for row in made] == ["frase 1", "frase 2", "frase 3"]
+    assert [row["source"] for row in made] == ["talk.wav"] * 3
+    assert [float(row["start"]) for row in made] == pytest.approx([0.9, 5.1, 8.1], abs=0.03)
+    whole = read_audio(talk / "talk.wav").samples
+    first = read_recordings(output, split="all")[0].audio()
+    start = round(float(made[0]["start"]) * 22_050)
+    np.testing.assert_array_equal(first.samples, whole[start : start + len(first.samples)])
+    assert first.duration_seconds == pytest.approx(2.2, abs=0.03)
+    card = read_card(output)
+    assert card is not None
+    assert (card.licence, card.sources, card.consent, card.files) == ("private", ("Ana García",), "signed", 3)
+    assert "vits data review" in capsys.readouterr().out
+    # Again, elsewhere: nobody is asked twice.
+    arguments[3] = str(tmp_path / "again")
+    assert cli.main(arguments, listeners=ears) == 0
+    assert len(ears.asked) == 3
+    with pytest.raises(UserError, match="not empty"):
+        cli.main(arguments, listeners=ears)
+
+
+def test_without_a_recogniser_the_texts_are_for_the_review(
+    talk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        cli.main(["prepare", str(talk), "--output", str(tmp_path / "made"), *ORIGIN, "--speaker", "ana"]) == 0
+    )
+    assert [(row["text"], row["speaker_id"]) for row in rows(tmp_path / "made")] == [("", "ana")] * 3
+    assert "to type them" in capsys.readouterr().err
+
+
+def test_what_cannot_be_prepared_is_said(tmp_path: Path, talk: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError) as error:
+        cli.main(
+            [
+                "prepare",
+                str(tmp_path / "no"),
+                str(tmp_path / "empty"),
+                "--output",
+                str(tmp_path / "o"),
+                *ORIGIN,
+            ]
+        )
+    assert len(error.value.problems) == 2
+    write_wav(tmp_path / "silence.wav", np.zeros(32_000, np.float32), 16_000)
+    with pytest.raises(DataError, match="Nobody speaks"):
+        cli.main(["prepare", str(tmp_path / "silence.wav"), "--output", str(tmp_path / "o"), *ORIGIN])
+    assert not (tmp_path / "o").exists()
+    with pytest.raises(UserError, match="--max-seconds"):
+        cli.main(["prepare", str(talk), "--output", str(tmp_path / "o"), "--min-seconds", "20", *ORIGIN])
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".partial")]
+
+
+# -- where recordings come from --------------------------------------------------------------------
+
+
+def test_origin_is_asked_for_and_told_all_at_once(talk: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        cli.main(["prepare", str(talk), "--output", str(tmp_path / "o"), "--licence", "CC0-1.0"])
+    assert [problem.split(":")[0] for problem in error.value.problems] == ["--source", "--consent"]
+    with pytest.raises(ConfigError):
+        cli.main(["record", str(tmp_path / "o"), "--language", "es"])
+    assert not (tmp_path / "o").exists()
+
+
+def test_on_a_terminal_somebody_is_asked(
+    talk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal("Ana, at home\nsigned form\n"))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert cli.main(["prepare", str(talk), "--output", str(tmp_path / "o"), "--licence", "CC0-1.0"]) == 0
+    card = read_card(tmp_path / "o")
+    assert card is not None
+    assert (card.licence, card.sources, card.consent) == ("CC0-1.0", ("Ana, at home",), "signed form")
+    assert "How the speaker agreed" in capsys.readouterr().err
+
+
+def test_a_card_goes_into_a_models_provenance(tmp_path: Path) -> None:
+    DatasetCard("x", "CC-BY-4.0", ("a studio",), "By Ana.", consent="signed").write(tmp_path)
+    assert data_provenance(str(tmp_path)) == Provenance(
+        licence="CC-BY-4.0", sources=("a studio", "By Ana."), consent="signed"
+    )
+    assert Provenance(consent="of Joe").joined(data_provenance(str(tmp_path))).consent == "of Joe; signed"
+
+
+# -- augment ---------------------------------------------------------------------------------------
+
+
+def test_copies_are_varied_and_held_out_recordings_are_not(
+    recordings_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "augment",
+        str(recordings_folder),
+        "--copies",
+        "2",
+        "--speed",
+        "0.1",
+        "--pitch",
+        "1",
+        "--output",
+    ]
+    assert cli.main([*arguments, str(tmp_path / "one"), "--speaker-column", "speaker"]) == 0
+    assert "hurt quality if overdone" in capsys.readouterr().out
+    made = rows(tmp_path / "one")
+    assert len(made) == 3 * 8 + 2
+    assert {row["speaker_id"] for row in made} == {"ana", "luis"}
+    assert [row["varied"] for row in made if row["split"] == "test"] == ["", ""]
+    originals = {r.id: r for r in read_recordings(recordings_folder, split="train")}
+    first = next(iter(originals.values())).audio()
+    copies = [read_audio(tmp_path / "one" / row["file_name"]) for row in made[:3]]
+    np.testing.assert_array_equal(copies[0].samples, first.samples)
+    assert len({len(copy.samples) for copy in copies}) == 3
+    assert all(0.89 < len(copy.samples) / len(first.samples) < 1.12 for copy in copies)
+    assert cli.main([*arguments, str(tmp_path / "two")]) == 0
+    for file in sorted((tmp_path / "one/audio").iterdir()):
+        assert file.read_bytes() == (tmp_path / "two/audio" / file.name).read_bytes()
+    card = read_card(tmp_path / "one")
+    assert card is not None
+    assert (card.licence, card.files) == ("CC0-1.0", 26)
+
+
+def test_too_much_is_refused(recordings_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        cli.main(
+            ["augment", str(recordings_folder), "--output", str(tmp_path / "o"), "--pitch", "3", "--speed", "0.5",
+             "--noise-snr", "5", "--copies", "0"]
+        )  # fmt: skip
+    assert len(error.value.problems) == 4
+    with pytest.raises(ConfigError, match="nothing is varied"):
+        cli.main(["augment", str(recordings_folder), "--output", str(tmp_path / "o")])
+
+
+# -- push ------------------------------------------------------------------------------------------
+
+
+class FakeHub:
+    """Stands in for the hub, which cannot be reached from here; remembers what it is given."""
+
+    calls: ClassVar[list[tuple[str, dict[str, Any]]]] = []
+    tokens: ClassVar[list[str | None]] = []
+    error: ClassVar[Exception | None] = None
+
+    def __init__(self, token: str | None = None) -> None:
+        self.tokens.append(token)
+
+    def create_repo(self, name: str, **options: Any) -> None:
+        if self.error:
+            raise self.error
+        self.calls.append((name, options))
+
+    def upload_folder(self, *, folder_path: Path, **options: Any) -> None:
+        files = sorted(
+            str(path.relative_to(folder_path)) for path in folder_path.rglob("*") if path.is_file()
+        )
+        self.calls.append((options["repo_id"], options | {"files": files}))
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> type[FakeHub]:
+    import huggingface_hub
+
+    FakeHub.calls, FakeHub.tokens, FakeHub.error = [], [], None
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
+    return FakeHub
+
+
+def test_what_is_pushed_is_read_back_as_it_was(recordings_folder: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "hub"
+    assert cli.main(
+        ["push", str(recordings_folder), "me/babble", "--save-to", str(saved), "--speaker-column", "speaker"]
+    ) == 0  # fmt: skip
+    for split in ("train", "test"):
+        before = read_recordings(recordings_folder, split=split, speaker_column="speaker")
+        after = read_recordings(saved, split=split, speaker_column="speaker_id", id_column="id")
+        assert [(r.id, r.text, r.speaker) for r in after] == [(r.id, r.text, r.speaker) for r in before]
+        for one, other in zip(before, after, strict=True):
+            np.testing.assert_array_equal(one.audio().samples, other.audio().samples)
+    card = (saved / "README.md").read_text(encoding="utf-8")
+    assert "license: cc0-1.0" in card
+    assert "Babble, by nobody" in card
+    assert "Consent of the speaker: not recorded here" in card
+
+
+def test_a_push_is_private_one_commit_and_takes_its_token_from_the_environment(
+    recordings_folder: Path,
+    hub: type[FakeHub],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("HUB_TOKEN", "hf_secret")
+    assert cli.main(["push", str(recordings_folder), "me/babble"]) == 0
+    (created, options), (uploaded, sent) = hub.calls
+    assert created == uploaded == "me/babble"
+    assert (options["private"], options["repo_type"], sent["repo_type"]) == (True, "dataset", "dataset")
+    assert sent["files"] == [
+        "README.md", "data/test-00000-of-00001.parquet", "data/train-00000-of-00001.parquet",
+    ]  # fmt: skip
+    assert hub.tokens == ["hf_secret"]
+    assert "hf_secret" not in "".join(capsys.readouterr())
+    with pytest.raises(ConfigError, match="public"):
+        cli.main(["push", str(recordings_folder), "me/babble", "--public"])
+    with pytest.raises(UserError, match="owner/name"):
+        cli.main(["push", str(recordings_folder), "babble"])
+
+
+def test_a_hub_out_of_reach_says_how_to_go_on(recordings_folder: Path, hub: type[FakeHub]) -> None:
+    hub.error = ConnectionError("no route to host")
+    with pytest.raises(HubUnreachableError) as error:
+        cli.main(["push", str(recordings_folder), "me/babble"])
+    assert "no route to host" in str(error.value)
+    assert "--save-to DIR" in str(error.value)
+    assert "hf upload --repo-type dataset me/babble" in str(error.value)
+
+
+def test_a_card_for_the_hub() -> None:
+    text = push.hub_card(
+        DatasetCard("ana", "private", ("Ana",), consent="signed", language="es-MX"), "me/ana", {"train": 3}
+    )
+    assert "license: other" in text
+    assert "language: es" in text
+    assert "Consent of the speaker: signed." in text

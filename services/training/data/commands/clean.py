@@ -26,9 +26,9 @@ from services.training.data.listening import Listeners
 from services.training.data.reading import Survey, survey
 from services.training.data.recordings import Columns
 from services.training.data.writing import refuse_filled
+from shared.cache import default_cache
 from shared.errors import UserError
 from shared.provenance import UNKNOWN_LICENCE
-from shared.cache import default_cache
 from shared.wording import counted
 
 HELP = "find what is wrong with recordings, and make a clean dataset of the rest"

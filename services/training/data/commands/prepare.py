@@ -19,9 +19,9 @@ from services.training.data.listening import Ears, Listeners
 from services.training.data.tables import AUDIO_EXTENSIONS
 from services.training.data.writing import new_folder, refuse_filled, write_table
 from shared.audio import Audio, read_audio, write_flac
+from shared.cache import default_cache
 from shared.errors import DataError, UserError
 from shared.provenance import UNKNOWN_LICENCE
-from shared.registry import default_cache
 from shared.wording import counted
 
 HELP = "turn recordings that nobody has written down into a dataset"

@@ -26,7 +26,8 @@ def add_origin(parser: argparse.ArgumentParser) -> None:
         "left out is asked for on a terminal.",
     )
     group.add_argument("--licence", help="of the recordings, such as CC-BY-4.0, or 'private'")
-    group.add_argument("--source", help="who recorded whom, where and when")
+    # A dest of its own: in some commands the positional argument is called source.
+    group.add_argument("--source", dest="origin", metavar="TEXT", help="who recorded whom, where and when")
     group.add_argument("--consent", help="how the speaker agreed to their voice being cloned")
     group.add_argument("--attribution", help="the sentence that the licence wants to travel with them")
 
@@ -44,7 +45,7 @@ def settled(options: argparse.Namespace, known: DatasetCard, *, required: bool) 
     """
     answers = {
         "licence": options.licence or ("" if known.licence == UNKNOWN_LICENCE else known.licence),
-        "source": options.source or "; ".join(known.sources),
+        "source": options.origin or "; ".join(known.sources),
         "consent": options.consent or known.consent,
     }
     open_ = [name for name, answer in answers.items() if not answer]
@@ -66,7 +67,7 @@ def settled(options: argparse.Namespace, known: DatasetCard, *, required: bool) 
         )
     # What was only joined for showing stays the list that it was.
     sources = (
-        (options.source,) if options.source else known.sources or tuple(filter(None, (answers["source"],)))
+        (options.origin,) if options.origin else known.sources or tuple(filter(None, (answers["source"],)))
     )
     return replace(
         known,

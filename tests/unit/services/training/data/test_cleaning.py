@@ -81,6 +81,7 @@ def dataset(tmp_path: Path) -> Path:
         "attribution": "By Ana.",
         "consent": "signed",
         "language": "es",
+        "sources": ["a studio", "a kitchen"],
     }
     (root / "dataset.json").write_text(json.dumps(card), encoding="utf-8")
     return root
@@ -240,12 +241,24 @@ def test_from_a_dataset_to_a_clean_one(
     assert card is not None
     assert (card.name, card.licence, card.consent, card.files) == ("set-clean", "CC-BY-4.0", "signed", 4)
     assert card.attribution.startswith("By Ana. Changed: ")
+    assert card.sources == ("a studio", "a kitchen")
     assert {path: path.read_bytes() for path in dataset.rglob("*") if path.is_file()} == before
     with pytest.raises(UserError, match="not empty"):
         run(dataset, "--decisions", table, "--output", output)
     # A second look does not lose the corrections.
     assert run(dataset, "--no-page") == 0
     assert "marque el tres" in (table.parent / "decisions.1.csv").read_text(encoding="utf-8-sig")
+
+
+def test_what_is_said_of_the_recordings_goes_over_their_card(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VITS_CACHE", str(tmp_path / "cache"))
+    output = tmp_path / "clean"
+    assert run(dataset, "--no-page", "--output", output, "--source", "a cellar", "--licence", "CC0-1.0") == 0
+    card = read_card(output)
+    assert card is not None
+    assert (card.sources, card.licence, card.consent) == (("a cellar",), "CC0-1.0", "signed")
 
 
 def test_loudness_can_be_left_alone(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

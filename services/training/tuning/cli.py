@@ -113,6 +113,11 @@ def _find_learning_rate(config: TrainingConfig, options: Options) -> None:
     curve = finder.find_learning_rate(
         session, lowest=options.lowest, highest=options.highest, ramp=options.ramp
     )
+    if session.base.untrained:
+        print(
+            f"The base lacks {', '.join(session.base.untrained)}, whose learning the curve is mostly about: look for "
+            "the rate once more with a checkpoint of the second stage as model_name_or_path."
+        )
     for line in finder.describe(curve, config):
         print(line)
     if curve.suggestion is not None:

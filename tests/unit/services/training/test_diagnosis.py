@@ -301,11 +301,11 @@ def test_a_healthy_run_hears_nothing(
     """A real one, but for its number of recordings."""
     monkeypatch.setattr(diagnosis, "_FEW", 8)
     config = make_config(
-        max_steps=22,
+        max_steps=12,
         logging_steps=1,
         learning_rate=1e-3,
         do_eval=True,
-        eval_steps=8,
+        eval_steps=6,
         save_steps=99,
         ema_decay=0.9,
     )
@@ -344,7 +344,7 @@ def test_looking_never_makes_a_step_wait_for_the_device(
     for name in ("waited", "logged", "evaluated", "stepped"):
         monkeypatch.setattr(Diagnosis, name, watched(name))
     loop.train(
-        make_config(max_steps=7, logging_steps=3, save_steps=99, do_eval=True, eval_steps=6, report_to=[])
+        make_config(max_steps=7, logging_steps=3, save_steps=99, do_eval=True, eval_steps=7, report_to=[])
     )
     assert fetched == [1, 3, 6, 7]
     assert looking.count("waited") == 7

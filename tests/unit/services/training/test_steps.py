@@ -262,7 +262,8 @@ def test_micro_batches_take_the_step_of_the_large_batch(
 ) -> None:
     """Dropout off. Means are taken over all recordings, frames and tokens of the step.
 
-    Exactly so in float64; float32 rounds the sums of many parts to within some 1e-5.
+    Exactly so in float64; float32 rounds the sums of many parts to within some 1e-5, or more on
+    other processors.
     """
     kept = keep_gradients(monkeypatch)
     trainee = make_trainee()
@@ -273,7 +274,7 @@ def test_micro_batches_take_the_step_of_the_large_batch(
         trainee.steps.joint([seen_in(precision, small_examples, *part) for part in parts], 3)
         for parts in (((0, 1, 2, 3),), division)
     ]
-    limit = 1e-5 if precision == torch.float32 else 1e-12
+    limit = 1e-4 if precision == torch.float32 else 1e-12
     assert len({small_examples.frames(small_examples[index]) for index in range(4)}) > 1  # ragged
     for name in LOSSES:
         torch.testing.assert_close(told[1][name], told[0][name], rtol=limit, atol=1e-7)

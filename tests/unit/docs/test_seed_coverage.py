@@ -24,7 +24,7 @@ PARTS = {
     2: "ABCD",
     3: "ABCD",
     4: "AB",
-    5: "AC",
+    5: "ABC",
     6: "AB",
     7: "ABC",
     8: "ABC",

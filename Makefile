@@ -13,6 +13,7 @@ TORCH_INDEX ?=
 VOICE  ?= demo-spanish
 EXTRAS := train,export,serve,phonemes,judges,wandb,tune,demo,dev
 TORCH  := $(shell grep '^torch==' constraints.txt)
+ONNX_GPU := $(shell grep '^onnxruntime-gpu==' constraints.txt)
 # Images: docker or podman, whichever has an engine that answers; BUILD_FLAGS go to its 'build'.
 ENGINE      ?= $(shell for engine in docker podman; do if $$engine info >/dev/null 2>&1; then echo $$engine; break; fi; done)
 BASE_IMAGE  ?= python:3.11-slim-bookworm
@@ -105,9 +106,10 @@ sbom:
 	    "print(open('/usr/share/sbom/$$image.cdx.json').read())" > output/sbom/$$image.cdx.json || exit 1; done
 
 # Pin what is installed now. Local build tags (+cpu, +cu…) are left out, so that any build of torch satisfies the pin.
+# What an image for GPUs has in its place is kept beside ONNX Runtime: it cannot be installed here too.
 lock:
 	@{ echo "# Every package that 'make install' and the container images install, pinned. Made by 'make lock'."; \
-	   $(BIN)/python -m pip freeze --all --exclude-editable | sed '/^pip==/d; s/+[a-z0-9.]*$$//'; } > constraints.txt
+	   $(BIN)/python -m pip freeze --all --exclude-editable | sed '/^pip==/d; s/+[a-z0-9.]*$$//; /^onnxruntime==/a $(ONNX_GPU)'; } > constraints.txt
 
 clean:
 	rm -rf $(VENV) build *.egg-info monotonic_align/*.so monotonic_align/_kernel.c

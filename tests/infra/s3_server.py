@@ -71,8 +71,8 @@ def running(folder: Path) -> Iterator[S3Server]:
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen(
             [weed, "server", f"-dir={folder}/data", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", *flags,
-             f"-s3.config={folder}/identities.json", "-s3.autoCreateBucket=false", "-master.volumeSizeLimitMB=64",
-             "-volume.max=20", "-master.telemetry=false"],
+             f"-s3.config={folder}/identities.json", "-s3.autoCreateBucket=false", "-master.volumeSizeLimitMB=1024",
+             "-volume.max=100", "-master.telemetry=false"],
             stdout=log, stderr=log,
         )  # fmt: skip
     try:

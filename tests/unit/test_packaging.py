@@ -35,6 +35,12 @@ def test_everything_that_make_installs_is_pinned_within_its_bounds() -> None:
         assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
 
 
+def test_what_only_an_image_for_gpus_installs_is_pinned_too() -> None:
+    pinned = pins()
+    for requirement in map(Requirement, EXTRAS["serve-gpu"]):
+        assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
+
+
 def test_benchmarks_compile_with_the_cython_that_the_kernel_is_built_with() -> None:
     build = next(one for one in PYPROJECT["build-system"]["requires"] if one.startswith("Cython"))
     assert build in EXTRAS["dev"]

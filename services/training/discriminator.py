@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 
+from services.training.activations import leaky_relu
 from services.training.layout import convolve_along_width, weight_norm_along_width
 from shared.errors import ModelError
 from shared.modeling.model import at_least_float32
@@ -45,7 +46,7 @@ class _Network(nn.Module):
         """Scores [B, N] and feature maps."""
         features = []
         for convolution in self.convs:
-            hidden = functional.leaky_relu(convolution(hidden), _SLOPE, inplace=True)
+            hidden = leaky_relu(convolution(hidden), _SLOPE)
             features.append(hidden)
         hidden = self.final_conv(hidden)
         features.append(hidden)
@@ -95,7 +96,7 @@ class PeriodDiscriminator(_Network):
         hidden = hidden.unflatten(2, (-1, self.period)).transpose(2, 3)
         features = []
         for convolution in self.convs:
-            hidden = functional.leaky_relu(convolve_along_width(convolution, hidden), _SLOPE, inplace=True)
+            hidden = leaky_relu(convolve_along_width(convolution, hidden), _SLOPE)
             features.append(hidden.transpose(2, 3))
         hidden = convolve_along_width(self.final_conv, hidden).transpose(2, 3)
         features.append(hidden)

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from services.training import checkpoints as ckpt
+from services.training.activations import remember_once
 from services.training.base import Base, fit_speakers, load_base
 from services.training.checkpointing import enable_gradient_checkpointing
 from services.training.config import TrainingConfig
@@ -193,6 +194,7 @@ def _prepare_networks(config: TrainingConfig, base: Base, accelerator: Accelerat
     )
     if base.discriminator is not None:
         discriminator.load_folded(base.discriminator)
+    remember_once(model)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
         for network in (model.decoder, model.posterior_encoder, model.flow, discriminator):

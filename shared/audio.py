@@ -134,13 +134,13 @@ def read_audio(source: Path | bytes, *, format: str | None = None) -> Audio:  # 
 
 
 def _read_plainly(source: Path | bytes) -> tuple[NDArray[Any], int] | None:
-    """Decode a WAV or FLAC file by libsndfile, which is two to five times as fast with them as FFmpeg.
+    """Decode a WAV, FLAC or MP3 file by libsndfile, which is 1.7 to five times as fast with them as FFmpeg.
 
     Returns:
         [C, S] int16 or float32 and the sampling rate; None for anything else and for a file with a fault, which
         is FFmpeg's to judge.
     """
-    if not (_is_wav(source) or _beginning(source).startswith(b"fLaC")):
+    if not (_is_wav(source) or _beginning(source).startswith(b"fLaC") or _is_counted_mp3(source)):
         return None
     try:
         with soundfile.SoundFile(source if isinstance(source, Path) else io.BytesIO(source)) as file:
@@ -352,15 +352,30 @@ def _name(source: Path | bytes) -> str:
     return str(source) if isinstance(source, Path) else f"an embedded recording ({len(source):,} bytes)"
 
 
-def _beginning(source: Path | bytes) -> bytes:
-    """Its first twelve bytes, or fewer; nothing where it cannot be opened, which is FFmpeg's to say."""
+def _beginning(source: Path | bytes, start: int = 0, count: int = 12) -> bytes:
+    """Its first bytes, or fewer; nothing where it cannot be opened, which is FFmpeg's to say."""
     if isinstance(source, bytes):
-        return source[:12]
+        return source[start : start + count]
     try:
         with source.open("rb") as file:
-            return file.read(12)
+            file.seek(start)
+            return file.read(count)
     except OSError:
         return b""
+
+
+def _is_counted_mp3(source: Path | bytes) -> bool:
+    """Whether a source is an MP3 file that says how many frames it has, so that a missing one is noticed.
+
+    Such files begin, after a tag where there is one (ID3v2), with a frame that holds ``Xing`` or ``Info``.
+    """
+    header = _beginning(source)
+    start = 0
+    if header.startswith(b"ID3") and len(header) >= 10:
+        start = 10 + sum(byte << shift for byte, shift in zip(header[6:10], (21, 14, 7, 0), strict=True))
+    frame = _beginning(source, start, 64)
+    is_layer_3 = len(frame) > 1 and frame[0] == 0xFF and frame[1] & 0xE6 == 0xE2
+    return is_layer_3 and (b"Xing" in frame or b"Info" in frame)
 
 
 def _is_wav(source: Path | bytes) -> bool:

@@ -45,8 +45,8 @@ class Base:
     resumed_optimizers: list[dict[str, Any]] | None = None
 
 
-def find_model(config: TrainingConfig, store: Store) -> Path:
-    """A local folder for ``model_name_or_path``.
+def find_base(config: TrainingConfig, store: Store) -> Path:
+    """A local folder for ``model_name_or_path``, which, unlike other commands' models, the hub may have too.
 
     A folder wins; then the store, for a plain name, ``name@alias`` or ``name/version``; then the hub.
 
@@ -79,7 +79,7 @@ def load_base(config: TrainingConfig, store: Store) -> Base:
     Raises:
         UserError: It cannot be found or used.
     """
-    folder = find_model(config, store)
+    folder = find_base(config, store)
     notes: list[str] = []
     old_front_end, front_end = _front_ends(config, folder, notes)
     if config.train_from_scratch:

@@ -75,7 +75,8 @@ class TrainerState:
     """The epoch whose batches are being drawn, and how many of them have been."""
     sampler_batch: int = 0
     best: list[dict[str, Any]] = field(default_factory=list)
-    """The best checkpoints, the best first: ``step``, ``value`` of the metric, and ``version`` once published."""
+    """The best checkpoints, the best first: ``step``, ``value`` of the metric at the step ``evaluated``, which may
+    be an earlier one, and ``version`` once published."""
     evaluation_seconds: float = 0.0
     findings: list[dict[str, Any]] = field(default_factory=list)
     """What was told about the run's health: ``name``, ``step``, ``what`` and ``remedy``."""

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
@@ -194,6 +195,50 @@ class Examples(Dataset[Example]):
             frame_lengths=torch.tensor(frames),
             speaker_id=torch.tensor([example.speaker_id for example in examples]),
         )
+
+
+class HeldOut(Sequence[Batch]):
+    """The evaluation's batches, which never change: recordings of like length share one.
+
+    Each is padded anew whenever it is asked for, so that one alone is in memory.
+
+    Args:
+        examples: The split; none for no batch.
+        size: Recordings in a batch.
+    """
+
+    def __init__(self, examples: Examples | None, size: int) -> None:
+        self.examples = examples
+        count = len(examples) if examples else 0
+        order = sorted(range(count), key=lambda index: examples.frames(examples[index]) if examples else 0)
+        self.batches = [order[start : start + size] for start in range(0, count, size)]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    @overload
+    def __getitem__(self, number: int) -> Batch: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[Batch]: ...
+    def __getitem__(self, number: int | slice) -> Batch | Sequence[Batch]:
+        if isinstance(number, slice):
+            part = HeldOut(None, 1)
+            part.examples, part.batches = self.examples, self.batches[number]
+            return part
+        return self._collate(self.batches[number])
+
+    @property
+    def recordings(self) -> list[int]:
+        """All of them in the batches' order, each to be asked for by :meth:`alone`."""
+        return [index for batch in self.batches for index in batch]
+
+    def alone(self, recording: int) -> Batch:
+        """A batch of one recording, which nothing pads."""
+        return self._collate([recording])
+
+    def _collate(self, indices: Sequence[int]) -> Batch:
+        assert self.examples is not None  # noqa: S101 - there is no batch without examples
+        return self.examples.collate([self.examples[index] for index in indices])
 
 
 def normalise_text(text: str, config: TrainingConfig) -> str:

@@ -12,7 +12,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -305,14 +305,13 @@ def _speak_held_out(session: Session, tracker: Tracker) -> float:
         The mean of :func:`aligned_distance` between what was spoken and the log-mel of the recordings.
     """
     accelerator, settings = session.accelerator, session.settings
-    places = [(batch, row) for batch in session.evaluation for row in range(len(batch.ids))]
+    places = session.evaluation.recordings
     chosen = [
         places[round(at)] for at in np.linspace(0, len(places) - 1, min(MAX_SPOKEN, len(places))).tolist()
     ]
     sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
     for number in range(accelerator.process_index, len(chosen), accelerator.num_processes):
-        batch, row = chosen[number]
-        seen = Seen.of(_alone(batch, row, settings), settings, accelerator.device)
+        seen = Seen.of(session.evaluation.alone(chosen[number]), settings, accelerator.device)
         spoken = synthesize(
             session.generator,
             seen.batch.input_ids[0],
@@ -327,22 +326,6 @@ def _speak_held_out(session: Session, tracker: Tracker) -> float:
             _draw(session, tracker, seen, mel)
     total, count = accelerator.reduce(sums, "sum").tolist()
     return float(total / count)
-
-
-def _alone(batch: Batch, row: int, settings: FeatureSettings) -> Batch:
-    """One recording of a batch, without what padded it."""
-    tensors = {
-        field.name: getattr(batch, field.name)[row : row + 1]
-        for field in fields(batch)
-        if field.name != "ids"
-    }
-    alone = replace(batch, ids=batch.ids[row : row + 1], **tensors)
-    samples = int(alone.frame_lengths[0]) * settings.hop_length + 2 * settings.padding
-    return replace(
-        alone,
-        input_ids=alone.input_ids[:, : int(alone.token_lengths[0])],
-        padded_waveform=alone.padded_waveform[:, :samples],
-    )
 
 
 def _mel_of(samples: NDArray[np.float32], settings: FeatureSettings) -> NDArray[np.float32]:

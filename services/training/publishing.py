@@ -270,14 +270,15 @@ class Publisher:
         keep = max(config.keep_best, int(config.load_best_model_at_end))
         key = f"eval_{config.metric_for_best_model}"
         values = [
-            entry[key]
+            (entry["step"], entry[key])
             for entry in state.log_history
             if key in entry
             and max(self._saved, 0) < entry["step"] <= state.global_step
             and math.isfinite(entry[key])
         ]
         if keep and values:
-            entries = [*state.best, {"step": state.global_step, "value": values[-1]}]
+            evaluated, value = values[-1]
+            entries = [*state.best, {"step": state.global_step, "value": value, "evaluated": evaluated}]
             entries.sort(key=lambda entry: entry["value"])  # of all that is measured, less is better
             state.best = entries[:keep]
 
@@ -300,8 +301,11 @@ class Publisher:
                 reference = f"{config.published_name}/{entry['version']}"
                 folder = registry.fetch(registry.resolve("models", reference))
             if (folder / "config.json").is_file():
+                evaluated = entry.get("evaluated", entry["step"])
+                earlier = f", as evaluated at step {evaluated}" if evaluated < entry["step"] else ""
                 say(
-                    f"the final model is the best checkpoint's, of step {entry['step']}: {metric} {entry['value']:.4g}"
+                    f"the final model is the best checkpoint's, of step {entry['step']}: {metric} "
+                    f"{entry['value']:.4g}{earlier}"
                 )
                 entry["final"] = True
                 return folder, entry["step"]

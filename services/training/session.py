@@ -21,9 +21,9 @@ from services.training.data import read_recordings
 from services.training.data.augmentation import WARNING
 from services.training.data.card import read_card
 from services.training.dataset import (
-    Batch,
     Dropped,
     Examples,
+    HeldOut,
     decoding_progress,
     describe_dropped,
     keep_speaker,
@@ -73,7 +73,7 @@ class Session:
     settings: FeatureSettings
     train: Examples
     sampler: BucketSampler
-    evaluation: list[Batch]
+    evaluation: HeldOut
     dropped: dict[str, list[Dropped]]
     """What was left out of each split, ``training`` and ``evaluation``."""
     plan: Plan
@@ -165,7 +165,7 @@ def begin(config: TrainingConfig, accelerator: Accelerator) -> Session:
         settings=settings,
         train=training,
         sampler=sampler,
-        evaluation=_evaluation_batches(config, examples.get("evaluation")),
+        evaluation=HeldOut(examples.get("evaluation"), config.per_device_eval_batch_size),
         dropped=dropped,
         plan=_plan(config, sampler.batches_per_epoch, has_new_modules=bool(base.untrained)),
         provenance=provenance,
@@ -270,18 +270,6 @@ def _prepare_data(
                 augmentation=config.augmentation if role == "training" else None,
             )
     return examples, dropped
-
-
-def _evaluation_batches(config: TrainingConfig, held_out: Examples | None) -> list[Batch]:
-    """The evaluation's batches, which never change; recordings of like length share one."""
-    if held_out is None:
-        return []
-    order = sorted(range(len(held_out)), key=lambda index: held_out.frames(held_out[index]))
-    size = config.per_device_eval_batch_size
-    return [
-        held_out.collate([held_out[index] for index in order[start : start + size]])
-        for start in range(0, len(order), size)
-    ]
 
 
 def _report_data(

@@ -57,7 +57,8 @@ def splits(session: Session) -> list[Split]:
     """What the data came to, split by split."""
     second = session.settings.sampling_rate / session.settings.hop_length
     training = [session.train.frames(example) / second for example in session.train.examples]
-    held_out = [frames / second for batch in session.evaluation for frames in batch.frame_lengths.tolist()]
+    examples = session.evaluation.examples
+    held_out = [examples.frames(example) / second for example in examples.examples] if examples else []
     lengths = {"training": training, "evaluation": held_out}
     return [
         Split(name, tuple(seconds), _grouped(session.dropped.get(name, [])))

@@ -11,6 +11,7 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
+import shared.audio as audio_module
 from shared.audio import (
     Audio,
     amplified,
@@ -104,6 +105,28 @@ class TestRead:
         assert audio.duration_seconds == pytest.approx(1.0, abs=0.1)  # codecs pad and cut whole blocks
         assert loudest_frequency(audio.samples, audio.sampling_rate) == pytest.approx(300, abs=2)
         assert np.abs(audio.samples).max() == pytest.approx(0.5, abs=0.05)
+
+    @pytest.mark.parametrize("tag", [b"", b"ID3\x04\0\0\0\0\0\x0a" + bytes(10)], ids=["bare", "tagged"])
+    def test_an_mp3_sounds_the_same_by_either_decoder(
+        self, tag: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        buffer = io.BytesIO()
+        soundfile.write(buffer, sine(300, 1.0, 44100), 44100, format="MP3")
+        data = tag + buffer.getvalue()
+        by_ffmpeg, rate = audio_module._read_by_ffmpeg(data, None)
+        monkeypatch.setattr(audio_module, "_read_by_ffmpeg", None)  # the fast way does it alone
+        fast = read_audio(data)
+        assert fast.sampling_rate == rate == 44100
+        np.testing.assert_allclose(fast.samples, by_ffmpeg[0], atol=1e-5)
+
+    @pytest.mark.parametrize("where", [2000, 5000])
+    def test_an_mp3_with_a_hole_is_refused_by_name(self, tmp_path: Path, where: int) -> None:
+        soundfile.write(tmp_path / "a.mp3", sine(300, 2.0, 44100), 44100)
+        data = bytearray((tmp_path / "a.mp3").read_bytes())
+        data[where : where + 3000] = bytes(3000)
+        (tmp_path / "a.mp3").write_bytes(data)
+        with pytest.raises(UserError, match=r"a\.mp3 cannot be decoded"):
+            read_audio(tmp_path / "a.mp3")
 
     def test_pcm16_files_come_back_bit_for_bit(self, tmp_path: Path) -> None:
         pcm = np.random.default_rng(0).integers(-32767, 32768, 4000).astype(np.int16)

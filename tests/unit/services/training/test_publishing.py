@@ -524,7 +524,18 @@ def test_a_checkpoint_is_ranked_by_the_evaluation_since_the_one_before(make_tria
         publisher.save(trial.steps)  # not evaluated
         trial.step(float("nan"))
         publisher.save(trial.steps)
-    assert [(entry["step"], entry["value"]) for entry in trial.session.state.best] == [(2, 9.0)]
+    best = trial.session.state.best
+    assert [(entry["step"], entry["value"], entry["evaluated"]) for entry in best] == [(2, 9.0, 1)]
+
+
+def test_a_best_checkpoint_that_was_not_evaluated_itself_says_so(make_trial: MakeTrial) -> None:
+    trial = make_trial(load_best_model_at_end=True, total=2)
+    with trial.publisher() as publisher:
+        trial.step(9.0)
+        trial.step()
+        publisher.save(trial.steps)
+        publisher.finish()
+    assert any("of step 2: mel 9, as evaluated at step 1" in line for line in trial.lines)
 
 
 @pytest.mark.parametrize("on_disk", [True, False])

@@ -68,6 +68,8 @@ class TrainerState:
     global_step: int = 0
     max_steps: int = 0
     warm_up_steps: int = 0
+    """Steps before joint training, of which the last ``text_steps`` are the text stage's."""
+    text_steps: int = 0
     epoch: float = 0.0
     finished: bool = False
     log_history: list[dict[str, Any]] = field(default_factory=list)
@@ -187,10 +189,10 @@ def take_snapshot(session: Session, steps: Steps, reuse: Snapshot | None = None)
     snapshot.state = state
     snapshot.generator.load_state_dict(session.generator.state_dict())
     snapshot.discriminator.load_state_dict(session.discriminator.state_dict())
-    still_new = session.base.untrained if session.step < session.plan.warm_up else ()
+    still_new = session.base.untrained if session.step < session.plan.new_modules else ()
     snapshot.untrained = tuple(still_new)
     tensors: dict[str, Tensor] = {}
-    if session.step == session.plan.warm_up:
+    if session.step in (session.plan.new_modules, session.plan.warm_up):
         snapshot.optimizers = None  # at the very end of a stage its optimisers are done with
     else:
         networks = {"generator": session.generator, "discriminator": session.discriminator}

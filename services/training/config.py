@@ -121,6 +121,9 @@ Destination = Literal["tensorboard", "wandb", "all"]
 #: The parts of the generator that can be frozen.
 MODULES: tuple[str, ...] = get_args(Module)
 
+#: Those that learn in the text stage.
+TEXT_STAGE: tuple[Module, ...] = ("text_encoder", "flow", "duration_predictor")
+
 #: The sections of the schema, each with its first key.
 SECTIONS: dict[str, str] = {
     "Model": "model_name_or_path",
@@ -316,6 +319,15 @@ class TrainingConfig(BaseModel):
         "(by default a quarter as many again as the joint steps; 0 for none)",
     )
     new_modules_learning_rate: float = Field(5e-4, gt=0, description="learning rate of that first stage")
+    text_stage_steps: int = Field(
+        0,
+        ge=0,
+        description="text stage, before joint training: steps that train text encoder, flow and duration predictor to "
+        "expect the recordings' latents, while nothing is decoded or judged; each takes a fraction of a joint step",
+    )
+    text_stage_learning_rate: float = Field(
+        5e-4, gt=0, description="learning rate of the text stage, from which it falls to nothing"
+    )
     frozen_discriminator_steps: int = Field(
         0,
         ge=0,
@@ -475,6 +487,15 @@ class TrainingConfig(BaseModel):
         if self.freeze and self.train_from_scratch:
             problems.append(
                 "freeze would keep modules as random as train_from_scratch makes them: choose one"
+            )
+        if self.text_stage_steps and self.train_from_scratch:
+            problems.append(
+                "text_stage_steps needs a posterior encoder that knows speech, and train_from_scratch takes none: drop "
+                "one of them"
+            )
+        if self.text_stage_steps and set(TEXT_STAGE) <= set(self.freeze):
+            problems.append(
+                f"freeze names {', '.join(TEXT_STAGE)}, so that text_stage_steps has nothing to teach: drop one of them"
             )
         if self.sampling_rate and not self.train_from_scratch:
             problems.append(

@@ -19,10 +19,11 @@ from torch.utils.data import DataLoader
 
 from services.training import checkpoints as ckpt
 from services.training import evaluation, report
-from services.training.config import MODULES, TrainingConfig
+from services.training.config import MODULES, TEXT_STAGE, TrainingConfig
 from services.training.dataset import Batch
 from services.training.diagnosis import Diagnosis, Size, is_out_of_memory, largest, remedies
 from services.training.early_stopping import out_of_patience
+from services.training.latents import Latents
 from services.training.publishing import Publisher
 from services.training.resuming import TERMINATED, Stop, already_finished, catch_sigterm, resume
 from services.training.session import Session, begin, precision
@@ -155,7 +156,7 @@ class Course:
         self._fitted: Size | None = None
 
     def run(self) -> None:
-        """Both stages, from where the run stands.
+        """All stages, from where the run stands.
 
         Raises:
             DataError: A loss is not a number.
@@ -197,11 +198,18 @@ class Course:
             self.tracker.say(
                 f"{processes}, {_PRECISIONS[session.accelerator.mixed_precision]}; {counted(plan.joint, 'step')}, "
                 f"{plan.per_epoch} an epoch"
-                + (f", after {plan.warm_up} that train only what the base lacks" if plan.warm_up else "")
+                + (
+                    f", after {plan.new_modules} that train only what the base lacks"
+                    if plan.new_modules
+                    else ""
+                )
+                + (f", after {plan.text} that train text and durations alone" if plan.text else "")
             )
             self._evaluate()
+        if session.step < plan.new_modules:
+            self._stage("warming up", plan.new_modules)
         if session.step < plan.warm_up:
-            self._stage("warming up", plan.warm_up)
+            self._stage("learning to read", plan.warm_up)
         if session.step < plan.total:
             self._stage("training", plan.total)
 
@@ -223,7 +231,7 @@ class Course:
             drawn = [self._next_batch() for _ in range(config.gradient_accumulation_steps)]
             self._tried = [Size(len(batch.ids), int(batch.frame_lengths.max())) for batch in drawn]
             seen = [Seen.of(batch, session.settings, session.accelerator.device) for batch in drawn]
-            losses = (steps.warm_up if warming else steps.joint)(seen, session.step)
+            losses = steps.take(seen, session.step)
             self._fitted = largest([*self._tried, *filter(None, [self._fitted])])
             if session.ema:
                 session.ema.update(session.generator, session.step)
@@ -335,9 +343,10 @@ def read_losses(session: Session, losses: Mapping[str, Tensor]) -> dict[str, flo
 def build_steps(session: Session, *, warming: bool) -> Steps:
     """Choose what learns in a stage, and make optimisers for it."""
     config, generator = session.config, session.generator
+    reading = warming and session.step >= session.plan.new_modules and session.plan.text > 0
     generator.requires_grad_(not warming).train(not warming)
     if warming:
-        for name in session.base.untrained:
+        for name in TEXT_STAGE if reading else session.base.untrained:
             generator.get_submodule(name).requires_grad_(True).train()
     for name in config.freeze:
         generator.get_submodule(name).requires_grad_(False).train(False)
@@ -363,6 +372,7 @@ def build_steps(session: Session, *, warming: bool) -> Steps:
         optimizers[0],
         *networks,
         first_step=0 if warming else session.plan.warm_up,
+        latents=Latents(generator, session.settings) if reading else None,
     )
 
 
@@ -404,8 +414,11 @@ def _optimizer(config: TrainingConfig, network: nn.Module) -> torch.optim.Optimi
 def set_learning_rates(session: Session, steps: Steps, *, warming: bool) -> dict[str, float]:
     """The learning rates of the step to come, as a function of its number alone; under their logs' names."""
     config, plan = session.config, session.plan
-    if warming:
+    if warming and session.step < plan.new_modules:
         rates = [config.new_modules_learning_rate * min(1.0, (session.step + 1) / 10)]
+    elif warming:
+        done = session.step - plan.new_modules
+        rates = [config.text_stage_learning_rate * min(1.0, (done + 1) / 10) * (1 - done / plan.text)]
     else:
         factor = schedule(config, session.step - plan.warm_up, plan.joint, plan.per_epoch)
         rates = [

@@ -50,14 +50,21 @@ class Plan:
     """How many steps of which kind."""
 
     warm_up: int
-    """Steps of the first stage, which trains only what is new."""
+    """Steps before joint training: those that train only what is new, then those of the text stage."""
     joint: int
-    """Steps of the second."""
+    """Steps of joint training."""
     per_epoch: int
+    text: int = 0
+    """Of the steps before joint training, the last ones, which are the text stage's."""
+
+    @property
+    def new_modules(self) -> int:
+        """Steps of the first stage, which trains only what is new."""
+        return self.warm_up - self.text
 
     @property
     def total(self) -> int:
-        """Steps of both stages."""
+        """Steps of all stages."""
         return self.warm_up + self.joint
 
 
@@ -296,4 +303,7 @@ def _plan(config: TrainingConfig, batches: int, *, has_new_modules: bool) -> Pla
     warm_up = config.warm_up_new_modules_steps
     if warm_up is None:
         warm_up = math.ceil(joint / 4)
-    return Plan(warm_up=warm_up if has_new_modules else 0, joint=joint, per_epoch=per_epoch)
+    text = config.text_stage_steps
+    return Plan(
+        warm_up=(warm_up if has_new_modules else 0) + text, joint=joint, per_epoch=per_epoch, text=text
+    )

@@ -17,7 +17,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed
@@ -39,8 +40,11 @@ from services.training.features import (
 )
 from services.training.losses import adversarial_loss, discriminator_loss, feature_loss, kl_loss, mel_loss
 from services.training.reducing import Reducer
-from shared.modeling import TrainingOutput, VitsForTraining
+from shared.modeling import PriorOutput, TrainingOutput, VitsForTraining
 from shared.modeling.model import Aligner, sequence_mask, slice_frames
+
+if TYPE_CHECKING:
+    from services.training.latents import Latents
 
 
 def key_to_seed(*key: int) -> int:
@@ -70,18 +74,24 @@ class Seen:
     """The batch as it was loaded; reading its numbers never waits for the device."""
     batch: Batch
     """The same on the device."""
-    spectrogram: Tensor
-    """[B, bins, F]."""
-    mel: Tensor
-    """[B, 80, F]."""
+    settings: FeatureSettings
+    """How the model sees audio."""
 
     @classmethod
     @record_function("vits:spectrograms")
     def of(cls, batch: Batch, settings: FeatureSettings, device: torch.device | None = None) -> Seen:
-        """Bring a batch to the device, and compute its spectrograms there."""
-        there = batch if device is None else batch.to(device)
-        spectrogram = linear_spectrogram(there.padded_waveform, settings)
-        return cls(batch, there, spectrogram, log_mel(spectrogram, settings))
+        """Bring a batch to the device, where its spectrograms are computed when they are wanted."""
+        return cls(batch, batch if device is None else batch.to(device), settings)
+
+    @cached_property
+    def spectrogram(self) -> Tensor:
+        """[B, bins, F]."""
+        return linear_spectrogram(self.batch.padded_waveform, self.settings)
+
+    @cached_property
+    def mel(self) -> Tensor:
+        """[B, 80, F]."""
+        return log_mel(self.spectrogram, self.settings)
 
     def slices(self, starts: Tensor, width: int, settings: FeatureSettings) -> tuple[Tensor, Tensor]:
         """The recording where a slice was decoded: waveform [B, 1, W·hop] and log-mel [B, 80, W].
@@ -138,6 +148,7 @@ class Steps:
         discriminator: ``Discriminator``, in a joint stage.
         optimizers: The generator's and, in a joint stage, the discriminator's.
         first_step: Where the stage begins, for what changes in its course.
+        latents: The recordings' latents, in a text stage.
     """
 
     def __init__(
@@ -151,6 +162,7 @@ class Steps:
         discriminator_optimizer: torch.optim.Optimizer | None = None,
         *,
         first_step: int = 0,
+        latents: Latents | None = None,
     ) -> None:
         self.accelerator = accelerator
         self.config = config
@@ -161,6 +173,7 @@ class Steps:
         self.discriminator_optimizer = discriminator_optimizer
         self.first_step = first_step
         self._reducers = self._make_reducers() if accelerator.num_processes > 1 else {}
+        self.latents = latents
         self.width = SEGMENT_SAMPLES // settings.hop_length
 
     @property
@@ -168,6 +181,12 @@ class Steps:
         """The generator's and, in a joint stage, the discriminator's."""
         both = (self.generator_optimizer, self.discriminator_optimizer)
         return [optimizer for optimizer in both if optimizer is not None]
+
+    def take(self, seen: Sequence[Seen], step: int) -> dict[str, Tensor]:
+        """The step of whatever stage this is."""
+        if self.latents is not None:
+            return self.text(seen, step)
+        return (self.warm_up if self.discriminator is None else self.joint)(seen, step)
 
     def warm_up(self, seen: Sequence[Seen], step: int) -> dict[str, Tensor]:
         """First stage: only what is new in the generator learns, and no discriminator judges.
@@ -184,6 +203,31 @@ class Steps:
         totals: dict[str, Tensor] = {}
         for index, (part, shares) in enumerate(zip(seen, self._shares(seen), strict=True)):
             losses = shares.weigh(self._reconstruction(part, self._forward(part, step, index)))
+            with self._overlapped(self.generator, last=index == len(seen) - 1):
+                self._scaled(self._weighted(losses, step)).backward()
+            _accumulate(totals, losses)
+        totals["gradient_norm_generator"] = self._apply(
+            self.generator_optimizer, self.generator, self.config.max_grad_norm
+        )
+        return totals
+
+    def text(self, seen: Sequence[Seen], step: int) -> dict[str, Tensor]:
+        """The text stage: text encoder, flow and duration predictor learn to expect the recordings' latents.
+
+        Posterior encoder and decoder stay as they are, so that the latents are known beforehand and nothing is
+        decoded: what is minimised is the divergence of posterior and prior, and the duration loss. With a fixed
+        posterior that is maximum likelihood, as of Glow-TTS (Kim et al., 2020, https://arxiv.org/abs/2005.11129).
+
+        Args:
+            seen: The step's micro-batches.
+            step: Keys the randomness.
+
+        Returns:
+            The losses, detached and still on the device: this process's share of the step's means.
+        """
+        totals: dict[str, Tensor] = {}
+        for index, (part, shares) in enumerate(zip(seen, self._shares(seen), strict=True)):
+            losses = shares.weigh(self._prior_losses(self._prior(part, step, index)))
             with self._overlapped(self.generator, last=index == len(seen) - 1):
                 self._scaled(self._weighted(losses, step)).backward()
             _accumulate(totals, losses)
@@ -257,7 +301,7 @@ class Steps:
         batch = part.host
         kind = self.generator.dtype
         channels, room = self.generator.config.flow_size, batch.frame_lengths - self.width + 1
-        posterior = torch.zeros(len(batch.ids), part.spectrogram.shape[2], channels, dtype=kind)
+        posterior = torch.zeros(len(batch.ids), int(batch.frame_lengths.max()), channels, dtype=kind)
         duration = torch.zeros(len(batch.ids), batch.input_ids.shape[1], 2, dtype=kind)
         starts = torch.zeros(len(batch.ids), dtype=torch.long)
         for row, index in enumerate(batch.index.tolist()):
@@ -267,7 +311,7 @@ class Steps:
                 noise[row, : length[row]] = torch.randn(
                     int(length[row]), noise.shape[2], dtype=kind, generator=source
                 )
-        device = part.spectrogram.device
+        device = part.batch.padded_waveform.device
         return Draws(
             posterior.transpose(1, 2).to(device, non_blocking=True),
             duration.transpose(1, 2).to(device, non_blocking=True),
@@ -313,6 +357,23 @@ class Steps:
             )
         return output
 
+    def _prior(self, part: Seen, step: int, index: int) -> PriorOutput:
+        """The generator's forward from known latents on, with the step's randomness."""
+        assert self.latents is not None  # noqa: S101 - the loop gives them to every text stage
+        draws, batch = self.draws(part, step), part.batch
+        seed_everything(self.config.seed, step, index, self.accelerator.process_index)  # for dropout
+        with self.accelerator.autocast():
+            return self.generator.prior_forward(
+                batch.input_ids,
+                batch.token_lengths,
+                *self.latents.of(part),
+                batch.frame_lengths,
+                speaker_id=batch.speaker_id,
+                aligner=align,
+                posterior_noise=draws.posterior_noise,
+                duration_noise=draws.duration_noise,
+            )
+
     def _aligner(self, part: Seen, step: int) -> Aligner:
         """The alignment search, on a likelihood with ``alignment_noise`` (VITS2; Kong et al., 2023, section 2.3).
 
@@ -324,12 +385,12 @@ class Steps:
         if not scale:
             return align
         batch = part.host
-        noise = torch.zeros(len(batch.ids), part.spectrogram.shape[2], batch.input_ids.shape[1])
+        noise = torch.zeros(len(batch.ids), int(batch.frame_lengths.max()), batch.input_ids.shape[1])
         lengths = zip(batch.frame_lengths.tolist(), batch.token_lengths.tolist(), strict=True)
         for row, (index, (frames, tokens)) in enumerate(zip(batch.index.tolist(), lengths, strict=True)):
             source = torch.Generator().manual_seed(key_to_seed(self.config.seed, step, index, 1))
             noise[row, :frames, :tokens] = torch.randn(frames, tokens, generator=source)
-        there = noise.to(part.spectrogram.device, non_blocking=True)
+        there = noise.to(part.batch.padded_waveform.device, non_blocking=True)
 
         def search(log_likelihood: Tensor, token_lengths: Tensor, frame_lengths: Tensor) -> Tensor:
             frames, tokens = log_likelihood.shape[1:]
@@ -349,8 +410,12 @@ class Steps:
     def _reconstruction(self, part: Seen, output: TrainingOutput) -> dict[str, Tensor]:
         """The losses that need no discriminator."""
         _, mel = part.slices(output.slice_starts, self.width, self.settings)
+        loss = mel_loss(mel, log_mel_of(output.waveform[:, 0], self.settings))
+        return {"mel": loss} | self._prior_losses(output)
+
+    def _prior_losses(self, output: PriorOutput) -> dict[str, Tensor]:
+        """The losses that need nothing decoded."""
         return {
-            "mel": mel_loss(mel, log_mel_of(output.waveform[:, 0], self.settings)),
             "kl": kl_loss(
                 output.flow_latents,
                 output.posterior_log_std,

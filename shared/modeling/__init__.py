@@ -3,6 +3,7 @@
 from shared.modeling.inference import Utterance, speak, synthesize
 from shared.modeling.loading import load_model, read_discriminator, save_model
 from shared.modeling.model import (
+    PriorOutput,
     TrainingOutput,
     VitsForTraining,
     VitsResblock2Config,
@@ -11,6 +12,7 @@ from shared.modeling.model import (
 from shared.modeling.weight_norm import fold_weight_norm
 
 __all__ = [
+    "PriorOutput",
     "TrainingOutput",
     "Utterance",
     "VitsForTraining",

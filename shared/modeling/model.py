@@ -92,13 +92,11 @@ class ResBlock2(nn.Module):
 
 
 @dataclass
-class TrainingOutput:
-    """What one training forward yields. All in float32 at least, whatever the autocast."""
+class PriorOutput:
+    """What text and latents have to do with each other. All in float32 at least, whatever the autocast."""
 
-    waveform: Tensor
-    """[B, 1, W·hop] the decoded slice."""
-    slice_starts: Tensor
-    """[B] int64, the first frame of each slice."""
+    latents: Tensor
+    """[B, D, F] the posterior sample."""
     durations: Tensor
     """[B, T] int32 frames of each token, from the alignment search."""
     duration_loss: Tensor
@@ -115,6 +113,16 @@ class TrainingOutput:
     """[B, 1, T]."""
     frame_mask: Tensor
     """[B, 1, F]."""
+
+
+@dataclass
+class TrainingOutput(PriorOutput):
+    """What one whole training forward yields."""
+
+    waveform: Tensor
+    """[B, 1, W·hop] the decoded slice."""
+    slice_starts: Tensor
+    """[B] int64, the first frame of each slice."""
 
 
 def at_least_float32(values: Tensor) -> Tensor:
@@ -240,8 +248,53 @@ class VitsForTraining(VitsModel):
 
         A clip shorter than a slice is decoded whole, followed by zero latents.
         """
-        token_mask = sequence_mask(token_lengths, input_ids.shape[1])[:, None, :].to(labels.dtype)
         frame_mask = sequence_mask(frame_lengths, labels.shape[2])[:, None, :].to(labels.dtype)
+        prior = self.prior_forward(
+            input_ids,
+            token_lengths,
+            *self.posterior(labels, frame_mask, self.speaker_embedding(speaker_id)),
+            frame_lengths,
+            aligner=aligner,
+            speaker_id=speaker_id,
+            posterior_noise=posterior_noise,
+            duration_noise=duration_noise,
+        )
+        if slice_starts is None:
+            room = (frame_lengths - segment_frames + 1).clamp_min(1)
+            slice_starts = (torch.rand(len(room), device=room.device) * room).long()
+        segment = slice_frames(prior.latents, slice_starts, segment_frames)
+        waveform = self.decoder(segment, self.speaker_embedding(speaker_id))
+        return TrainingOutput(**vars(prior), waveform=at_least_float32(waveform), slice_starts=slice_starts)
+
+    def prior_forward(
+        self,
+        input_ids: Tensor,
+        token_lengths: Tensor,
+        posterior_mean: Tensor,
+        posterior_log_std: Tensor,
+        frame_lengths: Tensor,
+        *,
+        aligner: Aligner,
+        speaker_id: Tensor | None = None,
+        posterior_noise: Tensor | None = None,
+        duration_noise: Tensor | None = None,
+    ) -> PriorOutput:
+        """The part of :meth:`training_forward` between posterior encoder and decoder: text, flow and durations.
+
+        Args:
+            input_ids: [B, T] int64.
+            token_lengths: [B] int.
+            posterior_mean: [B, D, F].
+            posterior_log_std: [B, D, F].
+            frame_lengths: [B] int.
+            aligner: The alignment search.
+            speaker_id: [B] int64, for a model of several speakers.
+            posterior_noise: [B, D, F] standard normal; drawn when left out.
+            duration_noise: [B, 2, T] standard normal; drawn when left out.
+        """
+        mean, log_std = posterior_mean, posterior_log_std
+        token_mask = sequence_mask(token_lengths, input_ids.shape[1])[:, None, :].to(mean.dtype)
+        frame_mask = sequence_mask(frame_lengths, mean.shape[2])[:, None, :].to(mean.dtype)
         speaker = self.speaker_embedding(speaker_id)
 
         text = self.text_encoder(
@@ -257,7 +310,6 @@ class VitsForTraining(VitsModel):
         prior_mean = text.prior_means.transpose(1, 2)
         prior_log_std = text.prior_log_variances.transpose(1, 2)
 
-        mean, log_std = self.posterior(labels, frame_mask, speaker)
         if posterior_noise is None:
             posterior_noise = torch.randn_like(mean)
         latents = (mean + posterior_noise * torch.exp(log_std)) * frame_mask
@@ -267,16 +319,9 @@ class VitsForTraining(VitsModel):
             scores = log_likelihood(flow_latents, prior_mean, prior_log_std)
             durations = aligner(scores, token_lengths.int(), frame_lengths.int())
         duration_loss = self.duration_loss(hidden, token_mask, durations, speaker, duration_noise)
-
-        if slice_starts is None:
-            room = (frame_lengths - segment_frames + 1).clamp_min(1)
-            slice_starts = (torch.rand(len(room), device=room.device) * room).long()
-        segment = slice_frames(latents, slice_starts, segment_frames)
-        waveform = self.decoder(segment, speaker)
-        frames = labels.shape[2]
-        return TrainingOutput(
-            waveform=at_least_float32(waveform),
-            slice_starts=slice_starts,
+        frames = mean.shape[2]
+        return PriorOutput(
+            latents=latents,
             durations=durations,
             duration_loss=duration_loss,
             posterior_log_std=at_least_float32(log_std),

@@ -18,10 +18,11 @@ from transformers.models.vits.modeling_vits import HifiGanResidualBlock, VitsEnc
 
 from services.training import evaluation
 from services.training.checkpointing import enable_gradient_checkpointing
-from services.training.config import TrainingConfig
+from services.training.config import TEXT_STAGE, TrainingConfig
 from services.training.dataset import SEGMENT_SAMPLES, Examples
 from services.training.features import FeatureSettings, log_mel, silent_spectrogram
-from services.training.loop import build_steps, schedule
+from services.training.latents import Latents
+from services.training.loop import build_steps, schedule, set_learning_rates
 from services.training.session import Session, begin
 from services.training.steps import (
     Seen,
@@ -32,6 +33,7 @@ from services.training.steps import (
 )
 from services.training.tracking import Tracker
 from shared.modeling import TrainingOutput
+from shared.modeling.model import sequence_mask
 
 WIDTH = 32
 LOSSES = {"discriminator", "mel", "kl", "duration", "generator", "feature_maps"}
@@ -513,6 +515,89 @@ def test_an_evaluation_leaves_the_first_stages_modes(session: Session, tmp_path:
     assert [module.training for module in session.generator.modules()] == before
     assert True in before
     assert False in before
+
+
+# -- The text stage --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reading(session: Session) -> Steps:
+    """Its steps, with two steps of warming up behind it and four to go."""
+    session.plan.warm_up, session.plan.text = 6, 4
+    session.state.global_step = 2
+    return build_steps(session, warming=True)
+
+
+def test_the_text_stage_moves_what_reads_and_decodes_nothing(
+    session: Session, reading: Steps, small_examples: Examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = session.generator
+    for name, module in generator.named_modules():
+        assert module.training == (name.partition(".")[0] in TEXT_STAGE), name
+    monkeypatch.setattr(generator.decoder, "forward", None)
+    before = weights(generator)
+    for step in range(2, 4):
+        losses = reading.take([seen(small_examples, 0, 1)], step)
+        assert losses.keys() == {"kl", "duration", "gradient_norm_generator"}
+    moved = {name.partition(".")[0] for name, value in weights(generator).items()
+             if not torch.equal(before[name], value)}  # fmt: skip
+    assert moved == set(TEXT_STAGE)
+    assert gradients(generator) == {}
+
+
+def test_the_text_stage_has_the_losses_of_a_whole_step(
+    session: Session, reading: Steps, small_examples: Examples
+) -> None:
+    """Of the same weights, noise and recordings; the latents have been rounded to float16."""
+    for module in session.generator.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    session.generator.train(False)
+    part = seen(small_examples, 0, 1)
+    expected = reading._reconstruction(part, reading._forward(part, 2, 0))
+    for index, found in enumerate([reading._prior(part, 2, 0), reading._prior(part, 2, 0)]):
+        for name, loss in reading._prior_losses(found).items():
+            torch.testing.assert_close(loss, expected[name], rtol=2e-3, atol=1e-4, msg=f"{name}, {index}")
+
+
+def test_latents_are_computed_once_and_from_the_recording_alone(
+    session: Session, reading: Steps, small_examples: Examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    posterior = session.generator.posterior
+
+    def count(spectrogram: Tensor, *rest: Any) -> Any:
+        asked.append(len(spectrogram))
+        return posterior(spectrogram, *rest)
+
+    monkeypatch.setattr(session.generator, "posterior", count)
+    latents, both = Latents(session.generator, small_examples.settings), seen(small_examples, 0, 1)
+    means, log_stds = latents.of(both)
+    assert asked == [1, 1]
+    again, _ = latents.of(seen(small_examples, 1, 0))
+    assert asked == [1, 1]
+    assert torch.equal(again, means.flip(0))
+    with torch.no_grad():
+        mask = sequence_mask(both.batch.frame_lengths, means.shape[2])[:, None].float()
+        expected = posterior(both.spectrogram, mask, None)
+    torch.testing.assert_close(means, expected[0], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(log_stds, expected[1], rtol=1e-3, atol=1e-3)
+    lonely, _ = Latents(session.generator, small_examples.settings).of(seen(small_examples, 1))
+    frames = lonely.shape[2]
+    assert torch.equal(lonely[0], means[1, :, :frames])
+    assert not means[1, :, frames:].any()
+
+
+def test_the_text_stages_rate_rises_at_once_and_falls_to_nothing(session: Session, reading: Steps) -> None:
+    session.plan.warm_up, session.plan.text = 102, 100
+    rates = []
+    for step in range(2, 102):
+        session.state.global_step = step
+        rates.append(set_learning_rates(session, reading, warming=True)["train/learning_rate"])
+    assert rates[0] == pytest.approx(0.1 * session.config.text_stage_learning_rate)
+    assert max(rates) == rates[9] == pytest.approx(0.91 * session.config.text_stage_learning_rate)
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert rates[-1] == pytest.approx(0.01 * session.config.text_stage_learning_rate)
 
 
 # -- What does not need a network ------------------------------------------------------------------

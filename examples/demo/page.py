@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import os
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from examples.demo.compare import Comparison
+from examples.stages import Stage
 from shared.audio import Audio, encode_wav
 
 #: What is drawn of the log: title, and key of each curve.
@@ -26,15 +26,6 @@ _CURVES = {
         "feature maps": "feature_maps",
     },
 }
-
-
-@dataclass
-class Stage:
-    """One stage of the demo: how long it took, and whether what an earlier run made was used again."""
-
-    title: str
-    seconds: float = 0.0
-    reused: bool = False
 
 
 def data_url(kind: str, data: bytes) -> str:

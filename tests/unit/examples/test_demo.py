@@ -10,9 +10,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from examples.demo import __main__ as demo
-from examples.demo.__main__ import Stages
 from examples.demo.compare import Comparison, as_long_as_the_longest, compare, mel_between
-from examples.demo.page import Stage, plot_curves, write_page
+from examples.demo.page import plot_curves, write_page
+from examples.stages import Stage, Stages, child
 from shared.errors import ModelError, QualityError
 
 
@@ -48,7 +48,7 @@ def test_a_training_that_did_no_good_fails_the_demo(bad: dict[str, float]) -> No
 
 def test_an_interrupted_stage_leaves_no_process(tmp_path: Path) -> None:
     arguments = ("serve", "--store", tmp_path, "--http-port", "0", "--grpc-port", "0")
-    with pytest.raises(KeyboardInterrupt), demo._child(arguments) as process:
+    with pytest.raises(KeyboardInterrupt), child(arguments) as process:
         raise KeyboardInterrupt
     assert process.poll() is not None
 

@@ -1,0 +1,1 @@
+"""An hour of training on two processor cores."""

@@ -330,6 +330,10 @@ def test_an_epoch_is_the_same_on_several_processes() -> None:
     warm = config.model_copy(update={"max_steps": 10})
     assert _plan(warm, 16, has_new_modules=True).warm_up == 3
     assert _plan(warm, 16, has_new_modules=False).warm_up == 0
+    reading = warm.model_copy(update={"text_stage_steps": 5})
+    for new, first in ((True, 3), (False, 0)):
+        plan = _plan(reading, 16, has_new_modules=new)
+        assert (plan.new_modules, plan.text, plan.warm_up, plan.total) == (first, 5, first + 5, first + 15)
 
 
 # -- Mistakes --------------------------------------------------------------------------------------
@@ -397,6 +401,11 @@ def test_a_secret_is_never_shown(key: str) -> None:
         ({"load_best_model_at_end": True, "do_eval": True, "save_strategy": "no"}, "drop save_strategy 'no'"),
         ({"freeze": list(MODULES)}, "nothing could learn"),
         ({"freeze": "decoder", "train_from_scratch": True}, "as random as"),
+        ({"text_stage_steps": 9, "train_from_scratch": True}, "needs a posterior encoder that knows speech"),
+        (
+            {"text_stage_steps": 9, "freeze": "text_encoder,flow,duration_predictor"},
+            "text_stage_steps has nothing to teach",
+        ),
         ({"metric_for_best_model": "eval_mell"}, "did you mean 'mel'?"),
         ({"do_eval": True, "keep_best": 1, "greater_is_better": True}, "of which less is better"),
         ({"max_frames_per_batch": 1000}, "is 1250 frames or more: raise the one or lower the other to 16"),

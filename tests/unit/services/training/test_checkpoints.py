@@ -39,7 +39,7 @@ from services.training.checkpoints import (
 )
 from services.training.discriminator import Discriminator
 from services.training.resuming import laid_out
-from services.training.session import Session
+from services.training.session import Plan, Session
 from services.training.steps import Steps, new_discriminator
 from shared.errors import ModelError, UserError
 from shared.modeling import VitsForTraining, load_model
@@ -253,7 +253,7 @@ def session(generator: nn.Module, discriminator: nn.Module, **more: Any) -> Sess
         "discriminator": discriminator,
         "accelerator": SimpleNamespace(scaler=None),
         "base": SimpleNamespace(untrained=("posterior_encoder",)),
-        "plan": SimpleNamespace(warm_up=0),
+        "plan": Plan(warm_up=0, joint=9, per_epoch=9),
         "state": TrainerState(global_step=3),
         "ema": None,
         **more,
@@ -349,11 +349,15 @@ def test_tensors_are_named_after_what_they_are(
 def test_a_stage_that_is_over_leaves_no_optimizers(
     tmp_path: Path, networks: tuple[VitsForTraining, Discriminator]
 ) -> None:
-    at_the_end = session(*networks, plan=SimpleNamespace(warm_up=3))
+    at_the_end = session(*networks, plan=Plan(warm_up=3, joint=9, per_epoch=9))
     snapshot = take_snapshot(at_the_end, with_optimizers(trained(networks[0], torch.optim.AdamW)))
     assert read_state(written(snapshot, tmp_path))["optimizers"] is None
     assert snapshot.untrained == ()
-    before = session(*networks, plan=SimpleNamespace(warm_up=4))
+    text_is_next = session(*networks, plan=Plan(warm_up=5, joint=9, per_epoch=9, text=2))
+    snapshot = take_snapshot(text_is_next, with_optimizers(trained(networks[0], torch.optim.AdamW)))
+    assert snapshot.optimizers is None
+    assert snapshot.untrained == ()
+    before = session(*networks, plan=Plan(warm_up=4, joint=9, per_epoch=9))
     assert take_snapshot(before, with_optimizers()).untrained == ("posterior_encoder",)
 
 

@@ -25,7 +25,7 @@ from transformers import VitsModel
 from services.training import checkpoints, discriminator, publishing
 from services.training.config import TrainingConfig, resolve
 from services.training.publishing import Publisher, deliver
-from services.training.session import Session
+from services.training.session import Plan, Session
 from services.training.steps import Steps, new_discriminator
 from services.training.tracking import Tracker
 from shared.errors import (
@@ -125,7 +125,7 @@ class Trial:
             "discriminator": judge,
             "store": self.store,
             "base": base,
-            "plan": SimpleNamespace(warm_up=0),
+            "plan": Plan(warm_up=0, joint=total, per_epoch=1),
             "provenance": Provenance(licence="CC0-1.0", sources=("nobody",)),
             "run": Run.acquire(self.store, self.config.run_id),
             "state": checkpoints.TrainerState(max_steps=total),

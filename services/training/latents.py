@@ -23,10 +23,12 @@ class Latents:
     Args:
         model: Its posterior encoder must not change while this is in use.
         settings: The model's view of audio.
+        keep: Whether a recording is always the same; where it is varied, each is computed whenever it is seen.
     """
 
-    def __init__(self, model: VitsForTraining, settings: FeatureSettings) -> None:
+    def __init__(self, model: VitsForTraining, settings: FeatureSettings, *, keep: bool = True) -> None:
         self._model = model
+        self._keep = keep
         self._settings = settings
         self._kept: dict[int, Tensor] = {}
 
@@ -34,9 +36,12 @@ class Latents:
         """Mean and log-std of a batch's recordings, each [B, D, F] float32 on the device, zero past their ends."""
         rows = []
         for row, index in enumerate(part.host.index.tolist()):
-            if index not in self._kept:
-                self._kept[index] = self._compute(part, row).half().cpu()
-            rows.append(self._kept[index])
+            found = self._kept.get(index)
+            if found is None:
+                found = self._compute(part, row).half().cpu()
+                if self._keep:
+                    self._kept[index] = found
+            rows.append(found)
         padded = nn.utils.rnn.pad_sequence(rows, batch_first=True).transpose(1, 2)
         mean, log_std = padded.to(part.batch.padded_waveform.device).float().chunk(2, dim=1)
         return mean, log_std

@@ -372,7 +372,7 @@ def build_steps(session: Session, *, warming: bool) -> Steps:
         optimizers[0],
         *networks,
         first_step=0 if warming else session.plan.warm_up,
-        latents=Latents(generator, session.settings) if reading else None,
+        latents=Latents(generator, session.settings, keep=not config.augmentation) if reading else None,
     )
 
 

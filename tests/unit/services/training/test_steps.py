@@ -586,6 +586,11 @@ def test_latents_are_computed_once_and_from_the_recording_alone(
     frames = lonely.shape[2]
     assert torch.equal(lonely[0], means[1, :, :frames])
     assert not means[1, :, frames:].any()
+    varied = Latents(session.generator, small_examples.settings, keep=False)  # by augmentation
+    for _ in range(2):
+        asked.clear()
+        assert torch.equal(varied.of(both)[0], means)
+        assert asked == [1, 1]
 
 
 def test_the_text_stages_rate_rises_at_once_and_falls_to_nothing(session: Session, reading: Steps) -> None:

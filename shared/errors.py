@@ -21,7 +21,8 @@
     ├── QualityError               a measured result is below its bar, so nothing was published
     ├── EngineError                an inference engine failed
     ├── OverloadedError            admission refused: come back later
-    │   └── QuotaError             the caller has used up its own quota
+    │   ├── QuotaError             the caller has used up its own quota
+    │   └── StoppingError          the server is about to stop: another one may be there already
     └── DeadlineError              the caller's own deadline passed before it could be answered
 
 Each transport (command line, HTTP, gRPC) translates the tree once, in one table of its own; a class
@@ -137,6 +138,10 @@ class OverloadedError(VitsError):
 
 class QuotaError(OverloadedError):
     """A caller has used up its own quota; others may have some left."""
+
+
+class StoppingError(OverloadedError):
+    """The server is about to stop and takes nothing more; another one may be there already."""
 
 
 class DeadlineError(VitsError):

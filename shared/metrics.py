@@ -44,7 +44,7 @@ class Metrics:
         padding_ratio: Share of what ``graph`` (``encoder``, ``flow``) computes that is padding.
         engine_failures: Calls of an engine that failed, by ``voice``.
         voices_loaded: Voices in memory.
-        voice_loaded: 1 for each ``version`` of a ``voice`` in memory.
+        voice_loaded: 1 for each ``version`` of a ``voice`` in memory, with the ``variant`` that it speaks with.
         voice_memory_bytes: Memory that the loaded voices are taken to need.
         voice_load_seconds: Time to fetch, open and warm a voice.
         voice_refusals: Versions of a ``voice`` that could not be loaded, so that an older one stayed.
@@ -104,7 +104,9 @@ class Metrics:
         )
         self.engine_failures = counter("engine_failures", "Calls of an engine that failed.", "voice")
         self.voices_loaded = gauge("voices_loaded", "Voices in memory.")
-        self.voice_loaded = gauge("voice_loaded", "Versions of voices in memory.", "voice", "version")
+        self.voice_loaded = gauge(
+            "voice_loaded", "Versions of voices in memory.", "voice", "version", "variant"
+        )
         self.voice_memory_bytes = gauge(
             "voice_memory_bytes", "Memory that the loaded voices are taken to need."
         )

@@ -217,12 +217,17 @@ async def metered(
         made += seconds
         caller.charge(seconds)
         if made > max_audio_seconds:
-            raise RequestError(
-                f"The audio is longer than the {max_audio_seconds:g} s that one request may have: "
-                "send the text in parts",
-                param="text",
-            )
+            raise audio_too_long(max_audio_seconds)
         yield samples
+
+
+def audio_too_long(max_audio_seconds: float, predicted: float | None = None) -> RequestError:
+    """What is said of audio that is longer than one request may have, or will be."""
+    found = "longer than" if predicted is None else f"about {predicted:.0f} s long, and longer than"
+    return RequestError(
+        f"The audio is {found} the {max_audio_seconds:g} s that one request may have: send the text in parts",
+        param="text",
+    )
 
 
 def token_hash(token: str) -> str:

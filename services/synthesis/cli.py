@@ -91,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--variant",
         default=defaults.variant,
-        help="precision of the voices, or 'auto': what their export recommends here (default: %(default)s)",
+        help="precision of the voices, or 'auto': what is fastest here, as measured when idle (default: %(default)s)",
     )
     add(
         "--memory",

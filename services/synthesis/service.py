@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -52,6 +53,9 @@ http_app.state.loop = None
 os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
 BentoMLContainer.metrics_client.set(PrometheusClient(multiproc=False))
 
+#: How often it is asked whether there is time to measure variants. An idle server waits once.
+SETTLE_SECONDS = 2
+
 #: A long text on a slow machine; BentoML's own limit of 60 s is short for it.
 REQUEST_TIMEOUT_SECONDS = 600
 
@@ -73,22 +77,30 @@ class SynthesisService:
             ),
             metrics,
         )
+        opening = Opening(
+            variant=settings.variant,
+            threads=settings.threads,
+            streams=settings.streams,
+            memory=default_cache(),
+            tell=runtime.widen,
+        )
         shelf = VoiceShelf(
             Registry(Store.open(settings.store)),
-            Opening(
-                variant=settings.variant,
-                threads=settings.threads,
-                streams=settings.streams,
-                memory=default_cache() / "layouts.json",
-                tell=runtime.widen,
-            ),
+            opening,
             metrics,
             default=settings.voice,
             memory_bytes=settings.memory_bytes,
             lexicons=Path(settings.lexicons) if settings.lexicons else None,
             forget=runtime.forget_voice,
+            choose=opening.choose,
         )
-        self.speaker = Speaker(shelf, runtime, metrics, log_text=bool(settings.log_text))
+        self.speaker = Speaker(
+            shelf,
+            runtime,
+            metrics,
+            max_audio_seconds=settings.max_audio_seconds,
+            log_text=bool(settings.log_text),
+        )
         tokens = Path(settings.tokens) if settings.tokens else None
         tls = Tls.from_settings(settings.grpc_tls_cert, settings.grpc_tls_key, settings.grpc_tls_client_ca)
         access = Access(tokens, max_audio_seconds=settings.max_audio_seconds)
@@ -96,7 +108,7 @@ class SynthesisService:
             self.speaker, host=settings.host, port=settings.grpc_port, access=access, tls=tls
         )
         self.warming: asyncio.Task[None] | None = None
-        self.watching: asyncio.Task[None] | None = None
+        self.watching: list[asyncio.Task[None]] = []
         self.stopping: asyncio.Task[None] | None = None
         http_app.state.speaker, http_app.state.access = self.speaker, access
 
@@ -139,8 +151,11 @@ class SynthesisService:
             ),
         )
 
+        self.watching.append(asyncio.create_task(self._every(SETTLE_SECONDS, self.speaker.settle)))
         if self.settings.poll_seconds:
-            self.watching = asyncio.create_task(self._watch())
+            self.watching.append(
+                asyncio.create_task(self._every(self.settings.poll_seconds, self.speaker.refresh))
+            )
 
     @bentoml.api(route=SYNTHESIZE_PATH)  # type: ignore[untyped-decorator]
     async def synthesize(
@@ -162,14 +177,15 @@ class SynthesisService:
         asked = {name: value for name, value in locals().items() if name not in {"self", "ctx"}}
         return cast("Path", await synthesized(http_app.state, ctx, asked))
 
-    async def _watch(self) -> None:
-        """Ask for news of the voices, until the server stops."""
+    @staticmethod
+    async def _every(seconds: float, look_after: Callable[[], Awaitable[None]]) -> None:
+        """Look after the voices again and again, until the server stops."""
         while True:
-            await asyncio.sleep(self.settings.poll_seconds)
+            await asyncio.sleep(seconds)
             try:
-                await self.speaker.refresh()
+                await look_after()
             except Exception:  # whatever it is, the voices that are loaded go on
-                logger.exception("asking for news of the voices failed")
+                logger.exception("looking after the voices failed")
 
     def drain(self) -> None:
         """Take no more work at either door; on the event loop. What runs goes on for the grace period."""
@@ -183,8 +199,8 @@ class SynthesisService:
         self.drain()
         if self.warming:
             await asyncio.wait([self.warming])
-        if self.watching:
-            self.watching.cancel()
+        for watching in self.watching:
+            watching.cancel()
         if self.stopping:
             await self.stopping
         await asyncio.to_thread(self.speaker.close)

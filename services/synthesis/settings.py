@@ -44,7 +44,7 @@ class Settings:
     max_audio_seconds: int = 600
     """The longest audio of one request."""
     variant: str = "auto"
-    """Which of a voice's precisions; ``auto``: what its export recommends for this processor."""
+    """Which of a voice's precisions; ``auto``: what its export recommends, or the fastest once it is measured."""
     streams: int = 0
     """Computations at once, which share the threads; 0 measures how many are best."""
     memory_mb: int = 0

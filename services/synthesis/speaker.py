@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.synthesis import tracing
+from services.synthesis.access import audio_too_long
 from services.synthesis.voices import LoadedVoice, VoiceShelf
 from shared.errors import DeadlineError, OverloadedError, UserError
 from shared.metrics import Metrics
@@ -39,22 +41,21 @@ MIN_SPEAKING_RATE, MAX_SPEAKING_RATE = 0.25, 4.0
 MAX_SEED = 2**53 - 1
 MAX_NOISE_SCALE = 2.0
 
+#: A text is refused before it is spoken when it is predicted to be so many times longer than it may be. Voices,
+#: texts and guesses differ; what lies in between is spoken, and ended where it becomes too long.
+CLEARLY_TOO_LONG = 1.5
+
 #: Texts that are planned at the same time: a little work each, but not nothing.
 PLANNERS = 2
 
 
 @dataclass(frozen=True)
-class Order:
+class Order(SpeechParameters):
     """What to speak, and how. The doors have checked its form; the voice checks the rest.
 
     Attributes:
         text: What to say.
         voice: ``name``, ``name@alias`` or ``name/version``; the default voice where empty.
-        speaker: Name or number of one of the voice's speakers.
-        seed: Drawn where not given.
-        speaking_rate: 2 is twice as fast.
-        noise_scale: How much the sound varies; the voice's own where not given.
-        noise_scale_duration: How much the rhythm varies; the voice's own where not given.
         ssml: Whether the text is SSML.
         language: BCP 47 tag by which numbers and the like are read; the voice's own where not given.
         priority: ``bulk`` waits behind ``interactive``, but never starves.
@@ -66,11 +67,6 @@ class Order:
 
     text: str
     voice: str = ""
-    speaker: str | int | None = None
-    seed: int | None = None
-    speaking_rate: float = 1.0
-    noise_scale: float | None = None
-    noise_scale_duration: float | None = None
     ssml: bool = False
     language: str | None = None
     priority: Literal["interactive", "bulk"] = "interactive"
@@ -78,13 +74,6 @@ class Order:
     caller: str = ""
     door: str = ""
     request_id: str = ""
-
-    @property
-    def parameters(self) -> SpeechParameters:
-        """How it is spoken."""
-        return SpeechParameters(
-            self.speaker, self.seed, self.speaking_rate, self.noise_scale, self.noise_scale_duration
-        )
 
 
 @dataclass(frozen=True)
@@ -198,7 +187,7 @@ class Speaking:
         Raises:
             DeadlineError: The order's deadline has passed, or the reader was too slow.
             EngineError: The computation failed.
-            OverloadedError: The server is stopping.
+            StoppingError: The server is stopping.
         """
         await self.first()
         if not self._pieces:
@@ -271,18 +260,27 @@ class Speaker:
         shelf: The voices.
         runtime: Computes.
         metrics: Told of every order.
+        max_audio_seconds: The longest audio of one order.
         log_text: Whether the log may quote what users say.
     """
 
     def __init__(
-        self, shelf: VoiceShelf, runtime: Runtime, metrics: Metrics, *, log_text: bool = False
+        self,
+        shelf: VoiceShelf,
+        runtime: Runtime,
+        metrics: Metrics,
+        *,
+        max_audio_seconds: float = math.inf,
+        log_text: bool = False,
     ) -> None:
         self.shelf = shelf
         self.runtime = runtime
         self.metrics = metrics
         self.ready = False
+        self._max_audio_seconds = max_audio_seconds
         self._log_text = log_text
         self._draining = False
+        self._in_flight = 0
         self._planners = ThreadPoolExecutor(PLANNERS, thread_name_prefix="planner")
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
 
@@ -300,18 +298,26 @@ class Speaker:
         """Ask the store for news of the voices; see `VoiceShelf.refresh`."""
         await asyncio.get_running_loop().run_in_executor(self._loader, self.shelf.refresh)
 
+    async def settle(self) -> None:
+        """Measure which variants of the voices are the fastest, if nobody is speaking; see `VoiceShelf.settle`."""
+        await asyncio.get_running_loop().run_in_executor(
+            self._loader, self.shelf.settle, lambda: not self._in_flight and not self._draining
+        )
+
     async def start(self, order: Order) -> Speaking:
         """Begin to speak an order; comes back when there is something to hear.
 
         Raises:
-            OverloadedError: Too much is waiting, or the server is stopping.
+            OverloadedError: Too much is waiting.
+            StoppingError: The server is stopping.
             DeadlineError: The order's deadline has passed.
             NotFoundError: There is no such voice.
             TextError: Nothing of the text can be spoken.
-            RequestError: The order cannot be spoken as it is meant.
+            RequestError: The order cannot be spoken as it is meant, or would be far too long.
             VitsError: The voice cannot be used, the store or the engine failed.
         """
         begun = time.monotonic()
+        self._in_flight += 1
         self.metrics.requests_in_flight.inc()
         speaking: Speaking | None = None
         span = tracing.begin(order.door, order.request_id)
@@ -345,12 +351,15 @@ class Speaker:
         try:
             deadline = None if order.deadline_seconds is None else begun + order.deadline_seconds
             request = self.runtime.admit(
-                loaded.version.reference,
+                loaded.key,
                 len(order.text) / order.speaking_rate,
                 priority=order.priority,
                 deadline=deadline,
             )
             plan = await loop.run_in_executor(self._planners, self._plan, loaded, order)
+            predicted = self.runtime.predicted_seconds(loaded.key, plan)
+            if predicted > self._max_audio_seconds * CLEARLY_TOO_LONG:
+                raise audio_too_long(self._max_audio_seconds, predicted)
             speaking = Speaking(self.runtime, request, loaded, plan)
             speaking.timing = self.runtime.begin(
                 request,
@@ -383,7 +392,7 @@ class Speaker:
     def _plan(self, loaded: LoadedVoice, order: Order) -> Plan:
         return loaded.voice.plan(
             order.text,
-            order.parameters,
+            order,
             ssml=order.ssml,
             language=order.language,
             lexicon=loaded.lexicon.current() if loaded.lexicon else None,
@@ -391,6 +400,7 @@ class Speaker:
 
     def _note(self, order: Order, speaking: Speaking | None, outcome: str, seconds: float) -> None:
         """Count an order that has ended, and log it."""
+        self._in_flight -= 1
         self.metrics.requests_in_flight.dec()
         voice = speaking.voice if speaking else ""
         self.metrics.requests.labels(order.door, voice, outcome).inc()

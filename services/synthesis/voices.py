@@ -26,6 +26,7 @@ from shared.registry import Registry, Version, default_voice
 from shared.text.front_end import FrontEnd
 from shared.text.lexicon import Lexicon, LexiconFile
 from shared.voice.runtime import Worker
+from shared.voice.selection import usable_variants
 from shared.voice.voice import Plan, SpeechParameters
 
 logger = logging.getLogger("vits.voices")
@@ -41,6 +42,10 @@ class VoiceLike(Worker, Protocol):
     @property
     def front_end(self) -> FrontEnd:
         """Reads texts."""
+
+    @property
+    def variant(self) -> str:
+        """Which of the voice's variants it is."""
 
     def plan(
         self,
@@ -62,6 +67,9 @@ class VoiceLike(Worker, Protocol):
 
 #: Opens a voice's folder.
 OpenVoice = Callable[[Path], VoiceLike]
+#: Says which variant a folder is best opened with from now on, or nothing for now. It is given whether nobody
+#: disturbs the measurement.
+ChooseVariant = Callable[[Path, Callable[[], bool]], str | None]
 
 
 @dataclass(eq=False)
@@ -71,18 +79,27 @@ class LoadedVoice:
     Attributes:
         version: What it is.
         voice: Speaks.
+        folder: Where it was opened.
         lexicon: The operator's words for it, where there are any.
         size: Bytes of memory that it is taken to need.
         leases: How many are speaking with it; while there are any it stays.
         used: When it was last asked for, as a number that grows.
+        settled: Whether it is known that no other variant of it is faster here.
     """
 
     version: Version
     voice: VoiceLike
+    folder: Path
     lexicon: LexiconFile | None = None
     size: int = 0
     leases: int = 0
     used: int = 0
+    settled: bool = False
+
+    @property
+    def key(self) -> str:
+        """What it is to the scheduler: variants of one version have speeds of their own, and share no calls."""
+        return f"{self.version.reference}:{self.voice.variant}"
 
 
 class VoiceShelf:
@@ -99,7 +116,8 @@ class VoiceShelf:
             the first request.
         memory_bytes: What the voices together may need; 0 for no limit.
         lexicons: A folder with a lexicon ``<voice>.json`` or ``<voice>.tsv`` for each voice that has one.
-        forget: Called with the reference of a version that was unloaded.
+        forget: Called with the `LoadedVoice.key` of what was unloaded.
+        choose: Measures variants; voices stay as they were opened where not given.
     """
 
     def __init__(
@@ -112,6 +130,7 @@ class VoiceShelf:
         memory_bytes: int = 0,
         lexicons: Path | None = None,
         forget: Callable[[str], None] = lambda _: None,
+        choose: ChooseVariant | None = None,
     ) -> None:
         self.registry = registry
         self._open_voice = open_voice
@@ -120,12 +139,15 @@ class VoiceShelf:
         self._memory_bytes = memory_bytes
         self._lexicons = lexicons
         self._forget = forget
+        self._choose = choose
         self._lock = threading.Lock()
         self._loading = threading.Lock()
         self._resolved: dict[str, str] = {}
         """References that were asked for, and the version that each names."""
         self._loaded: dict[str, LoadedVoice] = {}
         self._refused: set[str] = set()
+        self._replaced: list[LoadedVoice] = []
+        """Voices that another variant has taken the place of, with which somebody still speaks."""
         self._clock = count()
 
     # ------------------------------------------------------------------------------------------- for callers
@@ -208,8 +230,18 @@ class VoiceShelf:
         """
         start = time.perf_counter()
         folder = self.registry.fetch(version)
-        size = memory_of(folder)
-        self._make_room(size, version, beyond=beyond)
+        self._make_room(memory_of(folder), version, beyond=beyond)
+        loaded = self._open(version, folder)
+        seconds = time.perf_counter() - start
+        with self._lock:
+            self._put(loaded)
+        self._metrics.voice_load_seconds.observe(seconds)
+        logger.info("voice %s loaded in %.2f s, variant %s", version.reference, seconds, loaded.voice.variant)
+        if warning := commercial_warning(f"voice {version.reference}", version.manifest.licence):
+            logger.warning("%s", warning)
+        return loaded
+
+    def _open(self, version: Version, folder: Path) -> LoadedVoice:
         voice = self._open_voice(folder)
         try:
             lexicon = self._lexicon(version.name, voice)
@@ -217,17 +249,12 @@ class VoiceShelf:
         except Exception:
             voice.close()
             raise
-        seconds = time.perf_counter() - start
-        loaded = LoadedVoice(version, voice, lexicon, size)
-        with self._lock:
-            self._loaded[version.reference] = loaded
-            loaded.used = next(self._clock)
-            self._tell(loaded, present=True)
-        self._metrics.voice_load_seconds.observe(seconds)
-        logger.info("voice %s loaded in %.2f s", version.reference, seconds)
-        if warning := commercial_warning(f"voice {version.reference}", version.manifest.licence):
-            logger.warning("%s", warning)
-        return loaded
+        return LoadedVoice(version, voice, folder, lexicon, memory_of(folder))
+
+    def _put(self, loaded: LoadedVoice) -> None:
+        self._loaded[loaded.version.reference] = loaded
+        loaded.used = next(self._clock)
+        self._tell(loaded, present=True)
 
     def _lexicon(self, name: str, voice: VoiceLike) -> LexiconFile | None:
         if self._lexicons is None:
@@ -271,8 +298,14 @@ class VoiceShelf:
 
     def _take_if_forsaken(self, loaded: LoadedVoice) -> list[LoadedVoice]:
         """Take a voice off the shelf if nobody speaks with it and no name leads to it."""
+        if loaded.leases:
+            return []
         reference = loaded.version.reference
-        if loaded.leases or reference in self._resolved.values() or self._loaded.get(reference) is not loaded:
+        if loaded in self._replaced:
+            self._replaced.remove(loaded)
+            self._tell(loaded, present=False)
+            return [loaded]
+        if reference in self._resolved.values() or self._loaded.get(reference) is not loaded:
             return []
         self._take(loaded)
         return [loaded]
@@ -287,14 +320,14 @@ class VoiceShelf:
         """Close voices that were taken off the shelf; without its lock, for the runtime has one of its own."""
         for loaded in taken:
             loaded.voice.close()
-            self._forget(loaded.version.reference)
-            logger.info("voice %s unloaded", loaded.version.reference)
+            self._forget(loaded.key)
+            logger.info("voice %s unloaded, variant %s", loaded.version.reference, loaded.voice.variant)
 
     def _tell(self, loaded: LoadedVoice, *, present: bool) -> None:
         sign = 1 if present else -1
         self._metrics.voices_loaded.inc(sign)
         self._metrics.voice_memory_bytes.inc(sign * loaded.size)
-        labels = loaded.version.name, loaded.version.id
+        labels = loaded.version.name, loaded.version.id, loaded.voice.variant
         if present:
             self._metrics.voice_loaded.labels(*labels).set(1)
         else:
@@ -350,12 +383,84 @@ class VoiceShelf:
         self._metrics.voice_refusals.labels(version.name).inc()
         logger.error("voice %s cannot be used, and %s stays in its place: %s", version.reference, old, error)
 
+    # --------------------------------------------------------------------------------------------- variants
+
+    def in_use(self) -> dict[str, str]:
+        """The variant that each loaded version speaks with, by the version's reference."""
+        with self._lock:
+            return {reference: loaded.voice.variant for reference, loaded in self._loaded.items()}
+
+    def settle(self, undisturbed: Callable[[], bool]) -> None:
+        """Have voices that were not measured yet measured, and those swapped of which another variant is faster.
+
+        Who is speaking keeps the variant. One that cannot be used leaves everything as it was.
+
+        Args:
+            undisturbed: Whether nobody is speaking, so that a measurement is worth something and disturbs nobody.
+        """
+        if self._choose is None:
+            return
+        with self._loading:
+            with self._lock:
+                unsettled = [loaded for loaded in self._loaded.values() if not loaded.settled]
+            for loaded in unsettled:
+                if not undisturbed():
+                    return
+                try:
+                    self._settle(loaded, self._choose, undisturbed)
+                except Exception as error:  # whatever is wrong with a variant, the one that speaks goes on
+                    loaded.settled = True
+                    logger.warning(
+                        "voice %s stays with variant %s: %s",
+                        loaded.version.reference,
+                        loaded.voice.variant,
+                        error,
+                    )
+
+    def _settle(self, old: LoadedVoice, choose: ChooseVariant, undisturbed: Callable[[], bool]) -> None:
+        with self._lock:
+            held = sum(loaded.size for loaded in [*self._loaded.values(), *self._replaced])
+        most = held + len(usable_variants(old.voice.spec)) * old.size
+        if self._memory_bytes and most > self._memory_bytes:
+            old.settled = True
+            logger.info(
+                "voice %s stays with variant %s: measuring all of them side by side takes %d MB, which are not there",
+                old.version.reference,
+                old.voice.variant,
+                most >> 20,
+            )
+            return
+        chosen = choose(old.folder, undisturbed)
+        if chosen is None:
+            return
+        old.settled = True
+        if chosen == old.voice.variant:
+            return
+        new = self._open(old.version, old.folder)
+        new.settled = True
+        with self._lock:
+            if self._loaded.get(old.version.reference) is not old:  # it was unloaded in the meantime
+                forsaken = [new]
+            else:
+                self._put(new)
+                self._replaced.append(old)
+                forsaken = self._take_if_forsaken(old)
+        self._close(forsaken)
+        logger.info(
+            "voice %s speaks with variant %s now, after %s",
+            old.version.reference,
+            new.voice.variant,
+            old.voice.variant,
+        )
+
     def close(self) -> None:
         """Unload every voice. Nobody may be speaking any more."""
         with self._lock:
             leaving = list(self._loaded.values())
             for loaded in leaving:
                 self._take(loaded)
+            leaving += self._replaced
+            self._replaced = []
         self._close(leaving)
 
 

@@ -26,6 +26,10 @@ CUT_BETWEEN_WORDS = 0.3
 #: A part of a long sentence may fill so much of a segment: read apart, it may have a few tokens more.
 FILL = 0.95
 
+#: The first part of a text that begins with a sentence too long for one segment has no more ids than about
+#: this, for somebody waits for it in silence. A sentence that fits a segment is never cut for it.
+FIRST_TOKENS = 96
+
 #: A sentence of so many characters for each token of a segment is cut before it is read.
 LONG = 4
 
@@ -90,7 +94,8 @@ def arrange(
     unknown: list[str] = []
     asked = False
     for stretch in stretches:
-        for piece in _fit(stretch, front_end, max_tokens):
+        first_tokens = max_tokens if pieces else min(FIRST_TOKENS, max_tokens)
+        for piece in _fit(stretch, front_end, max_tokens, first_tokens):
             unknown += piece.tokens.unknown
             if piece.tokens.ids or (piece.pause_seconds and stretch.asked):
                 pieces.append(piece)
@@ -197,14 +202,17 @@ def split_ready(text: str) -> tuple[str, str]:
 # ------------------------------------------------------------------------------------------- cutting
 
 
-def _fit(stretch: Stretch, front_end: FrontEnd, max_tokens: int) -> Iterator[Piece]:
-    """A stretch as one piece, or as several of about equal length when it is too long for one."""
+def _fit(stretch: Stretch, front_end: FrontEnd, max_tokens: int, first_tokens: int) -> Iterator[Piece]:
+    """A stretch as one piece, or as several when it is too long for one.
+
+    They are of about equal length, but for the first where ``first_tokens`` is less than ``max_tokens``.
+    """
     units = stretch.units
     if not units:
         yield Piece("", Tokens((), (), ()), (), stretch.pause_seconds, 1.0)
         return
     if sum(len(unit.spoken) + 1 for unit in units) > LONG * max_tokens:
-        yield from _fit_long(stretch, front_end, max_tokens)
+        yield from _fit_long(stretch, front_end, max_tokens, first_tokens)
         return
     spoken = speak(front_end, units)
     if len(spoken.tokens.ids) <= max_tokens:
@@ -219,15 +227,17 @@ def _fit(stretch: Stretch, front_end: FrontEnd, max_tokens: int) -> Iterator[Pie
         *firsts, last = ([part] for part in shorter)
         pauses = [0.0] * len(firsts)
     else:
-        cuts = _cuts(units, spoken, max_tokens)
+        cuts = _cuts(units, spoken, max_tokens, first_tokens)
         *firsts, last = (list(units[a:b]) for a, b in zip([0, *cuts], [*cuts, len(units)], strict=True))
         pauses = [CLAUSE_PAUSE if units[cut - 1].spoken in CLAUSE_MARKS else 0.0 for cut in cuts]
     for part, pause in zip(firsts, pauses, strict=True):
-        yield from _fit(Stretch(tuple(part), pause), front_end, max_tokens)
-    yield from _fit(Stretch(tuple(last), stretch.pause_seconds, stretch.asked), front_end, max_tokens)
+        yield from _fit(Stretch(tuple(part), pause), front_end, max_tokens, first_tokens)
+        first_tokens = max_tokens
+    rest = Stretch(tuple(last), stretch.pause_seconds, stretch.asked)
+    yield from _fit(rest, front_end, max_tokens, first_tokens)
 
 
-def _fit_long(stretch: Stretch, front_end: FrontEnd, max_tokens: int) -> Iterator[Piece]:
+def _fit_long(stretch: Stretch, front_end: FrontEnd, max_tokens: int, first_tokens: int) -> Iterator[Piece]:
     """A stretch that is surely far too long, cut by its characters: it would be slow to read as one."""
     most = LONG * max_tokens // 2
     units = [
@@ -238,15 +248,18 @@ def _fit_long(stretch: Stretch, front_end: FrontEnd, max_tokens: int) -> Iterato
     begun, length = 0, 0
     for index, unit in enumerate(units):
         if index > begun and length + len(unit.spoken) > most:
-            yield from _fit(Stretch(tuple(units[begun:index]), 0.0), front_end, max_tokens)
-            begun, length = index, 0
+            yield from _fit(Stretch(tuple(units[begun:index]), 0.0), front_end, max_tokens, first_tokens)
+            begun, length, first_tokens = index, 0, max_tokens
         length += len(unit.spoken) + 1
     last = Stretch(tuple(units[begun:]), stretch.pause_seconds, stretch.asked)
-    yield from _fit(last, front_end, max_tokens)
+    yield from _fit(last, front_end, max_tokens, first_tokens)
 
 
-def _cuts(units: Sequence[Unit], spoken: Spoken, max_tokens: int) -> list[int]:
-    """Where to cut units into about so many parts: near equal lengths, at marks rather than between words."""
+def _cuts(units: Sequence[Unit], spoken: Spoken, max_tokens: int, first_tokens: int) -> list[int]:
+    """Where to cut units that are too long for a segment: at marks rather than between words.
+
+    The parts have near equal lengths, but for a shorter first one where ``first_tokens`` says so.
+    """
     total = len(spoken.tokens.ids)
     candidates = [index for index in range(1, len(units)) if _may_cut(units, index)] or [
         *range(1, len(units))
@@ -256,6 +269,8 @@ def _cuts(units: Sequence[Unit], spoken: Spoken, max_tokens: int) -> list[int]:
     begun, at = 0, 0
     while total - begun > most and at < len(candidates):
         ideal = (total - begun) / -(-(total - begun) // most)
+        if not cuts:
+            ideal = min(ideal, first_tokens)
         best, least = at, float("inf")
         for position in range(at, len(candidates)):
             length = spoken.starts[candidates[position]] - begun

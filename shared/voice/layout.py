@@ -1,6 +1,8 @@
 """Several narrow computations at once, or one wide one: whichever makes more audio on this machine.
 
-Which it is depends on the voice, the engine and the machine, so it is measured, once, and remembered.
+Which it is depends on the voice, the engine and the machine, so it is measured, once, and remembered. So is
+which of a voice's variants is the fastest, but that takes longer: a voice opens with the one that its export
+recommends, and again with another when there was time to measure.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from shared.text.tokens import Tokens
+from shared.voice.selection import choose_variant, remembered_variant
+from shared.voice.spec import VoiceSpec
 from shared.voice.voice import Utterance, Voice
 from shared.voice.windows import plan_windows
 
@@ -31,11 +35,11 @@ class Opening:
     """Opens voices, all of them in the layout that was best for the first.
 
     Args:
-        variant: As for `Voice.open`.
+        variant: As for `Voice.open`; of ``auto`` the fastest, once it is known.
         threads: Threads that all computations use together; every CPU where 0.
         streams: Computations at once; measured where 0.
         max_call_seconds: Several streams are not taken if one of their calls lasts longer.
-        memory: A file that remembers what was measured; nothing is remembered where not given.
+        memory: A folder with files that remember what was measured; none where not given.
         tell: Told of the streams as soon as they are known.
     """
 
@@ -53,8 +57,10 @@ class Opening:
         self._threads = threads or len(os.sched_getaffinity(0))
         self._streams = streams
         self._max_call_seconds = max_call_seconds
-        self._memory = memory
+        self._memory = memory / "layouts.json" if memory else None
+        self._variants = memory / "variants.json" if memory else None
         self._tell = tell
+        self._chosen: dict[Path, str] = {}
         if streams:
             tell(streams)
 
@@ -66,7 +72,31 @@ class Opening:
         return self._open(folder, self._streams)
 
     def _open(self, folder: Path, streams: int) -> Voice:
-        return Voice.open(folder, variant=self._variant, threads=self._threads, streams=streams)
+        variant = self._variant
+        if variant == "auto":
+            spec = VoiceSpec.read(folder)
+            known = remembered_variant(folder, spec, threads=self._threads, cache=self._variants)
+            variant = self._chosen.get(folder) or known or variant
+        return Voice.open(folder, variant=variant, threads=self._threads, streams=streams)
+
+    def choose(self, folder: Path, undisturbed: Callable[[], bool]) -> str | None:
+        """The variant to open a voice with, measured if it has to be; see `choose_variant`.
+
+        Returns:
+            Its name; from now on it is opened with that one. None where it could not be measured.
+        """
+        if self._variant != "auto":
+            return self._variant
+        chosen = choose_variant(
+            folder,
+            VoiceSpec.read(folder),
+            threads=self._threads,
+            cache=self._variants,
+            undisturbed=undisturbed,
+        )
+        if chosen:
+            self._chosen[folder] = chosen
+        return chosen
 
     def _choose(self, folder: Path) -> int:
         best, most = 1, 0.0

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.errors import DeadlineError, OverloadedError
+from shared.errors import DeadlineError, StoppingError
 from shared.metrics import Metrics
 from shared.voice.scheduler import Event, Finish, Job, Policy, Priority, Release, Scheduler, WindowShape
 from shared.voice.spec import VoiceSpec
@@ -155,7 +155,8 @@ class Runtime:
         """Let a request in; `begin` or `cancel` must follow. See `Scheduler.admit`.
 
         Raises:
-            OverloadedError: Those before it need too long, or the runtime is closed.
+            OverloadedError: Those before it need too long.
+            StoppingError: The runtime is closed.
         """
         with self._changed:
             if self._closed:
@@ -189,7 +190,7 @@ class Runtime:
 
         Raises:
             DeadlineError: Its deadline has passed already.
-            OverloadedError: The runtime was closed in the meantime.
+            StoppingError: The runtime was closed in the meantime.
         """
         with self._changed:
             if self._closed:
@@ -199,9 +200,7 @@ class Runtime:
                 raise DeadlineError("The deadline passed before the text could be spoken")
             work = _Work(worker, name, plan, listener, Timing(), freed, admitted)
             self._works[request] = work
-            rate = plan.speaking_rate
-            lengths = [len(segment.text) / (rate * segment.speaking_rate) for segment in plan.script.segments]
-            self._scheduler.plan(request, lengths)
+            self._scheduler.plan(request, _lengths(plan))
             self._changed.notify()
             return work.timing
 
@@ -218,6 +217,12 @@ class Runtime:
             if self._scheduler.cancel(request) and request in self._works:
                 self._end(request)
             self._changed.notify()
+
+    def predicted_seconds(self, voice: str, plan: Plan) -> float:
+        """How long a text is predicted to sound, pauses included."""
+        pauses = sum(segment.pause_seconds for segment in plan.script.segments)
+        with self._changed:
+            return pauses + self._scheduler.audio_seconds(voice, sum(_lengths(plan)))
 
     def backlog_seconds(self) -> float:
         """How long what waits will take."""
@@ -392,6 +397,13 @@ class Runtime:
                 work.freed()
 
 
-def stopping() -> OverloadedError:
+def _lengths(plan: Plan) -> list[float]:
+    """Characters of each segment, divided by its speaking rate: what the scheduler predicts by."""
+    return [
+        len(segment.text) / (plan.speaking_rate * segment.speaking_rate) for segment in plan.script.segments
+    ]
+
+
+def stopping() -> StoppingError:
     """What callers are told while the server stops."""
-    return OverloadedError("The server is stopping; ask another one", retry_after_seconds=5.0)
+    return StoppingError("The server is stopping; ask another one", retry_after_seconds=5.0)

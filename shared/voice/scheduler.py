@@ -507,6 +507,10 @@ class Scheduler:
             needed += request.undecoded * speed.decode
         return needed / self.policy.streams
 
+    def audio_seconds(self, voice: str, characters: float) -> float:
+        """How long a text is predicted to sound; ``characters`` as for `admit`."""
+        return characters * self._speed(voice).character
+
     def _speed(self, voice: str) -> _Speed:
         return self._speeds.setdefault(voice, _Speed())
 

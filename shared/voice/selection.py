@@ -2,7 +2,8 @@
 
 `recommended_variant` says it at once, from what export wrote and from what the CPU can do. `choose_variant`
 measures: it decodes a few windows with each variant that may be used, interleaved, and takes the fastest. The
-result is remembered in a file, by the voice's contents, the CPU and the number of threads.
+result is remembered in a file, by the voice's contents, the CPU and the number of threads; `remembered_variant`
+looks it up.
 
 A variant may be used if this machine can run it and somebody vouches for it: the parity check (``reference``)
 or the quality gate (``passed``). ``fp32`` may always be used.
@@ -17,6 +18,7 @@ import logging
 import os
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +49,25 @@ def recommended_variant(spec: VoiceSpec) -> str:
     return next((name for name in spec.recommended if name in usable), PORTABLE)
 
 
-def choose_variant(folder: Path, spec: VoiceSpec, *, threads: int | None, cache: Path | None) -> str:
+def remembered_variant(
+    folder: Path, spec: VoiceSpec, *, threads: int | None, cache: Path | None
+) -> str | None:
+    """What `choose_variant` says without measuring; None where it would have to."""
+    usable = usable_variants(spec)
+    if len(usable) == 1:
+        return usable[0]
+    known = _read(cache).get(_key(folder, usable, threads))
+    return str(known) if known in usable else None
+
+
+def choose_variant(
+    folder: Path,
+    spec: VoiceSpec,
+    *,
+    threads: int | None,
+    cache: Path | None,
+    undisturbed: Callable[[], bool] = lambda: True,
+) -> str | None:
     """The fastest variant that may be used here, by a measurement of a few seconds.
 
     Args:
@@ -55,18 +75,18 @@ def choose_variant(folder: Path, spec: VoiceSpec, *, threads: int | None, cache:
         spec: Its ``voice.json``.
         threads: As for `open_engine`.
         cache: A file to remember the result in; where it cannot be written, the next call measures again.
+        undisturbed: Asked before each call; as soon as it is not so any more, the measurement is given up.
 
     Returns:
-        Its name. A variant that fails is left out, and logged.
+        Its name. A variant that fails is left out, and logged. None where the measurement was given up.
     """
+    known = remembered_variant(folder, spec, threads=threads, cache=cache)
+    if known:
+        return known
     usable = usable_variants(spec)
-    if len(usable) == 1:
-        return usable[0]
-    key = _key(folder, usable, threads)
-    known = _read(cache).get(key)
-    if known in usable:
-        return str(known)
-    seconds = measure_variants(folder, spec, usable, threads=threads)
+    seconds = measure_variants(folder, spec, usable, threads=threads, undisturbed=undisturbed)
+    if seconds is None:
+        return None
     fastest = min(seconds, key=lambda name: seconds[name], default=PORTABLE)
     logger.info(
         "variants by speed: %s",
@@ -78,18 +98,29 @@ def choose_variant(folder: Path, spec: VoiceSpec, *, threads: int | None, cache:
         with contextlib.suppress(OSError):  # a volume that is full or read-only costs a measurement, no more
             cache.parent.mkdir(parents=True, exist_ok=True)
             temporary = cache.with_suffix(f".{os.getpid()}")
-            temporary.write_text(json.dumps(_read(cache) | {key: fastest}), encoding="utf-8")
+            known_by_key = _read(cache) | {_key(folder, usable, threads): fastest}
+            temporary.write_text(json.dumps(known_by_key), encoding="utf-8")
             temporary.replace(cache)
     return fastest
 
 
 def measure_variants(
-    folder: Path, spec: VoiceSpec, names: list[str], *, threads: int | None
-) -> dict[str, float]:
-    """Seconds that flow and decoder take for one full window, by variant; without those that fail."""
+    folder: Path,
+    spec: VoiceSpec,
+    names: list[str],
+    *,
+    threads: int | None,
+    undisturbed: Callable[[], bool] = lambda: True,
+) -> dict[str, float] | None:
+    """Seconds that flow and decoder take for one full window, by variant; without those that fail.
+
+    None where it was disturbed.
+    """
     engines: dict[str, Engine] = {}
     try:
         for name in names:
+            if not undisturbed():
+                return None
             try:
                 engines[name] = open_engine(folder, spec.variants[name], threads=threads)
                 _window(engines[name], spec)  # what is prepared at the first call
@@ -101,6 +132,8 @@ def measure_variants(
         seconds: dict[str, list[float]] = {name: [] for name in engines}
         for _ in range(ROUNDS):  # interleaved, so that what else the machine does falls on all alike
             for name, engine in engines.items():
+                if not undisturbed():
+                    return None
                 start = time.perf_counter()
                 _window(engine, spec)
                 seconds[name].append(time.perf_counter() - start)

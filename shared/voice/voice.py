@@ -30,7 +30,7 @@ from shared.text.script import Script, plan_script
 from shared.voice.durations import expand_prior, frame_counts
 from shared.voice.engine import Engine, open_engine
 from shared.voice.noise import SEED_LIMIT, Stream, draw_seed, standard_normal
-from shared.voice.selection import recommended_variant
+from shared.voice.selection import PORTABLE, recommended_variant
 from shared.voice.spec import VoiceSpec
 from shared.voice.windows import Window, each_width, plan_windows
 
@@ -48,7 +48,7 @@ class SpeechFields(TypedDict, total=False):
     noise_scale_duration: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SpeechParameters:
     """How a text is spoken.
 
@@ -156,11 +156,13 @@ class Voice:
     Args:
         spec: What its ``voice.json`` says.
         engine: Computes its graphs.
+        variant: Which of its variants they are.
     """
 
-    def __init__(self, spec: VoiceSpec, engine: Engine) -> None:
+    def __init__(self, spec: VoiceSpec, engine: Engine, variant: str = PORTABLE) -> None:
         self.spec = spec
         self.engine = engine
+        self.variant = variant
         self.front_end = FrontEnd.from_spec(spec.front_end)
 
     @classmethod
@@ -183,7 +185,7 @@ class Voice:
         """
         spec = VoiceSpec.read(folder)
         name = recommended_variant(spec) if variant == "auto" else variant
-        return cls(spec, open_engine(folder, spec.variant(name), threads=threads, streams=streams))
+        return cls(spec, open_engine(folder, spec.variant(name), threads=threads, streams=streams), name)
 
     def warm_up(self) -> None:
         """Compute each width of window, and encoder and flow once: what a first caller would wait for.

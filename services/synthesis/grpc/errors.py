@@ -33,6 +33,7 @@ from shared.errors import (
     QualityError,
     QuotaError,
     RequestError,
+    StoppingError,
     StoreError,
     TextError,
     UserError,
@@ -66,10 +67,6 @@ class Row:
 
     status: StatusCode
     reason: str
-
-
-class StoppingError(OverloadedError):
-    """The server is about to stop; another one may be there already."""
 
 
 _INTERNAL = Row(StatusCode.INTERNAL, "INTERNAL")

@@ -17,12 +17,11 @@ import grpc
 import numpy as np
 
 from services.synthesis.access import metered
-from services.synthesis.grpc.errors import StoppingError
 from services.synthesis.grpc.packing import Packer, Samples, TimedLike, speech_start, timestamps
 from services.synthesis.grpc.requests import Wanted
 from services.synthesis.pieces import Pieces
 from services.synthesis.speaker import Speaker, Speaking
-from shared.errors import OverloadedError, RequestError, TextError
+from shared.errors import OverloadedError, RequestError, StoppingError, TextError
 from shared.protos.vits.synthesis.v1 import synthesis_pb2 as pb
 from shared.text.segmentation import SENTENCE_PAUSE
 

@@ -31,7 +31,7 @@ from services.synthesis.grpc.packing import Packer, pack_whole, speech_start, ti
 from services.synthesis.grpc.requests import Wanted, parse
 from services.synthesis.http.catalogue import describe
 from services.synthesis.speaker import Order, Speaker
-from shared.errors import DeadlineError, OverloadedError, QuotaError, RequestError
+from shared.errors import DeadlineError, OverloadedError, QuotaError, RequestError, StoppingError
 from shared.protos.vits.synthesis.v1 import synthesis_pb2 as pb
 from shared.protos.vits.synthesis.v1 import synthesis_pb2_grpc as pb_grpc
 
@@ -261,11 +261,9 @@ class SynthesisServicer(pb_grpc.SynthesisServiceServicer):
                 try:
                     speech = await self._whole(call, wanted)
                     return pb.SynthesizeBatchResponse(index=index, speech=speech)
-                except QuotaError:
+                except (QuotaError, StoppingError):
                     raise
                 except OverloadedError as error:
-                    if self.draining.is_set():
-                        raise
                     await asyncio.sleep(min(error.retry_after_seconds, MAX_BATCH_WAIT_SECONDS))
         except Exception as error:
             row, violations = row_of(error), violations_of(error)

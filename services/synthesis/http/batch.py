@@ -17,7 +17,7 @@ from services.synthesis.http.errors import error_content, row_of, to_json
 from services.synthesis.http.requests import BatchRequest, parse
 from services.synthesis.http.speech import Delivery, whole
 from shared.audio_encoding import FORMATS
-from shared.errors import OverloadedError, QuotaError
+from shared.errors import OverloadedError, QuotaError, StoppingError
 
 #: Texts of one batch that are spoken at once: enough to fill the engine, few enough to keep little in memory.
 _AT_ONCE = 4
@@ -75,7 +75,7 @@ async def _line(call: Call, wanted: BatchRequest, number: int) -> dict[str, Any]
             try:
                 speaking = await call.speaker.start(order)
                 break
-            except QuotaError:
+            except (QuotaError, StoppingError):
                 raise
             except OverloadedError as error:  # a batch can wait
                 await asyncio.sleep(min(error.retry_after_seconds, _LONGEST_WAIT_SECONDS))

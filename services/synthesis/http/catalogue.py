@@ -39,12 +39,16 @@ async def voice(call: Call) -> Response:
 
 
 async def describe(speaker: Speaker, version: Version) -> dict[str, Any]:
-    """Name, version, licence, sources and consent of a voice, and what can be asked of it."""
+    """Name, version, licence, sources and consent of a voice, and what can be asked of it.
+
+    ``variant`` is what it speaks with here; None while it is not loaded.
+    """
     spec = await asyncio.to_thread(_spec, speaker.shelf.registry, version.reference, version.prefix)
     return {
         "id": version.name,
         "name": version.name,
         "version": version.id,
+        "variant": speaker.shelf.in_use().get(version.reference),
         "created": version.manifest.created.isoformat(),
         "licence": version.manifest.licence,
         "sources": list(version.manifest.sources),

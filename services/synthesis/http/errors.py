@@ -33,6 +33,7 @@ from shared.errors import (
     QualityError,
     QuotaError,
     RequestError,
+    StoppingError,
     StoreError,
     TextError,
     UserError,
@@ -106,6 +107,7 @@ ERRORS: dict[type[VitsError], Row] = {
     EngineError: Row(HTTPStatus.INTERNAL_SERVER_ERROR, "server_error", "engine_failed"),
     OverloadedError: Row(HTTPStatus.TOO_MANY_REQUESTS, "rate_limit_error", "overloaded"),
     QuotaError: Row(HTTPStatus.TOO_MANY_REQUESTS, "rate_limit_error", "quota_exceeded"),
+    StoppingError: Row(HTTPStatus.SERVICE_UNAVAILABLE, "server_error", "stopping"),
     DeadlineError: Row(HTTPStatus.GATEWAY_TIMEOUT, "server_error", "deadline_exceeded"),
 }
 

@@ -107,6 +107,10 @@ _ANSWERS: dict[str, Any] = {
         id=_STRING,
         name=_STRING,
         version=_STRING,
+        variant={
+            "type": ["string", "null"],
+            "description": "What it speaks with here; null while not loaded.",
+        },
         created=_STRING | {"format": "date-time"},
         licence=_STRING,
         sources=_STRINGS | {"description": "What the voice was made from."},

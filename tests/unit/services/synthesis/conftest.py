@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 import time
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
 from services.synthesis.speaker import Speaker
-from services.synthesis.voices import VoiceShelf
+from services.synthesis.voices import ChooseVariant, VoiceShelf
 from shared.errors import EngineError, TextError
 from shared.metrics import Metrics
 from shared.registry import Registry
@@ -85,8 +86,8 @@ class FakeVoice(Voice):
         decoded: Windows decoded so far.
     """
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(VoiceSpec.model_validate(SPEC), FakeEngine())
+    def __init__(self, folder: Path, variant: str = "fp32") -> None:
+        super().__init__(VoiceSpec.model_validate(SPEC), FakeEngine(), variant)
         self.folder = folder
         self.calls: list[str] = []
         self.gate, self.decoder_gate = threading.Event(), threading.Event()
@@ -167,12 +168,13 @@ class Opener:
     def __init__(self) -> None:
         self.opened: list[FakeVoice] = []
         self.error: Exception | None = None
+        self.variant = "fp32"
 
     def __call__(self, folder: Path) -> FakeVoice:
         time.sleep(0.01)  # long enough for a second caller to come
         if self.error:
             raise self.error
-        self.opened.append(FakeVoice(folder))
+        self.opened.append(FakeVoice(folder, self.variant))
         return self.opened[-1]
 
 
@@ -222,6 +224,8 @@ def make_speaker(registry: Registry, opener: Opener, metrics: Metrics) -> Iterat
         max_in_flight: int | None = None,
         memory_bytes: int = 0,
         log_text: bool = False,
+        max_audio_seconds: float = math.inf,
+        choose: ChooseVariant | None = None,
         **policy: Any,
     ) -> Speaker:
         policy = {"streams": workers, "buffer_seconds": 1e6} | policy
@@ -235,8 +239,10 @@ def make_speaker(registry: Registry, opener: Opener, metrics: Metrics) -> Iterat
             default=default,
             memory_bytes=memory_bytes,
             forget=runtime.forget_voice,
+            choose=choose,
         )
-        made.append(Speaker(shelf, runtime, metrics, log_text=log_text))
+        speaker = Speaker(shelf, runtime, metrics, max_audio_seconds=max_audio_seconds, log_text=log_text)
+        made.append(speaker)
         return made[-1]
 
     yield make

@@ -20,6 +20,8 @@ from shared.errors import (
     ModelError,
     NotFoundError,
     OverloadedError,
+    RequestError,
+    StoppingError,
     TextError,
     UserError,
 )
@@ -153,6 +155,29 @@ def test_words_are_timed_as_they_are_heard(speaker: Speaker) -> None:
             words = speaking.timestamps()
         assert [timed.text for timed in words] == ["uno", "dos.", "tres"]
         assert words[2].start_seconds == pytest.approx(8 * 0.01 + 0.1)
+
+    asyncio.run(scene())
+
+
+def test_a_text_that_would_be_far_too_long_is_refused_before_it_is_spoken(
+    make_speaker: MakeSpeaker, opener: Opener
+) -> None:
+    async def scene() -> None:
+        speaker = make_speaker(default="ana", max_audio_seconds=1.0)
+        with pytest.raises(RequestError, match=r"about 6 s long, and longer than the 1 s") as caught:
+            await speaker.speak(Order("x" * 100))  # a character of a voice that was not measured: 0.065 s
+        assert caught.value.param == "text"
+        assert opener.opened[0].calls == ["warm-up"]
+        # This voice speaks a character in 0.01 s, which is known by now.
+        await speaker.speak(Order("x" * 10))
+        await speaker.speak(Order("x" * 100))
+        for slow in (Order("x" * 160), Order("x" * 40, speaking_rate=0.25)):
+            with pytest.raises(RequestError):
+                await speaker.speak(slow)
+        assert len(speaker.runtime) == 0
+        assert speaker.shelf.get().leases == 0
+        labels = {"door": "", "voice": "", "outcome": "refused"}
+        assert value(speaker.metrics, "vits_requests_total", **labels) == 3
 
     asyncio.run(scene())
 
@@ -351,7 +376,7 @@ def test_a_server_that_stops_takes_nothing_more_and_finishes_what_runs(
         await asyncio.sleep(0.01)
         speaker.drain()
         assert not speaker.ready
-        with pytest.raises(OverloadedError, match="stopping"):
+        with pytest.raises(StoppingError, match="stopping"):
             await speaker.speak(Order("otra"))
         opener.opened[0].gate.set()
         assert (await running).duration_seconds == 0.09

@@ -52,10 +52,10 @@ def test_the_least_recently_used_voice_makes_room_but_never_the_default(
     shelf.get("eva")
     assert names(shelf) == {"ana", "eva"}
     assert opener.opened[1].closed
-    assert forgotten == [luis.version.reference]
+    assert forgotten == [luis.key]
     assert value(metrics, "vits_voice_evictions_total") == 1
     assert value(metrics, "vits_voice_memory_bytes") == 20
-    assert value(metrics, "vits_voice_loaded", voice="luis", version=luis.version.id) is None
+    assert value(metrics, "vits_voice_loaded", voice="luis", version=luis.version.id, variant="fp32") is None
     shelf.get("luis")
     assert names(shelf) == {"ana", "luis"}
 
@@ -138,9 +138,78 @@ def test_an_alias_that_moves_under_load_drops_nobody(
         await asyncio.sleep(0.05)
         assert old.closed
         assert value(speaker.metrics, "vits_voices_loaded") == 1
-        assert value(speaker.metrics, "vits_voice_loaded", voice="ana", version=second) == 1
+        assert value(speaker.metrics, "vits_voice_loaded", voice="ana", version=second, variant="fp32") == 1
 
     asyncio.run(scene())
+
+
+def test_a_faster_variant_takes_over_and_drops_nobody(
+    registry: Registry, make_speaker: MakeSpeaker, opener: Opener
+) -> None:
+    async def scene() -> None:
+        speaker = make_speaker(default="ana", choose=lambda _folder, undisturbed: undisturbed() and "quick")
+        await speaker.warm()
+        old = opener.opened[0]
+        old.permits = threading.Semaphore(1)
+        speaking = await speaker.start(Order("una frase. " * 5, seed=1))
+        await speaker.settle()
+        assert len(opener.opened) == 1, "nothing is measured while somebody is speaking"
+        # Whoever begins before the measurement is over keeps what they began with.
+        opener.variant = "quick"
+        speaker.shelf.settle(lambda: True)
+        assert [voice.variant for voice in opener.opened] == ["fp32", "quick"]
+        assert not old.closed
+        reference = speaker.shelf.get().version.reference
+        assert speaker.shelf.in_use() == {reference: "quick"}
+        await speaker.speak(Order("dos"))
+        assert "dos" in opener.opened[1].calls
+        old.permits.release(100)
+        async with speaking:
+            samples = [samples async for samples in speaking]
+        assert sum(map(len, samples)) == len(opener.opened[1].synthesize("una frase. " * 5, seed=1).samples)
+        await asyncio.sleep(0.05)
+        assert old.closed
+        version = speaker.shelf.get().version.id
+        labels = {"voice": "ana", "version": version}
+        assert value(speaker.metrics, "vits_voice_loaded", **labels, variant="quick") == 1
+        assert value(speaker.metrics, "vits_voice_loaded", **labels, variant="fp32") is None
+        assert value(speaker.metrics, "vits_voices_loaded") == 1
+        await speaker.settle()
+        assert len(opener.opened) == 2
+
+    asyncio.run(scene())
+
+
+def test_a_variant_that_cannot_be_used_leaves_everything_as_it_was(
+    registry: Registry, opener: Opener, metrics: Metrics, caplog: pytest.LogCaptureFixture
+) -> None:
+    measured: list[Path] = []
+
+    def choose(folder: Path, _: object) -> str:
+        measured.append(folder)
+        return "quick"
+
+    shelf = VoiceShelf(registry, opener, metrics, default="ana", choose=choose)
+    old = shelf.get()
+    opener.error = ModelError("decoder.onnx is not a graph")
+    shelf.settle(lambda: True)
+    shelf.settle(lambda: True)
+    assert shelf.get() is old
+    assert measured == [old.folder]
+    assert "stays with variant fp32" in caplog.text
+    assert value(metrics, "vits_voices_loaded") == 1
+
+
+def test_variants_are_not_measured_where_memory_is_short(
+    registry: Registry, opener: Opener, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.synthesis.voices.memory_of", lambda _: 10)
+    shelf = VoiceShelf(
+        registry, opener, metrics, default="ana", memory_bytes=15, choose=lambda *_: pytest.fail("measured")
+    )
+    shelf.get()
+    shelf.settle(lambda: True)
+    assert shelf.get().settled
 
 
 def test_a_broken_version_is_refused_once_and_the_old_one_stays(

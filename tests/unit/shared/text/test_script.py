@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from shared.errors import RequestError, TextError
 from shared.text import FrontEnd
 from shared.text.script import MAX_CHARACTERS, Script, plan_script
-from shared.text.segmentation import CLAUSE_PAUSE, PARAGRAPH_PAUSE, SENTENCE_PAUSE, split_ready
+from shared.text.segmentation import CLAUSE_PAUSE, FIRST_TOKENS, PARAGRAPH_PAUSE, SENTENCE_PAUSE, split_ready
 from shared.text.units import MARKS
 from tests.unit.shared.text.conftest import letters
 
@@ -193,12 +193,23 @@ def test_a_voice_without_a_comma_pauses_at_clauses(mms: FrontEnd, spanish_phonem
     assert len(plan_script(text, spanish_phonemes, language="es").segments) == 1
 
 
-def test_unpunctuated_text_is_cut_evenly_between_words(mms: FrontEnd) -> None:
-    script = plan_script("palabra " * 100, mms, language="es")
-    lengths = [len(segment.tokens.ids) for segment in script.segments]
+@pytest.mark.parametrize("words", [30, 100, 400])
+def test_unpunctuated_text_is_cut_evenly_between_words_but_for_a_short_beginning(
+    mms: FrontEnd, words: int
+) -> None:
+    script = plan_script("palabra " * words, mms, language="es")
+    first, *lengths = [len(segment.tokens.ids) for segment in script.segments]
+    assert abs(first - FIRST_TOKENS) < 20
     assert max(lengths) <= 200
     assert min(lengths) > 80
-    assert known_words(script) == ["palabra"] * 100
+    assert known_words(script) == ["palabra"] * words
+
+
+def test_only_the_first_segment_of_a_text_is_short(mms: FrontEnd) -> None:
+    """And a sentence that fits a segment is never cut for it."""
+    whole = plan_script("palabra " * 12 + ". " + "palabra " * 40, mms, language="es").segments
+    assert len(whole[0].tokens.ids) > FIRST_TOKENS + 20
+    assert min(len(segment.tokens.ids) for segment in whole[1:]) > FIRST_TOKENS + 20
 
 
 def test_a_long_sentence_is_rather_cut_at_a_comma(spanish_phonemes: FrontEnd) -> None:

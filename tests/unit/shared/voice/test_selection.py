@@ -15,7 +15,7 @@ from shared.errors import EngineError
 from shared.processor import cpu_features
 from shared.voice import VoiceSpec, engine, selection
 from shared.voice.engine import Arrays, open_engine, why_not
-from shared.voice.selection import choose_variant, recommended_variant, usable_variants
+from shared.voice.selection import choose_variant, recommended_variant, remembered_variant, usable_variants
 from shared.voice.spec import Variant
 
 
@@ -153,6 +153,27 @@ def test_the_fastest_is_chosen_once_and_remembered(
     spec.model_copy(update={"licence": "MIT"}).write(tmp_path)
     assert choose_variant(tmp_path, spec, threads=2, cache=cache) == "bf16"
     assert len(json.loads(cache.read_text())) == 4
+
+
+def test_a_measurement_that_is_disturbed_is_given_up(
+    spec: VoiceSpec, cpu: set[str], times: dict[str, float | None], tmp_path: Path
+) -> None:
+    cpu.update(["avx512_bf16", "avx512_vnni"])
+    cache = tmp_path / "variants.json"
+    for quiet in range(12):
+        answers = iter([True] * quiet + [False])
+        chosen = choose_variant(
+            tmp_path,
+            spec,
+            threads=2,
+            cache=cache,
+            undisturbed=lambda answers=answers: next(answers),  # type: ignore[misc]
+        )
+        assert chosen is None
+        assert sorted(TimedEngine.opened) == sorted(TimedEngine.closed)
+        assert remembered_variant(tmp_path, spec, threads=2, cache=cache) is None
+    assert choose_variant(tmp_path, spec, threads=2, cache=cache) == "int8"
+    assert remembered_variant(tmp_path, spec, threads=2, cache=cache) == "int8"
 
 
 def test_a_variant_that_fails_is_left_out(

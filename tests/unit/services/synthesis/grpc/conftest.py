@@ -141,7 +141,7 @@ class ScriptedSpeaker:
         spec = b'{"language": "es", "sampling_rate": 16000, "speakers": {"eva": 0, "mar": 1}}'
         store = SimpleNamespace(read=lambda path: spec)
         default = SimpleNamespace(version=SimpleNamespace(name="ana"))
-        return SimpleNamespace(registry=Registered(store), get=lambda: default)
+        return SimpleNamespace(registry=Registered(store), get=lambda: default, in_use=dict)
 
     def code(self, name: str) -> float:
         labels = {"door": "grpc", "code": name}

@@ -28,6 +28,8 @@ from shared.text.timestamps import Timed
 
 SAMPLING_RATE = 16000
 PIECE = 1600
+#: Variants of loaded voices, by reference.
+IN_USE: dict[str, str] = {}
 VOICE = """{"language": "es", "sampling_rate": 16000, "num_speakers": 2, "speakers": {"bob": 0, "eva": 1},
 "defaults": {"noise_scale": 0.667, "noise_scale_duration": 0.8, "speaking_rate": 1.0}, "front_end": {"secret": 1}}"""
 
@@ -95,7 +97,7 @@ class FakeSpeaker:
     gate: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
-        self.shelf = SimpleNamespace(registry=self.registry)
+        self.shelf = SimpleNamespace(registry=self.registry, in_use=lambda: IN_USE)
         self.gate.set()
 
     async def start(self, order: Order) -> FakeSpeaking:

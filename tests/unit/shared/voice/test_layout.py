@@ -1,0 +1,93 @@
+"""How voices are opened: streams as they were measured, and the variant that is known to be the fastest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared.voice import Voice, VoiceSpec, layout
+from shared.voice.layout import Opening, candidates
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch, voice: Voice) -> list[tuple[str, int]]:
+    """Variant and streams of each opening of the fake voice."""
+    calls: list[tuple[str, int]] = []
+
+    def open_voice(folder: Path, *, variant: str, threads: int, streams: int) -> Voice:
+        calls.append((variant, streams))
+        return voice
+
+    monkeypatch.setattr(layout.Voice, "open", open_voice)
+    return calls
+
+
+@pytest.fixture
+def folder(tmp_path: Path, fields: dict[str, Any]) -> Path:
+    """A voice with a variant that every machine can run, besides the portable one."""
+    fields["variants"]["quick"] = {**fields["variants"]["fp32"], "gate": "passed"}
+    folder = tmp_path / "ana" / "1"
+    folder.mkdir(parents=True)
+    VoiceSpec.model_validate(fields).write(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("speeds", "best"),
+    [
+        ({1: (10.0, 0.1), 2: (10.5, 0.1), 4: (10.9, 0.1)}, 1),
+        ({1: (10.0, 0.1), 2: (15.0, 0.1), 4: (16.0, 0.1)}, 2),
+        ({1: (10.0, 0.1), 2: (15.0, 0.2), 4: (30.0, 0.3)}, 1),
+    ],
+    ids=["not worth it", "two", "too long a call"],
+)
+def test_streams_are_measured_once_and_remembered(
+    opened: list[tuple[str, int]],
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    speeds: dict[int, tuple[float, float]],
+    best: int,
+) -> None:
+    assert candidates(4) == [1, 2, 4]
+    told: list[int] = []
+    monkeypatch.setattr(layout, "measure", lambda _, streams: speeds[streams])
+
+    def opening() -> Opening:
+        return Opening(variant="fp32", threads=4, memory=tmp_path / "cache", tell=told.append)
+
+    opening()(folder)
+    assert opened == [("fp32", 1), ("fp32", 2), ("fp32", 4), ("fp32", best)]
+    opening()(folder)
+    assert opened[4:] == [("fp32", best)]
+    assert told == [best, best]
+
+
+def test_a_voice_opens_with_what_is_known_to_be_the_fastest(
+    opened: list[tuple[str, int]], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(_folder: Path, _spec: VoiceSpec, names: list[str], **_: Any) -> dict[str, float]:
+        return {name: 1.0 if name == "quick" else 2.0 for name in names}
+
+    monkeypatch.setattr("shared.voice.selection.measure_variants", measured)
+
+    def undisturbed() -> bool:
+        return True
+
+    first = Opening(variant="auto", threads=2, streams=1, memory=tmp_path / "cache")
+    first(folder)
+    assert first.choose(folder, undisturbed) == "quick"
+    first(folder)
+    # Another start knows it at once; where nothing can be kept, the same start knows it still.
+    Opening(variant="auto", threads=2, streams=1, memory=tmp_path / "cache")(folder)
+    forgetful = Opening(variant="auto", threads=2, streams=1)
+    forgetful.choose(folder, undisturbed)
+    forgetful(folder)
+    # A variant that somebody asked for is not measured.
+    chosen = Opening(variant="fp32", threads=2, streams=1)
+    assert chosen.choose(folder, lambda: pytest.fail("measured")) == "fp32"
+    assert opened == [("auto", 1), ("quick", 1), ("quick", 1), ("quick", 1)]
+    assert list(json.loads((tmp_path / "cache" / "variants.json").read_text()).values()) == ["quick"]

@@ -1,7 +1,7 @@
 """Numbers, dates, amounts, abbreviations and the like, as they are spoken.
 
-Spanish and English have tables of their own; of other languages ``num2words`` knows the numbers of many,
-and the rest of the text stays as it is.
+Spanish and English have tables of their own, and French, German, Italian and Portuguese smaller ones beside what
+``num2words`` knows of them. Of many other languages it knows the numbers and the money; the rest stays as it is.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ import re
 from functools import lru_cache
 
 from shared.text.normalization.english import English
+from shared.text.normalization.european import French, German, Italian, Portuguese
 from shared.text.normalization.language import Language
 from shared.text.normalization.rules import Rule, rules_of
 from shared.text.normalization.spanish import Spanish
 from shared.text.units import Reading
 
-_LANGUAGES: dict[str, type[Language]] = {"en": English, "es": Spanish}
+_LANGUAGES: dict[str, type[Language]] = {
+    "de": German, "en": English, "es": Spanish, "fr": French, "it": Italian, "pt": Portuguese,
+}  # fmt: skip
 
 #: MMS names languages by ISO 639-3; ``num2words`` and everybody else by ISO 639-1.
 _THREE_LETTERS = {

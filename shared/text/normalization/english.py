@@ -439,7 +439,9 @@ class English(Language):
             words.append("ay em" if meridiem == "a" else "pee em")
         return " ".join(words)
 
-    def date(self, year: int | None, month: int, day: int | None, *, article: bool = False) -> str | None:
+    def date(
+        self, year: int | None, month: int, day: int | None, *, article: bool = False, before: str = ""
+    ) -> str | None:
         """*March fifteenth, twenty twenty-four*, or *the fifteenth of March*."""
         if not 1 <= month <= 12 or (day is not None and not 1 <= day <= 31):
             return None

@@ -93,6 +93,8 @@ class Language:
     roman_contexts: ClassVar[Mapping[str, str]] = {}
     minus: ClassVar[str] = ""
     to: ClassVar[str] = ""
+    #: As `to`, in the ratio 3:1.
+    ratio: ClassVar[str] = ""
     by: ClassVar[str] = ""
     percent: ClassVar[str] = ""
     permille: ClassVar[str] = ""
@@ -101,6 +103,15 @@ class Language:
     #: How parts of an address are read.
     address: ClassVar[Mapping[str, str]] = {}
     meridiem_forms: ClassVar[str] = r"[ap]\.?\s?m\b\.?"
+    #: What may follow a time of day, as a pattern, and is not spoken once more.
+    hour_words: ClassVar[str] = r"(?:h|hs|hrs)\b\.?"
+    #: In a date: what may follow the day, and what may stand before month and year, as patterns.
+    day_mark: ClassVar[str] = ""
+    before_month: ClassVar[str] = ""
+    before_year: ClassVar[str] = ""
+    #: What makes a number an ordinal, as a pattern, and which of those is feminine.
+    ordinal_mark: ClassVar[str] = ""
+    feminine_mark: ClassVar[str] = "ª"
 
     def __init__(self, code: str, region: str = "") -> None:
         self.code = code
@@ -124,7 +135,11 @@ class Language:
 
     def ordinal(self, number: int, *, feminine: bool = False) -> str:
         """A rank in words."""
-        return _num2words(self.code, self.region, number, "ordinal")
+        return self.by_library(number, "ordinal")
+
+    def by_library(self, number: int, to: str) -> str:
+        """What ``num2words`` says of a number; ``to`` is its name of the form."""
+        return _num2words(self.code, self.region, number, to)
 
     def regnal(self, number: int, name: str) -> str:
         """The number of a king or a pope."""
@@ -182,6 +197,10 @@ class Language:
 
     # -- what is built from numbers; a language without words for it leaves it to the numbers
 
+    def coded_money(self, number: Number, code: str) -> str | None:
+        """An amount of a currency that is known by its code alone, as ``num2words`` says it."""
+        return _coded_money(self.code, number, code)
+
     def money(self, number: Number, currency: Currency, scale: str) -> str:
         """An amount."""
         noun = currency.major
@@ -213,8 +232,18 @@ class Language:
         """A time of day; ``meridiem`` is ``a``, ``p`` or nothing."""
         return None
 
-    def date(self, year: int | None, month: int, day: int | None, *, article: bool = False) -> str | None:
-        """A date."""
+    def date(
+        self, year: int | None, month: int, day: int | None, *, article: bool = False, before: str = ""
+    ) -> str | None:
+        """A date.
+
+        Args:
+            year: The year, where it is said.
+            month: From 1.
+            day: The day of the month, where it is said.
+            article: Whether it is written with one.
+            before: The word before it.
+        """
         return None
 
     def simple_fraction(self, above: int, below: int) -> str | None:
@@ -240,6 +269,48 @@ class Language:
             elif character in self.address:
                 spoken.append(self.address[character])
         return " ".join(spoken)
+
+
+#: Codes of currencies by what else they are written as.
+CURRENCY_CODES: Mapping[str, str] = {
+    "€": "EUR", "$": "USD", "£": "GBP", "¥": "JPY", "EUR": "EUR", "USD": "USD", "GBP": "GBP", "JPY": "JPY",
+    "CNY": "CNY", "CHF": "CHF", "PLN": "PLN", "SEK": "SEK", "NOK": "NOK", "RUB": "RUB", "₽": "RUB", "UAH": "UAH",
+    "₴": "UAH",
+}  # fmt: skip
+
+#: Between whole and hundredths, so that the hundredths can be left out where there are none.
+_SEPARATOR = "\x1f"
+
+
+@lru_cache(maxsize=4096)
+def _coded_money(language: str, number: Number, code: str) -> str | None:
+    """What ``num2words`` says, or nothing where it does not know the language's word for the currency."""
+    import num2words
+
+    converter = num2words.CONVERTER_CLASSES.get(language)
+    if (
+        code not in getattr(converter, "CURRENCY_FORMS", {})
+        or len(number.fraction) > 2
+        or len(number.whole) > LONGEST_NUMBER
+        or number.negative
+    ):
+        return None
+    cents = int(number.fraction.ljust(2, "0"))
+    value = float(number.whole) + cents / 100
+    more = {} if cents else {"separator": _SEPARATOR}
+    try:
+        spoken = str(num2words.num2words(value, lang=language, to="currency", currency=code, **more))
+    except (
+        NotImplementedError,
+        OverflowError,
+        ArithmeticError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ):
+        return None
+    return spoken.partition(_SEPARATOR)[0].strip()
 
 
 @lru_cache(maxsize=4096)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from shared.text.normalization.language import Language, Number
+from shared.text.normalization.language import CURRENCY_CODES, Language, Number
 
 #: What is spoken, and optionally where the match ends instead; none if the rule does not apply.
 Answer = str | tuple[str, int] | None
@@ -131,7 +131,7 @@ class _Rules:
 
     def _iso_date(self, match: re.Match[str]) -> Answer:
         year, month, day = map(int, match.groups())
-        return self.language.date(year, month, day)
+        return self.language.date(year, month, day, before=_word_before(match))
 
     def _date(self, match: re.Match[str]) -> Answer:
         first, second, year = int(match[1]), int(match[3]), int(match[4])
@@ -142,16 +142,19 @@ class _Rules:
         day, month = (first, second) if self.language.day_first else (second, first)
         if month > 12:
             day, month = month, day
-        return self.language.date(year, month, day)
+        return self.language.date(year, month, day, before=_word_before(match))
 
     def written_dates(self) -> Iterable[Rule]:
         if not self.months:
             return
-        if self.language.code == "es":
+        language = self.language
+        if language.code != "en":
+            of_year = rf"(?:,?\s{language.before_year}(\d{{4}})\b)?"
+            point = rf"(?:\.(?=,?\s{language.before_year}\d))?"
             yield self.rule(
                 "date in words",
-                rf"(?<![\w/.,-])(\d{{1,2}})\s?(?:º|°|\.º|o)?\s(?:de\s)?({self.months})\b(?:\.(?=,?\s(?:del?\s)?\d))?(?:,?\s(?:del?\s)?(\d{{4}})\b)?",
-                lambda m: self.language.date(_int(m[3]), self._month(m[2]), int(m[1])),
+                rf"(?<![\w/.,-])(\d{{1,2}}){language.day_mark}\s{language.before_month}({self.months})\b{point}{of_year}",
+                lambda m: language.date(_int(m[3]), self._month(m[2]), int(m[1]), before=_word_before(m)),
                 flags=re.IGNORECASE,
             )
             return
@@ -184,7 +187,7 @@ class _Rules:
         meridiem = rf"(?:\s?({self.language.meridiem_forms}))"
         yield self.rule(
             "time",
-            rf"(?<![\w:.,])(\d{{1,2}}):([0-5]\d)(?::([0-5]\d))?(?![\d:])(?:{meridiem}|\s?(?:h|hs|hrs)\b\.?)?",
+            rf"(?<![\w:.,])(\d{{1,2}}):([0-5]\d)(?::([0-5]\d))?(?![\d:])(?:{meridiem}|\s?{self.language.hour_words})?",
             self._time,
             flags=re.IGNORECASE,
         )
@@ -203,6 +206,7 @@ class _Rules:
 
     def amounts(self) -> Iterable[Rule]:
         if not self.currencies:
+            yield from self.coded_amounts()
             return
         scale = rf"(?:\s?({self.scales})\b)?" if self.scales else "()"
         yield self.rule(
@@ -221,6 +225,20 @@ class _Rules:
         parsed = self.language.parse(number)
         return self.language.money(parsed, self.language.currencies[currency], scale or "")
 
+    def coded_amounts(self) -> Iterable[Rule]:
+        """Amounts of a language that has no table of currencies: ``num2words`` may have one."""
+        codes = _either(CURRENCY_CODES)
+
+        def speak(number: str, written: str) -> Answer:
+            return self.language.coded_money(self.language.parse(number), CURRENCY_CODES[written])
+
+        yield self.rule(
+            "amount", rf"(?<![\w])({codes})\s?({self.number})(?!\w|[.,]\d)", lambda m: speak(m[2], m[1])
+        )
+        yield self.rule(
+            "amount", rf"(?<![\w.,])({self.number})\s?({codes})(?!\w)", lambda m: speak(m[1], m[2])
+        )
+
     def ranges(self) -> Iterable[Rule]:
         if not self.language.to:
             return
@@ -233,7 +251,7 @@ class _Rules:
         yield self.rule(
             "ratio",
             r"(?<![\w:.,])(\d{1,4}):(\d{1,4})(?![\w:])",
-            lambda m: f"{self._bare(m[1])} {self.language.to} {self._bare(m[2])}",
+            lambda m: f"{self._bare(m[1])} {self.language.ratio or self.language.to} {self._bare(m[2])}",
         )
 
     def _bare(self, number: str) -> str:
@@ -315,6 +333,15 @@ class _Rules:
             endings = "|".join(rf"{ending}\b" for ending in _SPANISH_ENDINGS)
             yield self.rule(
                 "ordinal", rf"(?<![\w.,])(\d{{1,3}})\s?\.?\s?(º|ª|{endings})", self._spanish_ordinal
+            )
+
+        if self.language.ordinal_mark:
+            yield self.rule(
+                "ordinal",
+                rf"(?<![\w.,])(\d{{1,4}})({self.language.ordinal_mark})(?!\w)",
+                lambda m: self.language.ordinal(
+                    int(m[1]), feminine=bool(re.search(self.language.feminine_mark, m[2]))
+                ),
             )
 
     def _ordinal(self, digits: str) -> Answer:
@@ -551,6 +578,11 @@ class _Rules:
 def _either(words: Iterable[str] | Mapping[str, object]) -> str:
     """A pattern for any of some words, longest first."""
     return "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+
+
+def _word_before(match: re.Match[str]) -> str:
+    found = re.search(r"(\w+)\s$", match.string[max(0, match.start() - 24) : match.start()])
+    return found[1] if found else ""
 
 
 def _int(text: str | None) -> int | None:

@@ -306,6 +306,9 @@ _AMERICAN = frozenset(["MX", "US", "PR", "GT", "HN", "SV", "NI", "PA", "DO", "CU
 class Spanish(Language):
     """Spanish; regions that write decimals with a point may group digits by a comma."""
 
+    day_mark = r"\s?(?:º|°|\.º|o)?"
+    before_month = r"(?:de\s)?"
+    before_year = r"(?:del?\s)?"
     letter_words = "AEOUY"
     digits = tuple(_BELOW_THIRTY[:10])
     minus, to, by, percent, permille, of = "menos", "a", "por", "por ciento", "por mil", "de"
@@ -669,7 +672,9 @@ class Spanish(Language):
             words.append("del mediodía" if hour == 12 else "de la tarde" if hour < 8 else "de la noche")
         return " ".join(words)
 
-    def date(self, year: int | None, month: int, day: int | None, *, article: bool = False) -> str | None:
+    def date(
+        self, year: int | None, month: int, day: int | None, *, article: bool = False, before: str = ""
+    ) -> str | None:
         """*Quince de marzo de dos mil veinticuatro*."""
         if not 1 <= month <= 12 or (day is not None and not 1 <= day <= 31):
             return None

@@ -28,6 +28,14 @@ def test_english(written: str, spoken: str) -> None:
     assert normalize(written, "en") == spoken
 
 
+@pytest.mark.parametrize(
+    ("language", "written", "spoken"),
+    [(language, *row) for language in ("fr", "de", "it", "pt") for row in table(language)],
+)
+def test_languages_with_smaller_tables(language: str, written: str, spoken: str) -> None:
+    assert normalize(written, language) == spoken
+
+
 def test_the_tables_are_long_enough() -> None:
     assert len(table("es")) >= 150
     assert len(table("en")) >= 150
@@ -42,7 +50,11 @@ def test_the_tables_are_long_enough() -> None:
         ("en-GB", "3/4/2024", "the third of April, twenty twenty-four"),
         ("eng", "21", "twenty-one"),
         ("spa", "21", "veintiuno"),
-        ("fr", "J'ai 21 ans et 3,5 km", "J'ai vingt et un ans et trois virgule cinq km"),
+        ("fr", "J'ai 21 ans et 3,5 km", "J'ai vingt et un ans et trois virgule cinq kilomètres"),
+        ("nl", "5,50 € en € 3", "vijf euro, vijftig cent en drie euro"),
+        ("ru", "21 $", "двадцать один доллар"),
+        ("sv", "5 €", "fem €"),
+        ("pt-BR", "1º de maio de 2024", "primeiro de maio de dois mil e vinte e quatro"),
         ("deu", "21", "einundzwanzig"),
         ("pt-BR", "16", "dezesseis"),
         ("ar", "٢١", "واحد و عشرون"),
@@ -82,7 +94,7 @@ def test_say_as(kind: str, form: str, text: str, spoken: str | None) -> None:
     st.one_of(
         st.text(max_size=80), st.text(st.sampled_from("0123456789.,:/-–€$%°º½²×+=#@ IVXamphsDrst\n'٣"), max_size=60)
     ),
-    st.sampled_from(["es", "en", "fr", "ja", "sv", "xx"]),
+    st.sampled_from(["es", "en", "fr", "de", "it", "pt-BR", "nl", "ru", "ja", "sv", "xx"]),
 )  # fmt: skip
 def test_readings_never_fail_and_do_not_overlap(text: str, language: str) -> None:
     position = 0
@@ -91,10 +103,10 @@ def test_readings_never_fail_and_do_not_overlap(text: str, language: str) -> Non
         position = reading.end
 
 
-@given(st.integers(0, 10**15 - 1), st.sampled_from(["es", "en"]))
+@given(st.integers(0, 10**15 - 1), st.sampled_from(["es", "en", "fr", "de", "it", "pt"]))
 def test_numbers_leave_no_digits(number: int, language: str) -> None:
     spoken = language_of(language).cardinal(number)
-    assert spoken.replace(" ", "").replace("-", "").isalpha()
+    assert spoken.translate(str.maketrans("", "", " -,")).isalpha()
 
 
 @pytest.mark.parametrize("language", ["es", "en"])

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +26,7 @@ from shared.store import Store
 from shared.voice import Voice
 from shared.voice.runtime import Runtime
 from shared.voice.scheduler import Policy
-from tests.integration.test_serve import ROOT, TINY_VOICE
+from tests.integration.served import World
 
 TEXTS = [
     "hola",
@@ -39,19 +37,8 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    root = tmp_path_factory.mktemp("crowd")
-    environment = {"PATH": "/usr/bin:/bin", "HOME": str(root), "VITS_STORE": str(root / "store")}
-    made = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", TINY_VOICE, str(root / "model")],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert made.returncode == 0, made.stderr
-    return Registry(Store.open(str(root / "store")), root / "cache")
+def registry(world: World, tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    return Registry(Store.open(str(world.store)), tmp_path_factory.mktemp("crowd"))
 
 
 class Failing(Voice):

@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from shared.audio import read_audio
+from tests.integration.served import ROOT, VITS, Server, World, serving
 from vits_client import Client, InvalidRequestError, UnavailableError
-
-# The world of `test_serve`: a store with one tiny voice, and a server.
-_spec = importlib.util.spec_from_file_location("serve_world", Path(__file__).with_name("test_serve.py"))
-assert _spec
-assert _spec.loader
-serve: Any = importlib.util.module_from_spec(_spec)
-sys.modules["serve_world"] = serve
-_spec.loader.exec_module(serve)
-
-world = serve.world
-server = serve.server
 
 TEXT = "Hola, ¿cómo estás? Hoy es un buen día para salir a pasear. Adiós."
 
 
 @pytest.fixture
-def client(server: Any) -> Iterator[Client]:
+def client(server: Server) -> Iterator[Client]:
     with Client(f"grpc://{server.grpc_address}", timeout_seconds=60) as client:
         yield client
 
@@ -84,13 +71,11 @@ def test_nasty_texts(client: Client, text: str) -> None:
             assert client.speak(text, ssml=ssml).audio
 
 
-def test_say_into_a_player(world: Any, server: Any) -> None:
+def test_say_into_a_player(world: World, server: Server) -> None:
     sounds = []
     for more in ([], ["--url", server.url], ["--url", f"grpc://{server.grpc_address}"]):
-        command = [*serve.VITS, "say", TEXT, "--seed", "7", "-o", "-", *more]
-        done = subprocess.run(
-            command, cwd=serve.ROOT, env=world.environment, capture_output=True, check=False
-        )
+        command = [*VITS, "say", TEXT, "--seed", "7", "-o", "-", *more]
+        done = subprocess.run(command, cwd=ROOT, env=world.environment, capture_output=True, check=False)
         assert done.returncode == 0, done.stderr
         sounds.append(read_audio(done.stdout, format="wav").samples)
     assert sounds[0].size > 16000
@@ -98,7 +83,7 @@ def test_say_into_a_player(world: Any, server: Any) -> None:
         assert np.array_equal(sound, sounds[0])
 
 
-def test_say_with_captions(world: Any, server: Any) -> None:
+def test_say_with_captions(world: World, server: Server) -> None:
     captions = []
     for name, more in (("here", []), ("there", ["--url", f"grpc://{server.grpc_address}"])):
         output = world.root / f"{name}.opus"
@@ -109,7 +94,7 @@ def test_say_with_captions(world: Any, server: Any) -> None:
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
-def test_serve_with_tls(world: Any, tmp_path: Path) -> None:
+def test_serve_with_tls(world: World, tmp_path: Path) -> None:
     certificate, key = tmp_path / "server.pem", tmp_path / "server.key"
     subprocess.run(
         [
@@ -119,7 +104,7 @@ def test_serve_with_tls(world: Any, tmp_path: Path) -> None:
         check=True,
         capture_output=True,
     )  # fmt: skip
-    with serve.serving(world, "--grpc-tls-cert", str(certificate), "--grpc-tls-key", str(key)) as server:
+    with serving(world, "--grpc-tls-cert", str(certificate), "--grpc-tls-key", str(key)) as server:
         output = tmp_path / "hola.wav"
         world.vits(
             "say",
@@ -138,8 +123,6 @@ def test_serve_with_tls(world: Any, tmp_path: Path) -> None:
         ):
             plain.voices()
         assert server.stop() == 0
-    refused = world.run(
-        *serve.VITS, "serve", "--http-port", "0", "--grpc-port", "0", "--grpc-tls-cert", "no.pem"
-    )
+    refused = world.run(*VITS, "serve", "--http-port", "0", "--grpc-port", "0", "--grpc-tls-cert", "no.pem")
     assert refused.returncode == 2
     assert "--grpc-tls-key is missing" in refused.stderr

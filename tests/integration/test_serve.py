@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
-import os
 import re
 import shutil
 import signal
@@ -13,10 +13,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,34 +30,9 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from shared.audio import read_audio, to_pcm16
 from shared.protos.vits.synthesis.v1 import synthesis_pb2 as pb
 from shared.protos.vits.synthesis.v1.synthesis_pb2_grpc import SynthesisServiceStub
+from tests.integration.served import ROOT, VITS, Server, World, serving
 
-ROOT = Path(__file__).parents[2]
-VITS = [sys.executable, "-m", "services.cli"]
-START_SECONDS = 60
 TEXT = "Hola, ¿cómo estás?"
-
-#: Makes a model and exports it, in one process, since importing torch is what takes the time.
-TINY_VOICE = """
-import json, sys
-from pathlib import Path
-import torch
-from transformers import VitsConfig, VitsModel
-torch.manual_seed(0)
-vocab = {symbol: i for i, symbol in enumerate("_abcdefghijklmnopqrstuvwxyzáéíóúñü ,.?¿!¡")}
-config = VitsConfig(
-    vocab_size=len(vocab), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, ffn_dim=16, flow_size=8,
-    spectrogram_bins=17, duration_predictor_filter_channels=8, prior_encoder_num_flows=2,
-    duration_predictor_num_flows=2, prior_encoder_num_wavenet_layers=1, posterior_encoder_num_wavenet_layers=1,
-    upsample_initial_channel=16, upsample_rates=[8, 8], upsample_kernel_sizes=[16, 16],
-    resblock_kernel_sizes=[3], resblock_dilation_sizes=[[1, 3]], sampling_rate=16000,
-)
-VitsModel(config).save_pretrained(sys.argv[1])
-tokenizer = {"pad_token": "_", "unk_token": "_", "language": "spa", "phonemize": False, "is_uroman": False}
-Path(sys.argv[1], "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
-Path(sys.argv[1], "tokenizer_config.json").write_text(json.dumps(tokenizer), encoding="utf-8")
-from services.cli import main
-sys.exit(main(["export", sys.argv[1], "--name", "tiny", "--variants", "fp32"]))
-"""
 
 RAISING_ENDPOINT = """
 from starlette.testclient import TestClient
@@ -67,91 +40,6 @@ from services.synthesis.service import BentoMLContainer, SynthesisService
 BentoMLContainer.metrics_client.get().generate_latest = lambda: 1 / 0
 print(TestClient(SynthesisService.to_asgi(), raise_server_exceptions=False).get("/metrics").status_code)
 """
-
-
-@dataclass
-class World:
-    """A machine of one's own: a home and a folder for temporary files, before a store."""
-
-    root: Path
-    store: Path
-
-    @property
-    def environment(self) -> dict[str, str]:
-        for name in ("home", "tmp"):
-            (self.root / name).mkdir(exist_ok=True)
-        return os.environ | {
-            "HOME": str(self.root / "home"),
-            "TMPDIR": str(self.root / "tmp"),
-            "VITS_CACHE": str(self.root / "cache"),
-            "VITS_STORE": str(self.store),
-            "OMP_NUM_THREADS": "1",
-        }
-
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command, cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False
-        )
-
-    def vits(self, *arguments: str) -> str:
-        done = self.run(*VITS, *arguments)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-
-@dataclass
-class Server:
-    """A running ``vits serve``."""
-
-    process: subprocess.Popen[bytes]
-    log: Path
-    url: str
-    grpc_address: str
-
-    def get(self, path: str) -> str:
-        with urllib.request.urlopen(self.url + path, timeout=60) as response:  # noqa: S310
-            text: str = response.read().decode()
-            return text
-
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(30)
-
-
-@contextmanager
-def serving(world: World, *arguments: str) -> Iterator[Server]:
-    """Start a server on free ports, and wait for the line that says where it listens."""
-    log = world.root / f"serve-{time.monotonic_ns()}.log"
-    command = [*VITS, "serve", "--http-port", "0", "--grpc-port", "0", "--threads", "1", *arguments]
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=world.environment, stderr=file, start_new_session=True
-        )
-    try:
-        deadline = time.monotonic() + START_SECONDS
-        while not (ready := re.search(r"ready after .* HTTP on (\S+), gRPC on (\S+),", log.read_text())):
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.05)
-        yield Server(process, log, url=ready[1], grpc_address=ready[2])
-    finally:
-        process.kill()
-        process.wait()
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    root = tmp_path_factory.mktemp("world")
-    world = World(root, root / "store")
-    made = world.run(sys.executable, "-c", TINY_VOICE, str(world.root / "model"))
-    assert made.returncode == 0, made.stderr
-    return world
-
-
-@pytest.fixture(scope="module")
-def server(world: World) -> Iterator[Server]:
-    with serving(world) as server:
-        yield server
 
 
 @pytest.fixture
@@ -305,6 +193,51 @@ def test_a_signal_finishes_what_runs_and_leaves_nothing(world: World, number: in
         assert "stopped" in server.log.read_text()
     assert list((fresh.root / "home").iterdir()) == []
     assert list((fresh.root / "tmp").iterdir()) == []
+
+
+def test_a_stop_under_load_answers_everybody_and_nobody_wrong(world: World, tmp_path: Path) -> None:
+    with (
+        serving(World(tmp_path, world.store)) as server,
+        grpc.insecure_channel(server.grpc_address) as channel,
+    ):
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as client:
+            expected = pcm_over_http(client, TEXT, 7)
+        heard = itertools.count()
+
+        def over_http() -> str:
+            body = {"input": TEXT, "seed": 7, "response_format": "pcm"}
+            with httpx.Client(base_url=server.url, timeout=60) as http:
+                try:
+                    answer = http.send(http.build_request("POST", "/v1/audio/speech", json=body), stream=True)
+                except httpx.TransportError:
+                    return "nobody listens"
+                # What has begun to be answered is answered to its end: `read` raises otherwise.
+                content = answer.read()
+            if answer.status_code == 200:
+                assert content == expected
+                return "spoken"
+            return str(json.loads(content)["error"]["code"])
+
+        def over_grpc() -> str:
+            try:
+                assert pcm_over_grpc(channel, TEXT, 7) == expected
+            except grpc.RpcError as error:
+                return str(error.code().name)
+            return "spoken"
+
+        def ask_until_refused(ask: Callable[[], str]) -> str:
+            while (outcome := ask()) == "spoken":
+                next(heard)
+            return outcome
+
+        with ThreadPoolExecutor(8) as pool:
+            asking = [pool.submit(ask_until_refused, ask) for ask in (over_http, over_grpc) * 4]
+            while next(heard) < 20:
+                time.sleep(0.01)
+            assert server.stop() == 0, server.log.read_text()
+            outcomes = {answer.result() for answer in asking}
+        assert outcomes <= {"nobody listens", "stopping", "UNAVAILABLE"}
+        assert "Traceback" not in server.log.read_text()
 
 
 def test_metrics_are_counted_in_memory_and_tell_of_the_process(server: Server) -> None:

@@ -158,7 +158,7 @@ def test_a_faster_variant_takes_over_and_drops_nobody(
         opener.variant = "quick"
         speaker.shelf.settle(lambda: True)
         assert [voice.variant for voice in opener.opened] == ["fp32", "quick"]
-        assert not old.closed
+        assert [voice.closed for voice in opener.opened] == [False, False]
         reference = speaker.shelf.get().version.reference
         assert speaker.shelf.in_use() == {reference: "quick"}
         await speaker.speak(Order("dos"))
@@ -168,7 +168,7 @@ def test_a_faster_variant_takes_over_and_drops_nobody(
             samples = [samples async for samples in speaking]
         assert sum(map(len, samples)) == len(opener.opened[1].synthesize("una frase. " * 5, seed=1).samples)
         await asyncio.sleep(0.05)
-        assert old.closed
+        assert [voice.closed for voice in opener.opened] == [True, False]
         version = speaker.shelf.get().version.id
         labels = {"voice": "ana", "version": version}
         assert value(speaker.metrics, "vits_voice_loaded", **labels, variant="quick") == 1

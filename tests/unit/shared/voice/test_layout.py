@@ -21,7 +21,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, voice: Voice) -> list[tuple[str, int
         calls.append((variant, streams))
         return voice
 
-    monkeypatch.setattr(layout.Voice, "open", open_voice)
+    monkeypatch.setattr(Voice, "open", open_voice)
     return calls
 
 

@@ -33,6 +33,9 @@ logger = logging.getLogger("vits.voice")
 #: The variant that every voice has and every machine runs.
 PORTABLE = "fp32"
 
+#: A variant must be so many times faster than the recommended one to take its place.
+WORTH = 1.1
+
 #: Rounds of the measurement; of each variant's calls the median counts.
 ROUNDS = 3
 
@@ -70,6 +73,8 @@ def choose_variant(
 ) -> str | None:
     """The fastest variant that may be used here, by a measurement of a few seconds.
 
+    The recommended one stays where another is hardly faster.
+
     Args:
         folder: The voice folder.
         spec: Its ``voice.json``.
@@ -88,6 +93,9 @@ def choose_variant(
     if seconds is None:
         return None
     fastest = min(seconds, key=lambda name: seconds[name], default=PORTABLE)
+    recommended = recommended_variant(spec)
+    if recommended in seconds and seconds[recommended] < seconds[fastest] * WORTH:
+        fastest = recommended
     logger.info(
         "variants by speed: %s",
         ", ".join(

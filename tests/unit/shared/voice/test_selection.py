@@ -155,6 +155,16 @@ def test_the_fastest_is_chosen_once_and_remembered(
     assert len(json.loads(cache.read_text())) == 4
 
 
+def test_hardly_faster_is_not_worth_a_change(
+    spec: VoiceSpec, cpu: set[str], times: dict[str, float | None], tmp_path: Path
+) -> None:
+    cpu.update(["avx512_bf16", "avx512_vnni"])
+    times["int8"] = 1.9
+    assert choose_variant(tmp_path, spec, threads=2, cache=None) == "bf16"
+    times["int8"] = 1.8
+    assert choose_variant(tmp_path, spec, threads=2, cache=None) == "int8"
+
+
 def test_a_measurement_that_is_disturbed_is_given_up(
     spec: VoiceSpec, cpu: set[str], times: dict[str, float | None], tmp_path: Path
 ) -> None:

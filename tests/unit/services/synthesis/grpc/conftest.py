@@ -68,7 +68,7 @@ class ScriptedSpeaking:
             word = self.order.text.split()[self.made]
             if word == "wait":
                 await asyncio.to_thread(self.speaker.gate.wait, 10)
-            if word == "ever":
+            if word.rstrip(".") == "ever":
                 await asyncio.sleep(3600)
             if word == "fails":
                 raise EngineError("the engine failed at /secret/path")

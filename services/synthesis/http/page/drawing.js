@@ -7,6 +7,8 @@ const SHEET = 1024; // columns of one hidden canvas
 const SHORTEST = 3; // seconds that the picture has at least
 const FLOOR = -75; // dB, drawn as nothing
 const CEILING = -5;
+const STEPS = [0.5, 1, 2, 5, 10, 20, 30, 60, 120]; // seconds between the marks of the time
+const MARK_WIDTH = 48; // CSS pixels that a mark has at least
 
 export class Drawing {
   constructor(waveform, spectrogram, timing) {
@@ -95,8 +97,11 @@ export class Drawing {
       pen.clearRect(0, 0, width, height);
       const x = (seconds) => (seconds / span) * width;
       if (index === 0) this.drawWaveform(pen, x, height, colour);
-      if (index === 1) this.drawSpectrogram(pen, x, height);
-      if (index === 2) this.drawWords(pen, x, height, position, scale, colour);
+      if (index === 1) this.drawSpectrogram(pen, x, height, scale, colour);
+      if (index === 2) {
+        this.drawWords(pen, x, height * 0.6, position, scale, colour);
+        this.drawTime(pen, x, width, height, span, scale, colour);
+      }
       if (position > 0) {
         pen.fillStyle = colour("--wrong");
         pen.fillRect(x(position), 0, 2 * scale, height);
@@ -113,25 +118,47 @@ export class Drawing {
     }
   }
 
-  drawSpectrogram(pen, x, height) {
+  drawSpectrogram(pen, x, height, scale, colour) {
     for (const [number, sheet] of this.sheets.entries()) {
       const columns = Math.min(this.columns - number * SHEET, SHEET);
       const left = x((number * SHEET) / COLUMNS_PER_SECOND);
       pen.drawImage(sheet.canvas, 0, 0, columns, BANDS, left, 0, x(columns / COLUMNS_PER_SECOND), height);
     }
+    pen.font = `${11 * scale}px system-ui, sans-serif`;
+    pen.textBaseline = "top";
+    pen.fillStyle = colour("--faint");
+    const highest = (BANDS / SIZE) * this.samplingRate / 1000;
+    pen.fillText(`${highest.toFixed(1)} kHz`, 6 * scale, 6 * scale);
   }
 
   drawWords(pen, x, height, position, scale, colour) {
     pen.font = `${12 * scale}px system-ui, sans-serif`;
     pen.textBaseline = "middle";
+    const inset = 3 * scale;
     for (const word of this.words) {
       const left = x(word.start_seconds);
       const width = Math.max(x(word.end_seconds) - left - scale, scale);
       const now = word.start_seconds <= position && position < word.end_seconds;
-      pen.fillStyle = colour(now ? "--mark" : "--paper");
-      pen.fillRect(left, 0, width, height);
+      pen.fillStyle = colour(now ? "--mark" : "--word");
+      pen.beginPath();
+      pen.roundRect(left, 0, width, height, Math.min(inset, width / 2));
+      pen.fill();
       pen.fillStyle = colour("--ink");
-      if (pen.measureText(word.text).width <= width) pen.fillText(word.text, left, height / 2);
+      const text = pen.measureText(word.text).width;
+      if (text <= width) pen.fillText(word.text, left + Math.min(inset, (width - text) / 2), height / 2);
+    }
+  }
+
+  drawTime(pen, x, width, height, span, scale, colour) {
+    const step = STEPS.find((seconds) => x(seconds) >= MARK_WIDTH * scale) ?? span;
+    pen.font = `${11 * scale}px system-ui, sans-serif`;
+    pen.textBaseline = "bottom";
+    pen.fillStyle = colour("--faint");
+    for (let seconds = 0; x(seconds) < width; seconds += step) {
+      const left = x(seconds);
+      pen.fillRect(left, height * 0.66, scale, height * 0.1);
+      const text = `${seconds} s`;
+      if (left + pen.measureText(text).width + 4 * scale <= width) pen.fillText(text, left, height);
     }
   }
 }

@@ -35,7 +35,7 @@ function body() {
 function showCalls() {
   const origin = location.origin;
   const asked = body();
-  element("speed-value").textContent = speed.value;
+  element("speed-value").textContent = `${speed.value} ×`;
   element("curl").textContent = curl(origin, asked, token.value);
   element("python").textContent = openai(origin, asked, token.value);
   element("grpc").textContent = grpcurl(`${location.hostname}:${server.grpc_port}`, asked, token.value);
@@ -55,6 +55,7 @@ function showVoice() {
   element("speaker-row").hidden = names.length + numbers.length < 2;
   const facts = [
     chosen.language && `language ${chosen.language}`,
+    chosen.variant && `variant ${chosen.variant}`,
     chosen.sampling_rate && `${chosen.sampling_rate} Hz`,
     chosen.licence && `licence ${chosen.licence}`,
     chosen.sources?.length && `from ${chosen.sources.join(", ")}`,
@@ -176,6 +177,8 @@ function showDone(event, milliseconds) {
     `${event.duration_seconds.toFixed(2)} s of sound in ${(milliseconds / 1000).toFixed(2)} s, ` +
     `voice ${event.voice}, seed ${event.seed}.${left}`;
   seed.placeholder = `last: ${event.seed}`;
+  element("waveform").ariaLabel = `Waveform of ${event.duration_seconds.toFixed(1)} seconds of speech`;
+  element("spectrogram").ariaLabel = `Spectrogram of ${event.duration_seconds.toFixed(1)} seconds of speech`;
   const link = element("download");
   if (link.href) URL.revokeObjectURL(link.href);
   link.href = URL.createObjectURL(wav());

@@ -43,7 +43,8 @@ def speaking(fake: FakeSpeaker) -> Starlette:
     ],
 )
 def test_no_request_is_a_failure_of_the_server(case: Any, speaking: Starlette) -> None:
-    case.call_and_validate(checks=CHECKS)
+    # A batch of a thousand texts is encoded meanwhile; the default of 10 s is short for that on a busy machine.
+    case.call_and_validate(checks=CHECKS, timeout=300)
 
 
 def test_it_describes_what_is_served() -> None:

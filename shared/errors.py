@@ -33,6 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 
 class VitsError(Exception):
@@ -54,6 +55,10 @@ class ProblemsError(UserError):
         self.summary = summary
         self.problems: tuple[str, ...] = tuple(problems)
         super().__init__("\n".join([summary, *(f"  - {problem}" for problem in self.problems)]))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How it comes out of another process."""
+        return type(self), (self.summary, self.problems)
 
 
 class ConfigError(ProblemsError):

@@ -34,6 +34,7 @@ from shared.cache import default_cache
 from shared.metrics import Metrics
 from shared.registry import Registry
 from shared.store import Store
+from shared.text import espeak
 from shared.voice.layout import Opening
 from shared.voice.runtime import Runtime
 from shared.voice.scheduler import Policy
@@ -67,6 +68,7 @@ class SynthesisService:
 
     def __init__(self) -> None:
         self.settings = settings = Settings.from_environment()
+        espeak.isolate()
         metrics = Metrics()
         runtime = Runtime(
             Policy(

@@ -1,7 +1,8 @@
 """espeak-ng in process, through ``phonemizer`` and the library that ``espeakng_loader`` ships.
 
 espeak-ng is one big global: it keeps the current voice, and a reader's state between the clauses of a text.
-So there is one copy of it in a process, and one text at a time goes through it.
+So there is one copy of it in a process, and one text at a time goes through it. A server, which may not die of a
+text, has it in another process: `isolate`.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import ctypes
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from shared.errors import ConfigError, MissingExtraError
+from shared.text.espeak_process import EspeakProcess
 
 #: ``espeakCHARS_UTF8`` and ``espeakPHONEMES_IPA`` of espeak-ng's ``speak_lib.h``.
 CHARACTERS_UTF8 = 1
@@ -139,9 +141,7 @@ def read_clauses(text: str, voice: str) -> list[Clause]:
     Arguments and errors are those of `phonemes`.
     """
     with _lock:
-        espeak = _espeak()
-        espeak.select(voice)
-        read = list(espeak.clauses(survivable(text)))
+        read = _call("clauses", survivable(text), voice)
     clauses = []
     position = 0
     for spoken, clause, last in read:
@@ -181,10 +181,41 @@ def phonemes_like_transformers(text: str) -> str:
         MissingExtraError: The extra ``phonemes`` is not installed.
     """
     with _lock:
-        _load_library()
-        import phonemizer
-
-        spoken: str = phonemizer.phonemize(
-            text, language="en-us", backend="espeak", strip=True, preserve_punctuation=True, with_stress=True
-        )
+        spoken: str = _call("like_transformers", survivable(text))
     return re.sub(r"\s+", " ", spoken)
+
+
+# ------------------------------------------------------------------------------------ in which process
+
+
+def _clauses(text: str, voice: str) -> list[tuple[str, str, bool]]:
+    espeak = _espeak()
+    espeak.select(voice)
+    return list(espeak.clauses(text))
+
+
+def _like_transformers(text: str) -> str:
+    _load_library()
+    import phonemizer
+
+    spoken: str = phonemizer.phonemize(
+        text, language="en-us", backend="espeak", strip=True, preserve_punctuation=True, with_stress=True
+    )
+    return spoken
+
+
+#: What runs inside espeak-ng, by name.
+IN_PROCESS: dict[str, Callable[..., Any]] = {"clauses": _clauses, "like_transformers": _like_transformers}
+
+
+def _in_process(function: str, *arguments: str) -> Any:
+    return IN_PROCESS[function](*arguments)
+
+
+_call: Callable[..., Any] = _in_process
+
+
+def isolate() -> None:
+    """From now on, have texts read in a process of its own, so that one on which espeak-ng dies kills nothing else."""
+    global _call
+    _call = EspeakProcess()

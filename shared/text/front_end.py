@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from shared.errors import ConfigError, ModelError
+from shared.errors import ConfigError, ModelError, TextError
 from shared.text import characters, piper
 from shared.text.specs import CharacterSpec, PiperSpec, Spec, parse_spec
 from shared.text.tokens import Tokens, once_each
@@ -151,6 +152,11 @@ class FrontEnd:
             _write_json(folder / "vocab.json", self._spec.vocab)
             fields = {name: self.spec[name] for name in TOKENIZER_DEFAULTS}
             _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "VitsTokenizer", **fields})
+
+    def warm_up(self) -> None:
+        """Load what the first text would wait for: espeak-ng, or the romaniser."""
+        with suppress(TextError):
+            self.tokenize("å")
 
     def tokenize(self, text: str) -> Tokens:
         """The tokens of one text.

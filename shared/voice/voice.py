@@ -192,7 +192,9 @@ class Voice:
 
         Raises:
             EngineError: The computation failed.
+            MissingExtraError: Its texts cannot be read without an extra that is not installed.
         """
+        self.front_end.warm_up()
         ids = (0,) * self.spec.token_buckets[0]
         prior = self.encode(ids, 0, np.zeros((2, len(ids)), dtype=np.float32))
         frames = self.spec.frame_multiple

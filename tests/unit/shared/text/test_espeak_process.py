@@ -1,0 +1,69 @@
+"""espeak-ng in a process of its own: the same answers, and a text that kills it kills nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from shared.errors import ConfigError, TextError
+from shared.text import FrontEnd, espeak, espeak_process
+from shared.text.espeak_process import EspeakProcess
+
+#: The crash of a C library, wherever there is a certain word; what it really died of is guarded against.
+MORTAL = """
+import os, signal
+from shared.text import espeak
+from shared.text.espeak_process import main
+read = espeak.IN_PROCESS["clauses"]
+def clauses(text, voice):
+    if "deadly" in text:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return read(text, voice)
+espeak.IN_PROCESS["clauses"] = clauses
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[EspeakProcess]:
+    process = EspeakProcess()
+    yield process
+    process.close()
+
+
+@pytest.fixture
+def isolated(process: EspeakProcess, monkeypatch: pytest.MonkeyPatch) -> EspeakProcess:
+    monkeypatch.setattr(espeak, "_call", process)
+    return process
+
+
+def test_answers_and_errors_are_those_of_the_library(
+    process: EspeakProcess, monkeypatch: pytest.MonkeyPatch, english_phonemes: FrontEnd
+) -> None:
+    texts = ["Hello, world!", "one two three. " * 40, "ñandú – 😀", "A.B.C." * 30]
+    here = [english_phonemes.tokenize(text) for text in texts]
+    like = espeak.phonemes_like_transformers("Hello, world!")
+    monkeypatch.setattr(espeak, "_call", process)
+    assert [english_phonemes.tokenize(text) for text in texts] == here
+    assert espeak.phonemes_like_transformers("Hello, world!") == like
+    with pytest.raises(ConfigError, match="no voice 'xx-none'"):
+        espeak.phonemes("hola", "xx-none")
+    assert espeak.phonemes("hola", "es-419") == "ˈola"
+
+
+def test_a_text_that_kills_it_is_refused_and_the_next_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(espeak_process, "CHILD", MORTAL)
+    mortal = EspeakProcess()
+    monkeypatch.setattr(espeak, "_call", mortal)
+    with pytest.raises(TextError, match="espeak-ng, which reads it, fails on it"):
+        espeak.phonemes("a deadly word", "en-us")
+    assert espeak.phonemes("hola", "es-419") == "ˈola"
+    mortal.close()
+
+
+def test_a_child_that_was_killed_is_replaced(isolated: EspeakProcess) -> None:
+    assert espeak.phonemes("hola", "es-419") == "ˈola"
+    assert isolated._child
+    isolated._child.kill()
+    assert espeak.phonemes("hola", "es-419") == "ˈola"

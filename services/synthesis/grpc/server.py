@@ -28,8 +28,8 @@ MAX_REQUEST_BYTES = 4 * 2**20
 KEEPALIVE_MILLISECONDS = 20_000
 KEEPALIVE_TIMEOUT_MILLISECONDS = 10_000
 
-#: What is left when all our calls have ended is health watches and reflection, which would wait for ever.
-LINGER_SECONDS = 0.5
+#: A call that gRPC took just before a stop begins so much later at most.
+QUIET_SECONDS = 0.5
 
 OPTIONS = (
     # Otherwise a second server would share the port silently, and get half of the calls.
@@ -135,9 +135,10 @@ class GrpcServer:
         await self.drain()
         self._servicer.draining.set()
         stopping = asyncio.ensure_future(self._server.stop(grace_seconds))
-        finished = asyncio.ensure_future(self._servicer.finished())
+        finished = asyncio.ensure_future(self._servicer.finished(QUIET_SECONDS))
         await asyncio.wait({stopping, finished}, return_when=asyncio.FIRST_COMPLETED)
         finished.cancel()
         if not stopping.done():
-            await self._server.stop(min(grace_seconds, LINGER_SECONDS))
+            # What is left is health watches and reflection, which would wait for ever.
+            await self._server.stop(None)
         await stopping

@@ -110,23 +110,30 @@ class SynthesisServicer(pb_grpc.SynthesisServiceServicer):
         self._speaker = speaker
         self._access = access
         self._calls = 0
-        self._idle = asyncio.Event()
+        self._idle, self._busy = asyncio.Event(), asyncio.Event()
         self._idle.set()
         self.draining = asyncio.Event()
 
-    async def finished(self) -> None:
-        """Wait until no call runs."""
-        await self._idle.wait()
+    async def finished(self, quiet_seconds: float) -> None:
+        """Wait until no call has run for so long: one that gRPC has taken may begin a moment later."""
+        while True:
+            await self._idle.wait()
+            try:
+                await asyncio.wait_for(self._busy.wait(), quiet_seconds)
+            except TimeoutError:
+                return
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
         self._calls += 1
         self._idle.clear()
+        self._busy.set()
         try:
             yield
         finally:
             self._calls -= 1
             if not self._calls:
+                self._busy.clear()
                 self._idle.set()
 
     @asynccontextmanager

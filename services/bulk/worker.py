@@ -191,7 +191,11 @@ class Worker:
 
     def _plan(self, row: Row) -> Plan:
         parameters = SpeechParameters(
-            row.speaker, self._job.seed(row), row.speaking_rate, row.noise_scale, row.noise_scale_duration
+            speaker=row.speaker,
+            seed=self._job.seed(row),
+            speaking_rate=row.speaking_rate,
+            noise_scale=row.noise_scale,
+            noise_scale_duration=row.noise_scale_duration,
         )
         return self._voice.plan(row.text, parameters, language=row.language)
 

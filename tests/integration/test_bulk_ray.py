@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_serve import ROOT, TINY_VOICE, VITS, World
+from tests.integration.served import ROOT, TINY_VOICE, VITS, World
 
 pytest.importorskip("ray", reason="Ray (491 MB, the extra 'ray') is not installed")
 

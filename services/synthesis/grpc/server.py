@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -28,8 +29,8 @@ MAX_REQUEST_BYTES = 4 * 2**20
 KEEPALIVE_MILLISECONDS = 20_000
 KEEPALIVE_TIMEOUT_MILLISECONDS = 10_000
 
-#: A call that gRPC took just before a stop begins so much later at most.
-QUIET_SECONDS = 0.5
+#: Calls that are on their way when the last one ends are refused for so long; answers have as long to leave.
+LINGER_SECONDS = 0.5
 
 OPTIONS = (
     # Otherwise a second server would share the port silently, and get half of the calls.
@@ -129,16 +130,17 @@ class GrpcServer:
             await self._health.set(service, status)
 
     async def stop(self, grace_seconds: float) -> None:
-        """Refuse new calls, and wait for the running ones."""
+        """Refuse new calls, and wait for the running ones.
+
+        Meanwhile calls are still taken, and refused in words: gRPC would cancel what it takes while it stops.
+        """
         if not self._server:
             return
         await self.drain()
         self._servicer.draining.set()
-        stopping = asyncio.ensure_future(self._server.stop(grace_seconds))
-        finished = asyncio.ensure_future(self._servicer.finished(QUIET_SECONDS))
-        await asyncio.wait({stopping, finished}, return_when=asyncio.FIRST_COMPLETED)
-        finished.cancel()
-        if not stopping.done():
-            # What is left is health watches and reflection, which would wait for ever.
-            await self._server.stop(None)
-        await stopping
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._servicer.finished(), grace_seconds)
+        linger = min(grace_seconds, LINGER_SECONDS)
+        await asyncio.sleep(linger)
+        # What is left now is too late, or health watches and reflection, which would wait for ever.
+        await self._server.stop(linger)

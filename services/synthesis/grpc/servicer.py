@@ -7,8 +7,8 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,6 +34,7 @@ from services.synthesis.speaker import Order, Speaker
 from shared.errors import DeadlineError, OverloadedError, QuotaError, RequestError, StoppingError
 from shared.protos.vits.synthesis.v1 import synthesis_pb2 as pb
 from shared.protos.vits.synthesis.v1 import synthesis_pb2_grpc as pb_grpc
+from shared.voice.runtime import stopping
 
 logger = logging.getLogger("vits.grpc")
 
@@ -110,31 +111,24 @@ class SynthesisServicer(pb_grpc.SynthesisServiceServicer):
         self._speaker = speaker
         self._access = access
         self._calls = 0
-        self._idle, self._busy = asyncio.Event(), asyncio.Event()
+        self._idle = asyncio.Event()
         self._idle.set()
         self.draining = asyncio.Event()
 
-    async def finished(self, quiet_seconds: float) -> None:
-        """Wait until no call has run for so long: one that gRPC has taken may begin a moment later."""
-        while True:
-            await self._idle.wait()
-            try:
-                await asyncio.wait_for(self._busy.wait(), quiet_seconds)
-            except TimeoutError:
-                return
+    async def finished(self) -> None:
+        """Wait until no call runs."""
+        await self._idle.wait()
 
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
+    def _count(self, context: Any) -> None:
+        """Count a call until gRPC has sent its answer, which is later than the method's end."""
         self._calls += 1
         self._idle.clear()
-        self._busy.set()
-        try:
-            yield
-        finally:
-            self._calls -= 1
-            if not self._calls:
-                self._busy.clear()
-                self._idle.set()
+        context.add_done_callback(self._count_off)
+
+    def _count_off(self, _: Any) -> None:
+        self._calls -= 1
+        if not self._calls:
+            self._idle.set()
 
     @asynccontextmanager
     async def _answering(
@@ -151,34 +145,36 @@ class SynthesisServicer(pb_grpc.SynthesisServiceServicer):
             request_id = uuid.uuid4().hex
         context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
         name = ""
-        with self._counted():
-            try:
-                if self._calls > MAX_CALLS:
-                    raise OverloadedError(
-                        f"{MAX_CALLS} calls are open already. Try again in 1 s", retry_after_seconds=1.0
-                    )
-                caller = self._access.check(metadata.get("authorization"), speaking=speaking)
-                name = caller.name
-                require_message(request)
-                yield Call(context, caller, request_id, self._access.max_audio_seconds)
-                status = StatusCode.OK
-            except Exception as error:
-                status = row_of(error).status
-                await abort(context, error, request_id)
-            finally:
-                self._speaker.metrics.responses.labels("grpc", status.name).inc()
-                seconds = time.perf_counter() - start
-                # What was spoken the speaker has logged itself.
-                level = logging.DEBUG if status is StatusCode.OK else logging.INFO
-                details = {"request_id": request_id, "door": "grpc", "caller": name, "status": status.name}
-                logger.log(
-                    level,
-                    "call %s %s in %.3f s",
-                    request_id,
-                    status.name,
-                    seconds,
-                    extra={"details": details},
+        self._count(context)
+        try:
+            if self.draining.is_set():
+                raise stopping()
+            if self._calls > MAX_CALLS:
+                raise OverloadedError(
+                    f"{MAX_CALLS} calls are open already. Try again in 1 s", retry_after_seconds=1.0
                 )
+            caller = self._access.check(metadata.get("authorization"), speaking=speaking)
+            name = caller.name
+            require_message(request)
+            yield Call(context, caller, request_id, self._access.max_audio_seconds)
+            status = StatusCode.OK
+        except Exception as error:
+            status = row_of(error).status
+            await abort(context, error, request_id)
+        finally:
+            self._speaker.metrics.responses.labels("grpc", status.name).inc()
+            seconds = time.perf_counter() - start
+            # What was spoken the speaker has logged itself.
+            level = logging.DEBUG if status is StatusCode.OK else logging.INFO
+            details = {"request_id": request_id, "door": "grpc", "caller": name, "status": status.name}
+            logger.log(
+                level,
+                "call %s %s in %.3f s",
+                request_id,
+                status.name,
+                seconds,
+                extra={"details": details},
+            )
 
     async def Synthesize(  # noqa: N802 - the method's name in the protocol
         self, request: pb.SynthesizeRequest, context: Any

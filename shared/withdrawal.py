@@ -8,6 +8,7 @@ became of it in a second one at the end. Only one store can be reached from here
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -46,7 +47,8 @@ class Plan:
         versions: By folder in the store: the version, and why it is among them.
         runs: The runs whose state goes too.
         aliases: Aliases that will point to nothing, as ``kind/name@alias``.
-        undecided: Versions whose lineage does not name the recordings, and runs that no version names.
+        undecided: Versions whose lineage does not name the recordings or that were never completed, and runs that no
+            version names.
     """
 
     versions: dict[str, tuple[Version, str]] = field(default_factory=dict)
@@ -144,6 +146,8 @@ class Withdrawals:
             self.registry.delete(version)
         for prefix in prefixes:
             self.registry.remove_leftovers(prefix)
+            if self.store.root:  # what a killed writer left half written is in no listing
+                shutil.rmtree(self.store.root / prefix, ignore_errors=True)
         self._forget(plan)
         remaining = tuple(item.path for prefix in prefixes for item in self.store.list(prefix))
         outcome = WithdrawalOutcome(id=record.id, nonce=new_nonce(), created=now(), remaining=remaining)
@@ -250,7 +254,14 @@ class Withdrawals:
             if version.prefix not in plan.versions
             and not version.manifest.lineage.get("dataset")
             and not any(prefix in versions for prefix in parents(version, self.registry))
-        ] + [f"runs/{run}: no version names it" for run in sorted(stored - named)]
+        ]
+        plan.undecided += [f"runs/{run}: no version names it" for run in sorted(stored - named)]
+        for kind in KINDS:
+            folders = {"/".join(item.path.split("/")[:3]) for item in self.store.list(kind)}
+            plan.undecided += [
+                f"{prefix}: never completed; 'vits {kind} gc' deletes it a day after its last write"
+                for prefix in sorted(folders - set(versions))
+            ]
 
     def _forget(self, plan: Plan) -> None:
         """Remove the files from this machine's cache, unless a version that stays has the same."""

@@ -55,9 +55,11 @@ def family(registry: Registry, tmp_path: Path) -> dict[str, Version]:
     for run in ("ana", "luis", "stray"):
         Run.acquire(registry.store, run).save_checkpoint(1, folder)
     registry.move_alias("voices", "ana", "production", family["ana voice"].id)
+    registry.store.write(f"{CRASHED}/weights", b"of a publisher that died")
     return family
 
 
+CRASHED = "models/ana/20260102T030405-89abcdef"
 ANAS = {"ana", "again", "child", "ana voice", "again voice", "child voice"}
 
 
@@ -86,7 +88,8 @@ def test_everything_made_of_the_recordings_is_found_from_any_end(
     assert names(family, plan) == ANAS
     assert plan.runs == ["ana"]
     assert set(plan.aliases) == {"models/ana@latest", "voices/ana@production"}
-    assert [line.partition(":")[0] for line in plan.undecided] == [family["unknown"].prefix, "runs/stray"]
+    left = [line.partition(":")[0] for line in plan.undecided]
+    assert left == [family["unknown"].prefix, "runs/stray", CRASHED]
 
 
 def test_a_purge_deletes_what_was_planned_and_leaves_a_record(
@@ -94,6 +97,9 @@ def test_a_purge_deletes_what_was_planned_and_leaves_a_record(
 ) -> None:
     for version in family.values():
         registry.fetch(version)
+    if registry.store.root:
+        half = registry.store.root / family["ana"].prefix / "weights#1"
+        half.write_bytes(b"half of Ana's")
     withdrawals = Withdrawals(registry)
     plan = withdrawals.plan("models", ["ana"])
     outcome = withdrawals.carry_out(plan, asked=["models ana"], reason="letter of 3 May")
@@ -101,6 +107,7 @@ def test_a_purge_deletes_what_was_planned_and_leaves_a_record(
     for name, version in family.items():
         if name in ANAS:
             assert registry.store.list(version.prefix) == []
+            assert not (registry.store.root and (registry.store.root / version.prefix).exists())
         else:
             registry.fetch(registry.resolve(version.kind, version.reference))
     assert {item.path.split("/")[1] for item in registry.store.list("runs")} == {"luis", "stray"}

@@ -7,6 +7,7 @@ of the first.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import islice
@@ -71,9 +72,15 @@ def speak(job: Job, pending: Iterable[Shard], *, workers: int, address: str) -> 
             f"--engine ray needs the package {error.name!r}, which is not installed. "
             "Install the extra: pip install 'vits-suite[ray]'"
         ) from error
+    # A cluster of this machine alone needs no page to look at it.
+    alone = {} if address or os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
     try:
         ray.init(
-            address=address or None, ignore_reinit_error=True, log_to_driver=False, logging_level="warning"
+            address=address or None,
+            ignore_reinit_error=True,
+            log_to_driver=False,
+            logging_level="warning",
+            **alone,
         )
     except Exception as error:  # Ray's own are of many kinds, and of none
         reason = str(error).partition("\n")[0]

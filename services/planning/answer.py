@@ -12,8 +12,8 @@ from services.planning.profile import Profile
 from services.planning.simulation import Outcome, Sample, Settings, Simulation, TextWork, engine_seconds
 from services.planning.workload import Load
 
-#: Requests that each number of pods is judged by: enough for a 99th percentile.
-REQUESTS = 4000
+#: Requests that each number of pods is judged by: enough for a 99th percentile, and for half a percent of refusals.
+REQUESTS = 5000
 #: The simulated time of one number of pods is never shorter.
 LEAST_SECONDS = 120.0
 #: Beyond so many pods a part of them is simulated with its part of the load: among randomly chosen pods every part
@@ -48,7 +48,7 @@ class Target:
 
     first_audio_seconds: float
     percentile: int = 95
-    refused: float = 0.001
+    refused: float = 0.005
 
     def met_by(self, outcome: Outcome) -> bool:
         """Whether an outcome is good enough."""

@@ -90,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
         "--target-refused",
         type=share,
         metavar="SHARE",
-        default=0.001,
+        default=0.005,
         help="share of requests that may be refused (default: %(default)s)",
     )
     machine = made.add_argument_group("machine")

@@ -18,7 +18,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from scipy.optimize import nnls
 
 from services.planning.workload import draw_texts, parse_distribution
 from shared.cache import default_cache
@@ -33,6 +32,8 @@ from shared.voice.windows import Window
 
 #: How long the measurement takes, and what of it does not count.
 MEASURED_SECONDS, WARM_SECONDS = 10.0, 1.0
+#: A slow machine is given the time for so many renderings.
+LEAST_CALLS = 12
 #: Texts that are spoken at once meanwhile, for each stream.
 CROWD = 3
 #: What is spoken: short and long, so that each shape is met.
@@ -190,9 +191,9 @@ def _speak(
     begun = time.monotonic()
     number = 0
     try:
-        while (spent := time.monotonic() - begun) < seconds + WARM_SECONDS:
+        while (spent := time.monotonic() - begun) < seconds + WARM_SECONDS or len(recorder) < LEAST_CALLS:
             recorder.counts = spent > WARM_SECONDS
-            progress(spent / (seconds + WARM_SECONDS))
+            progress(min(1.0, spent / (seconds + WARM_SECONDS)))
             room.acquire()
             if failures:
                 raise failures[0]
@@ -238,19 +239,15 @@ class _Recorder:
             self._decodings.append((windows[0][1].width, time.perf_counter() - begun))
         return samples
 
-    def profile(self, **facts: Any) -> Profile:
-        """What was noted.
+    def __len__(self) -> int:
+        """Renderings so far whose windows were decoded, too."""
+        return len(self._renderings) if self._decodings else 0
 
-        Raises:
-            UserError: The machine was too slow to note anything.
-        """
-        if len(self._renderings) < 3 or not self._decodings:
-            raise UserError(
-                "the machine spoke too little to be measured; let nothing else run, and try again"
-            )
+    def profile(self, **facts: Any) -> Profile:
+        """What was noted."""
         shapes = np.array([(1, bucket, frames) for bucket, frames, _ in self._renderings], dtype=float)
         rendered = np.array([seconds for *_, seconds in self._renderings])
-        render = nnls(shapes, rendered)[0]
+        render = _fitted(shapes, rendered)
         by_width: dict[int, list[float]] = {}
         for width, seconds in self._decodings:
             by_width.setdefault(width, []).append(seconds)
@@ -266,6 +263,19 @@ class _Recorder:
             decode_spread=_spread(np.array([seconds / decode[width] for width, seconds in self._decodings])),
             **facts,
         )
+
+
+def _fitted(shapes: NDArray[np.float64], seconds: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What each column of shapes costs, by least squares; nothing costs less than nothing."""
+    costs = np.zeros(shapes.shape[1])
+    columns = list(range(len(costs)))
+    while columns:
+        found = np.linalg.lstsq(shapes[:, columns], seconds)[0]
+        if found.min() >= 0:
+            costs[columns] = found
+            break
+        del columns[int(found.argmin())]
+    return costs
 
 
 def _spread(ratios: NDArray[np.float64]) -> list[float]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,14 @@ from tests.integration.served import ROOT, TINY_VOICE, VITS, World
 pytest.importorskip("ray", reason="Ray (491 MB, the extra 'ray') is not installed")
 
 
-def test_ray_makes_what_the_local_engine_makes_and_nothing_twice(tmp_path: Path) -> None:
+@pytest.fixture
+def short() -> Iterator[str]:
+    """A folder whose path leaves room for the names of Ray's sockets."""
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield folder
+
+
+def test_ray_makes_what_the_local_engine_makes_and_nothing_twice(tmp_path: Path, short: str) -> None:
     world = World(tmp_path, tmp_path / "store")
     made = world.run(sys.executable, "-W", "ignore", "-c", TINY_VOICE, str(tmp_path / "model"))
     assert made.returncode == 0, made.stderr
@@ -30,9 +39,8 @@ def test_ray_makes_what_the_local_engine_makes_and_nothing_twice(tmp_path: Path)
     def synthesize(output: str, *more: str) -> dict[str, object]:
         command = [*VITS, "synthesize", "--input", str(table), "--output", str(tmp_path / output), "--json"]
         command += ["--shard-rows", "3", "--threads", "1", "--streams", "1", *more]
-        done = subprocess.run(
-            command, cwd=ROOT, env=world.environment, capture_output=True, text=True, check=False
-        )
+        environment = world.environment | {"RAY_TMPDIR": short, "RAY_USAGE_STATS_ENABLED": "0"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         summary: dict[str, object] = json.loads(done.stdout[done.stdout.index("{") :])
         return summary

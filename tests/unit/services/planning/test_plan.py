@@ -11,6 +11,7 @@ import pytest
 
 from services.cli import main
 from services.planning import answer
+from services.planning import profile as profiles
 from services.planning.answer import Question, Target
 from services.planning.autoscaler import Scaling
 from services.planning.profile import Profile, measure
@@ -184,6 +185,17 @@ def test_a_voice_that_can_speak_no_example_asks_for_texts() -> None:
     front_end = FrontEnd.from_spec({**spec_fields()["front_end"], "vocab": {"_": 0, "ж": 1}})
     with pytest.raises(UserError, match=r"file:texts\.txt"):
         plan_texts(["你好"], front_end, "ru")
+
+
+def test_what_a_rendering_costs_is_found_and_never_below_nothing() -> None:
+    generator = np.random.default_rng(0)
+    shapes = np.column_stack(
+        [np.ones(50), generator.integers(1, 5, 50) * 32.0, generator.uniform(20, 300, 50)]
+    )
+    assert profiles._fitted(shapes, shapes @ [0.01, 2e-4, 3e-5]) == pytest.approx([0.01, 2e-4, 3e-5])
+    shrinking = profiles._fitted(shapes, shapes @ [0.1, -2e-4, 3e-5])
+    assert shrinking.min() >= 0
+    assert shrinking[1] == 0
 
 
 def test_measurement_notes_what_the_runtime_computes() -> None:

@@ -21,12 +21,12 @@ BASE_IMAGE  ?= python:3.11-slim-bookworm
 BUILD_FLAGS ?=
 SCRIPTS     := $(shell grep -lE '^\#!.*sh$$' .ci/* tests/infra/* shared/protos/*.sh)
 
-.PHONY: help install demo train-hour test test-fast lint type bench images sbom monitoring node proto lint-proto lock clean
+.PHONY: help install demo train-hour test test-fast lint type bench images sbom monitoring e2e-kubernetes lint-gateway node proto lint-proto lock clean
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
-	@echo "also: install lint type images sbom monitoring node proto lint-proto lock clean"
+	@echo "also: install lint type images node sbom monitoring e2e-kubernetes lint-gateway proto lint-proto lock clean"
 
 install: $(VENV)/.installed
 
@@ -90,6 +90,14 @@ lint-proto:
 # Dashboards and Kubernetes' PrometheusRule, of what deploy/monitoring says.
 monitoring: install
 	$(BIN)/python -m deploy.monitoring.generate
+
+# deploy/kubernetes on a real Kubernetes: as root, on Debian 12; docs/kubernetes.md.
+e2e-kubernetes: install
+	tests/infra/kubernetes/e2e
+
+# The one object whose schema Python does not have; needs npm.
+lint-gateway: install
+	tests/infra/kubernetes/lint-gateway
 
 # BUILDAH_FORMAT: podman's own image format has no health check.
 build-image = BUILDAH_FORMAT=docker $(ENGINE) build --file Dockerfile.$(1) --tag vits-$(1) \

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from services.cli import SUBCOMMANDS
 from services.synthesis.settings import PREFIX, Settings
 from services.training.config_sources import load, read_overrides
 from tests.integration.manifests import (
@@ -27,13 +28,14 @@ from tests.integration.manifests import (
 
 #: A recent version of Kubernetes and the newest.
 VERSIONS = ("1.34", "1.37")
-SHIPPED = ("overlays/dev", "overlays/production", "training/job", "training/trainjob")
+SHIPPED = ("overlays/dev", "overlays/production", "training/job", "training/trainjob", "training/export")
 #: Components that are in no overlay, and what each is rendered with.
 COMPOSED = {
     "keda": (("base",), ("keda", "monitoring")),
     "scale-to-zero": (("base",), ("scale-to-zero",)),
     "gpu": (("base", "training/job"), ("gpu",)),
     "kueue": (("training/job", "training/trainjob"), ("kueue",)),
+    "one machine's training": (("training/job", "training/export"), ("store-volume",)),
 }
 AUTOSCALERS = ("hpa", "keda", "scale-to-zero")
 #: What the old Kubernetes of the e2e overlay says for the newer names.
@@ -376,9 +378,26 @@ def test_gpus_go_to_servers_and_jobs(everything: dict[str, list[Object]]) -> Non
     assert found == {"Deployment/vits-serve": "1", "Job/vits-train": "1", "CronJob/vits-collect": None}
 
 
-def test_one_machine_keeps_its_store_on_a_volume() -> None:
-    objects = shipped("overlays/dev")
+def test_one_machine_keeps_its_store_on_a_volume(everything: dict[str, list[Object]]) -> None:
+    objects = everything["overlays/dev"]
     assert settings(objects)["VITS_STORE"] == "file:///store"
-    for _, template in pod_templates(objects):
+    for _, template in [*pod_templates(objects), *pod_templates(everything["one machine's training"])]:
         for container in containers(template):
             assert "/store" in {mount["mountPath"] for mount in container["volumeMounts"]}
+
+
+def test_commands_in_the_manifests_are_commands() -> None:
+    collect, export = (
+        dict(pod_templates(shipped(name))) for name in ("overlays/production", "training/export")
+    )
+    commands = [
+        container["command"] + container.get("args", [])
+        for template in (collect["CronJob/vits-collect"], export["Job/vits-export"])
+        for container in containers(template)
+    ]
+    assert [command[:3] for command in commands] == [
+        ["vits", "models", "gc"],
+        ["vits", "voices", "gc"],
+        ["vits", "export", "my-voice@latest"],
+    ]
+    assert {command[1] for command in commands} <= set(SUBCOMMANDS)

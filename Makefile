@@ -19,7 +19,7 @@ ONNX_GPU := $(shell grep '^onnxruntime-gpu==' constraints.txt)
 ENGINE      ?= $(shell for engine in docker podman; do if $$engine info >/dev/null 2>&1; then echo $$engine; break; fi; done)
 BASE_IMAGE  ?= python:3.11-slim-bookworm
 BUILD_FLAGS ?=
-SCRIPTS     := $(shell grep -lE '^\#!.*sh$$' .ci/* tests/infra/* shared/protos/*.sh)
+SCRIPTS     := $(shell grep -slE '^\#!.*sh$$' .ci/* tests/infra/* tests/infra/kubernetes/* shared/protos/*.sh)
 
 .PHONY: help install demo train-hour test test-fast lint type bench images sbom monitoring e2e-kubernetes lint-gateway node proto lint-proto lock clean
 .DEFAULT_GOAL := help

@@ -13,6 +13,7 @@ import pytest
 from services.cli import SUBCOMMANDS
 from services.synthesis.settings import PREFIX, Settings
 from services.training.config_sources import load, read_overrides
+from shared.cache import default_limit
 from tests.integration.manifests import (
     KUBERNETES,
     ROOT,
@@ -205,9 +206,32 @@ def settings(objects: list[Object]) -> dict[str, str]:
 def test_the_server_understands_what_it_is_told(overlay: str) -> None:
     told = settings(shipped(overlay))
     known = {PREFIX + field.name.upper() for field in dataclasses.fields(Settings)}
-    assert {name for name in told if name.startswith(PREFIX)} <= known
+    assert {name for name in told if name.startswith(PREFIX)} <= known | {"VITS_CACHE_LIMIT"}
     read = Settings.from_environment(told)
     assert read.store == told["VITS_STORE"]
+
+
+def gibibytes(quantity: str) -> int:
+    """A size as Kubernetes writes it, in bytes."""
+    return int(quantity.removesuffix("Gi")) << 30
+
+
+@pytest.mark.parametrize("rendered", ["overlays/production", "training/job", "training/trainjob"])
+def test_a_cache_is_cut_down_before_its_volume_is_full(
+    rendered: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the pod would be evicted, again and again."""
+    objects = shipped(rendered)
+    names = ("Deployment/vits-serve", "Job/vits-train", "TrainingRuntime/vits-train")
+    (template,) = [template for owner, template in pod_templates(objects) if owner in names]
+    (container,) = containers(template)
+    written = {variable["name"]: variable.get("value") for variable in container.get("env", [])}
+    limit = written.get("VITS_CACHE_LIMIT") or settings(objects)["VITS_CACHE_LIMIT"]
+    monkeypatch.setenv("VITS_CACHE_LIMIT", limit)
+    (volume,) = [volume for volume in template["spec"]["volumes"] if volume["name"] == "cache"]
+    # Half of a trainer's is for its recordings.
+    share = 1 if rendered == "overlays/production" else 2
+    assert default_limit() * share <= gibibytes(volume["emptyDir"]["sizeLimit"])
 
 
 @pytest.mark.parametrize("overlay", ["overlays/dev", "overlays/production", "overlays/e2e"])

@@ -198,7 +198,7 @@ class Cluster:
                 "--fail-swap-on=false",
             ),
             *("--enforce-node-allocatable=", "--eviction-hard=", "--image-gc-high-threshold=100"),
-            *("--address=127.0.0.1", "--healthz-bind-address=127.0.0.1", "--read-only-port=0"),
+            *("--node-ip", NODE_ADDRESS, "--healthz-bind-address=127.0.0.1", "--read-only-port=0"),
             *("--authorization-mode=AlwaysAllow", "--cert-dir", f"{self.state}/certificates-kubelet"),
             *("--volume-plugin-dir", f"{self.state}/plugins", "--max-pods=30"),
         )

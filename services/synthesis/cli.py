@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -49,8 +50,12 @@ SWITCH_SECONDS = 0.0005
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    defaults = Settings(store="")
+    """The command line; what it does not say, the environment does.
+
+    Raises:
+        ConfigError: The environment says what cannot be.
+    """
+    defaults = Settings.from_environment()
     made = argparse.ArgumentParser(
         prog="vits serve",
         description="Serve the voices of a store over HTTP (OpenAI's speech API) and gRPC.",
@@ -62,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--voice",
         metavar="NAME",
-        default="",
+        default=defaults.voice,
         help="default voice, as name, name@alias or name/version (default: the newest)",
     )
     add("--host", default=defaults.host, help="address to listen on (default: %(default)s)")
@@ -76,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
         "--tokens",
         type=Path,
         metavar="FILE",
+        default=Path(defaults.tokens) if defaults.tokens else None,
         help="only who sends one of its tokens may call (default: everybody)",
     )
     add("--new-token", metavar="NAME", help="add a token to the file of --tokens, print it, and end")
@@ -91,8 +97,18 @@ def parser() -> argparse.ArgumentParser:
         default=defaults.max_audio_seconds,
         help="longest audio of one request (default: %(default)s)",
     )
-    add("--threads", type=count, default=0, help="threads that all computations use (default: every CPU)")
-    add("--streams", type=count, default=0, help="computations at once (default: as many as is best here)")
+    add(
+        "--threads",
+        type=count,
+        default=defaults.threads,
+        help="threads that all computations use (default: every CPU)",
+    )
+    add(
+        "--streams",
+        type=count,
+        default=defaults.streams,
+        help="computations at once (default: as many as is best here)",
+    )
     add(
         "--variant",
         default=defaults.variant,
@@ -101,7 +117,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--memory",
         type=count,
-        default=0,
+        default=defaults.memory_mb,
         metavar="MB",
         help="memory for all loaded voices together (default: a part of what the process may have)",
     )
@@ -122,18 +138,50 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--lexicons",
         metavar="FOLDER",
-        default="",
+        default=defaults.lexicons,
         help="folder with VOICE.json or VOICE.tsv for each voice that has words of its own (default: none)",
     )
     add("--log-format", choices=LOG_FORMATS, default=defaults.log_format, help="(default: %(default)s)")
-    add("--log-text", action="store_true", help="let the log quote what users have spoken")
+    add(
+        "--log-text",
+        action="store_true",
+        default=bool(defaults.log_text),
+        help="let the log quote what users have spoken",
+    )
     for name, what in (
         ("cert", "the server's certificate for gRPC, PEM (default: no TLS)"),
         ("key", "its private key"),
         ("client-ca", "let in only gRPC clients with a certificate that this one signed"),
     ):
-        add(f"--grpc-tls-{name}", metavar="FILE", default="", help=what)
+        default = getattr(defaults, f"grpc_tls_{name.replace('-', '_')}")
+        add(f"--grpc-tls-{name}", metavar="FILE", default=default, help=what)
     return made
+
+
+def settings_from(arguments: argparse.Namespace, *, store: str, http_port: int) -> Settings:
+    """What the command line says, and the environment of what has no option."""
+    return replace(
+        Settings.from_environment(),
+        store=store,
+        voice=arguments.voice,
+        host=arguments.host,
+        http_port=http_port,
+        grpc_port=arguments.grpc_port,
+        threads=arguments.threads,
+        streams=arguments.streams,
+        variant=arguments.variant,
+        memory_mb=arguments.memory,
+        max_backlog_seconds=arguments.max_backlog,
+        grace_seconds=arguments.grace,
+        lexicons=arguments.lexicons,
+        log_format=arguments.log_format,
+        log_text=int(arguments.log_text),
+        grpc_tls_cert=arguments.grpc_tls_cert,
+        grpc_tls_key=arguments.grpc_tls_key,
+        grpc_tls_client_ca=arguments.grpc_tls_client_ca,
+        tokens=str(arguments.tokens.absolute()) if arguments.tokens else "",
+        max_audio_seconds=arguments.max_audio_seconds,
+    )
 
 
 def port(text: str) -> int:
@@ -270,27 +318,7 @@ def main(argv: Sequence[str]) -> int:
 
         Tls.from_settings(arguments.grpc_tls_cert, arguments.grpc_tls_key, arguments.grpc_tls_client_ca)
     with listening_socket(arguments.host, arguments.http_port) as taken:
-        settings = Settings(
-            store=store,
-            voice=arguments.voice,
-            host=arguments.host,
-            http_port=taken.getsockname()[1],
-            grpc_port=arguments.grpc_port,
-            threads=arguments.threads,
-            streams=arguments.streams,
-            variant=arguments.variant,
-            memory_mb=arguments.memory,
-            max_backlog_seconds=arguments.max_backlog,
-            grace_seconds=arguments.grace,
-            lexicons=arguments.lexicons,
-            log_format=arguments.log_format,
-            log_text=int(arguments.log_text),
-            grpc_tls_cert=arguments.grpc_tls_cert,
-            grpc_tls_key=arguments.grpc_tls_key,
-            grpc_tls_client_ca=arguments.grpc_tls_client_ca,
-            tokens=str(arguments.tokens.absolute()) if arguments.tokens else "",
-            max_audio_seconds=arguments.max_audio_seconds,
-        )
+        settings = settings_from(arguments, store=store, http_port=taken.getsockname()[1])
         set_environment(settings)
         serve(settings, taken, started=started)
     print("vits serve: stopped", file=sys.stderr)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from services.synthesis import cli
+from services.synthesis.settings import PREFIX, Settings
 from shared.errors import NotFoundError, UserError
 
 
@@ -56,3 +58,15 @@ def test_an_empty_store_is_said_before_anything_slow(tmp_path: Path) -> None:
 def test_a_port_in_use_is_said() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match="--http-port"):
         cli.listening_socket("127.0.0.1", taken.getsockname()[1])
+
+
+def test_the_environment_says_what_the_command_line_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers set every one of them so: an option that is not given must not undo it."""
+    told = {field.name: "3" if isinstance(field.default, int) else "/x" for field in fields(Settings)}
+    told |= {"log_format": "json", "log_text": "1"}
+    for name, value in told.items():
+        monkeypatch.setenv(PREFIX + name.upper(), value)
+    arguments = cli.parser().parse_args([])
+    assert cli.settings_from(arguments, store="/x", http_port=3) == Settings.from_environment()
+    arguments = cli.parser().parse_args(["--grace", "9"])
+    assert cli.settings_from(arguments, store="/x", http_port=3).grace_seconds == 9

@@ -31,8 +31,8 @@ is saved but what was found, in OUTPUT_DIR/tune, and nothing is published.
 Each .json is a layer for 'vits train': --config spa.json --config OUTPUT_DIR/tune/best.json
 
 A search that was stopped or killed goes on when it is started again. Started a second time beside itself, it is a
-second worker; on another machine, give both the same --storage. The first of trials that are under way when the
-others have reached --trials still end.
+second worker; on another machine, give both the same --storage. Trials that are under way when --trials is reached
+still come to their end.
 
 examples:
   vits tune batch --config spa.json --memory 8gb

@@ -306,6 +306,10 @@ def test_own_options_are_told_from_the_configurations_keys() -> None:
     assert (options.trials, options.prune, options.memory_bytes) == (7, False, 8 * 2**30)
 
 
+def test_no_option_hides_a_key_of_the_configuration() -> None:
+    assert not Options.model_fields.keys() & TrainingConfig.model_fields.keys()
+
+
 def test_all_wrong_options_are_said_at_once() -> None:
     with pytest.raises(ConfigError) as raised:
         take_options({"trials": "0", "objective": "generator", "memory": "lots"})

@@ -57,7 +57,7 @@ def run(config: TrainingConfig, steps: int) -> Path:
     folder = config.output_dir / "profile"
     folder.mkdir(parents=True, exist_ok=True)
     session = begin(config, Accelerator(mixed_precision=precision(config), cpu=config.use_cpu))
-    session.plan.warm_up, session.plan.joint = 0, _UNMEASURED
+    session.plan.warm_up, session.plan.text, session.plan.joint = 0, 0, _UNMEASURED
     tracker = Tracker(
         folder, enabled=True, tensorboard=True, total_steps=_UNMEASURED + steps, first_step=0, config=None
     )

@@ -382,7 +382,7 @@ class Steps:
         """
         faded = 1 - (step - self.first_step) / self.config.alignment_noise_steps
         scale = self.config.alignment_noise * max(0.0, faded)
-        if not scale:
+        if not scale or self.discriminator is None:  # only joint training has noise
             return align
         batch = part.host
         noise = torch.zeros(len(batch.ids), int(batch.frame_lengths.max()), batch.input_ids.shape[1])
@@ -472,7 +472,7 @@ class Steps:
 
     def _weighted(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
         """What the generator minimises."""
-        annealing = self.config.kl_annealing_steps
+        annealing = 0 if self.discriminator is None else self.config.kl_annealing_steps
         rising = min(1.0, (step - self.first_step + 1) / annealing) if annealing else 1.0
         weights = {
             "mel": self.config.weight_mel,

@@ -19,7 +19,7 @@ from services.training.config_sources import load
 from services.training.dataset import Examples
 from services.training.loop import build_steps, freeze
 from services.training.session import Session, begin
-from services.training.steps import Seen, new_discriminator
+from services.training.steps import Seen, align, new_discriminator
 from shared.errors import ConfigError
 
 MakeConfig = Callable[..., TrainingConfig]
@@ -188,6 +188,15 @@ def test_the_weight_of_the_divergence_rises_over_its_steps(make_trainee: Callabl
     steps.first_step = 10  # after a first stage
     assert float(steps._weighted(losses, 10)) == 0.75
     assert float(make_trainee(weight_kl=1.5).steps._weighted(losses, 0)) == 3.0
+
+
+def test_the_stages_before_joint_training_know_neither_noise_nor_annealing(
+    make_trainee: Callable[..., Any], small_examples: Examples
+) -> None:
+    steps = make_trainee(kl_annealing_steps=4, weight_kl=1.5, alignment_noise=0.5).steps
+    steps.discriminator = None  # as in those stages
+    assert float(steps._weighted({"kl": torch.tensor(2.0)}, 0)) == 3.0
+    assert steps._aligner(seen(small_examples, 0), 0) is align
 
 
 # -- All of it, resumed ----------------------------------------------------------------------------

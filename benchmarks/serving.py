@@ -11,7 +11,7 @@ What is measured, in this order:
    was imported. The system's own cache of files is warm in both.
 2. `first audio`: of a text of 2 s, and of one of 60 s with and without punctuation, medians, in turns.
 3. `beside`: a sentence that arrives while a minute is spoken, over the same sentence alone, in turns.
-4. `added`: what each door adds to a text of 2 s, over the engine's own time for it, in turns, on one connection.
+4. `added`: what each door adds to a text of 2 s, over the engine's own time for it, in turns.
 5. `throughput`: audio seconds a second of 16 clients that never rest, over that of the bare engine.
 6. `memory`: resident bytes after the first tenth of many requests of random lengths, and after all of them.
 7. `overload`: for so many seconds, requests come ten times as fast as they can be spoken. Each must be spoken
@@ -268,11 +268,12 @@ def _alone(server: Server, text: str) -> bytes:
 
 def measure_doors(server: Server, voice: Voice, times: int) -> dict[str, float]:
     """What the doors add to the engine's time for a sentence."""
-    connection = server.connect()
     with Client(f"grpc://{server.grpc_address}") as client:
 
         def over_http() -> None:
+            connection = server.connect()
             ask(connection, SENTENCE)
+            connection.close()
 
         def over_grpc() -> None:
             with client.stream(SENTENCE, seed=1) as stream:
@@ -292,7 +293,6 @@ def measure_doors(server: Server, voice: Voice, times: int) -> dict[str, float]:
             },
             times,
         )
-    connection.close()
     return {
         "engine_2s": medians["engine"],
         "http_added": medians["http"] - medians["engine"],

@@ -44,11 +44,6 @@ orchestrators, /metrics for Prometheus. Ctrl-C or SIGTERM finishes what is runni
 """
 
 
-#: How long one thread may run Python while another waits to. The engine's threads and the event loop hand over to
-#: each other several times for each window, and at Python's own 5 ms every time could cost as much.
-SWITCH_SECONDS = 0.0005
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line; what it does not say, the environment does.
 
@@ -248,7 +243,6 @@ def serve(settings: Settings, taken: socket.socket, *, started: float) -> None:
 
     from services.synthesis.service import SynthesisService, http_app
 
-    sys.setswitchinterval(SWITCH_SECONDS)
     service: Any = SynthesisService  # made a bentoml.Service by its decorator
     configure_logging(settings.log_format)
     http_app.state.started = started

@@ -28,7 +28,7 @@ from shared.errors import DeadlineError, OverloadedError, UserError
 from shared.metrics import Metrics
 from shared.registry import Version
 from shared.text.script import Script
-from shared.text.timestamps import Timed, word_times
+from shared.text.timestamps import Timed, token_times, word_times
 from shared.voice.runtime import Piece, Runtime, Timing, stopping
 from shared.voice.voice import Plan, SpeechParameters
 
@@ -208,6 +208,12 @@ class Speaking:
     def timestamps(self) -> list[Timed]:
         """When each word is heard, of the segments that were heard so far, if only in part."""
         return word_times(
+            self.script, self._durations, hop_length=self.hop_length, sampling_rate=self.sampling_rate
+        )
+
+    def token_timestamps(self) -> list[Timed]:
+        """The same of each token, blanks included."""
+        return token_times(
             self.script, self._durations, hop_length=self.hop_length, sampling_rate=self.sampling_rate
         )
 

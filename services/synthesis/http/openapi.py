@@ -83,6 +83,8 @@ _ANSWERS: dict[str, Any] = {
             total_tokens=_INTEGER,
         ),
         timestamps={"type": "array", "items": _reference("Timestamp")},
+        tokens={"type": "array", "items": _reference("Timestamp")}
+        | {"description": "The voice's own tokens."},
         srt=_STRING,
         vtt=_STRING,
     ),

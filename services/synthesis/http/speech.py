@@ -216,6 +216,7 @@ async def whole(delivery: Delivery, options: SpeechOptions) -> dict[str, Any]:
     content["audio"] = base64.b64encode(audio).decode()
     if options.timestamps:
         content["timestamps"] = [asdict(time) for time in timestamps]
+        content["tokens"] = [asdict(time) for time in delivery.speaking.token_timestamps()]
         content["srt"], content["vtt"] = to_srt(timestamps), to_vtt(timestamps)
     return content
 

@@ -155,6 +155,9 @@ def test_words_are_timed_as_they_are_heard(speaker: Speaker) -> None:
             words = speaking.timestamps()
         assert [timed.text for timed in words] == ["uno", "dos.", "tres"]
         assert words[2].start_seconds == pytest.approx(8 * 0.01 + 0.1)
+        tokens = speaking.token_timestamps()
+        assert "".join(timed.text for timed in tokens) == "uno dos.tres"
+        assert tokens[-1].end_seconds == pytest.approx(12 * 0.01 + 0.1)
 
     asyncio.run(scene())
 

@@ -75,6 +75,10 @@ class FakeSpeaking:
         ]
         return [time for time in times if time.start_seconds <= self.heard / SAMPLING_RATE]
 
+    def token_timestamps(self) -> list[Timed]:
+        seconds = self.length / SAMPLING_RATE / len(self.order.text)
+        return [Timed(c, i * seconds, (i + 1) * seconds) for i, c in enumerate(self.order.text)]
+
     async def cancel(self) -> None:
         if self.heard < self.length:
             self.cancelled = True

@@ -168,6 +168,7 @@ def test_json_with_captions(http: TestClient, name: str) -> None:
     content = answer.json()
     assert read_audio(base64.b64decode(content["audio"])).duration_seconds == pytest.approx(0.07, abs=0.2)
     assert [time["text"] for time in content["timestamps"]] == ["uno", "dos"]
+    assert [time["text"] for time in content["tokens"]] == list("uno dos")
     assert content["srt"].startswith("1\n00:00:00,000 --> ")
     assert content["vtt"].startswith("WEBVTT")
     assert content["response_format"] == name

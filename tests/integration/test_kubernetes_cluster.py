@@ -30,8 +30,8 @@ from shared.protos.vits.synthesis.v1 import synthesis_pb2 as pb
 from shared.protos.vits.synthesis.v1.synthesis_pb2_grpc import SynthesisServiceStub
 from tests.infra.kubernetes.cluster import NODE_ADDRESS, Cluster
 from tests.integration.manifests import ROOT, Object, find, shipped
+from tests.integration.served import TINY_VOICE
 from tests.integration.test_images import readable
-from tests.integration.test_serve import TINY_VOICE
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 

@@ -30,7 +30,7 @@ from services.training.data.inspection import (
 from services.training.data.listening import EAR_RATE, Ears
 from services.training.data.reading import Survey
 from services.training.data.recordings import Recording
-from shared.audio import FLOOR_DBFS, FRAME_SECONDS, Audio, Samples, frame_levels, loudness_lufs
+from shared.audio import FRAME_SECONDS, Audio, Samples, frame_levels, loudness_lufs
 from shared.errors import TextError, UserError
 from shared.text import FrontEnd
 
@@ -85,7 +85,7 @@ class Examined:
         seconds: Its length.
         speech: From the first word to the last, in seconds; None where nobody speaks.
         loudness: LUFS.
-        snr: Decibels from the quietest parts to the speech; None where nobody speaks.
+        snr: Decibels from the quietest twentieth to the speech; None where nobody speaks.
         clipped: Share of samples in runs at full scale.
         letters: How many letters and digits its transcript has.
         unknown: Characters that the model or the language has not.
@@ -207,27 +207,20 @@ def _examined(
 
 
 def signal_to_noise(audio: Audio, spans: Sequence[Span]) -> float:
-    """Decibels from what is heard between the words to the words; at most 100, and never below 0.
+    """Decibels from the quietest twentieth of all frames to the speech; at most 100, and never below 0.
 
-    Between the words are the frames outside of speech, or the quietest twentieth of all where those last less than
-    a tenth of a second. It is an estimate: the noise under the words is not heard apart.
+    Steady noise is in every frame, so the quietest have nothing but it. What lies outside of the spans would not do:
+    it is a few frames of a fading word as often as a pause. Noise that was gated away between words is not heard.
     """
     levels = frame_levels(audio.samples, audio.sampling_rate)
     middles = (np.arange(len(levels)) + 0.5) * FRAME_SECONDS
     spoken = np.zeros(len(levels), bool)
     for start, end in spans:
         spoken |= (start <= middles) & (middles < end)
-    power = 10 ** (levels / 10)
     if not spoken.any():
         return 0.0
-    quiet = (
-        power[~spoken]
-        if (~spoken).sum() * FRAME_SECONDS >= 0.1
-        else np.sort(power)[: max(1, len(power) // 20)]
-    )
-    # The median: a door that slams once between two sentences is not the noise under them.
-    ratio = float(np.mean(power[spoken])) / max(float(np.median(quiet)), 10 ** (FLOOR_DBFS / 10))
-    return min(100.0, max(0.0, 10 * math.log10(max(ratio, 1.0))))
+    speech = 10 * math.log10(float(np.mean(10 ** (levels[spoken] / 10))))
+    return min(100.0, max(0.0, speech - float(np.percentile(levels, 5))))
 
 
 def clipped_share(samples: Samples) -> float:

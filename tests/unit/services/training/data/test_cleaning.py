@@ -13,12 +13,21 @@ import pytest
 from numpy.typing import NDArray
 
 from services.training.data import cli, read_card, read_recordings
-from services.training.data.cleaning import DROP, KEEP, TRIM, Decision, Limits, decide, examine
+from services.training.data.cleaning import (
+    DROP,
+    KEEP,
+    TRIM,
+    Decision,
+    Limits,
+    decide,
+    examine,
+    signal_to_noise,
+)
 from services.training.data.decisions import read_decisions, verdicts_of, write_decisions
 from services.training.data.hearing import Hearing
 from services.training.data.listening import Ears
 from services.training.data.reading import Survey, survey
-from shared.audio import loudness_lufs, read_audio, write_wav
+from shared.audio import Audio, loudness_lufs, read_audio, write_wav
 from shared.errors import DataError, UserError
 from shared.text import FrontEnd
 from tests.conftest import SENTENCES, babble
@@ -147,6 +156,16 @@ def test_each_fault_is_found_and_nothing_else(dataset: Path, tmp_path: Path) -> 
     edges = found["edges"]
     assert edges.start == pytest.approx(0.9, abs=0.03)
     assert edges.end == pytest.approx(3.1, abs=0.03)
+
+
+def test_a_fading_word_outside_of_the_spans_is_no_noise() -> None:
+    """A voice-activity detector leaves out soft ends: 35 of 200 clean recordings were called noisy for it."""
+    audio = Audio(sentence(2), RATE)
+    pauses = [(0.0, 1.5), (1.64, 2.0)]  # seven frames that are speech
+    assert signal_to_noise(audio, pauses) == pytest.approx(signal_to_noise(audio, [(0.0, 2.0)]), abs=1)
+    assert signal_to_noise(audio, pauses) > 40
+    noise = 0.02 * np.random.default_rng(1).standard_normal(len(audio.samples), dtype=np.float32)
+    assert signal_to_noise(Audio(audio.samples + noise, RATE), pauses) < 20
 
 
 def test_a_recogniser_finds_wrong_transcripts_and_vouches_for_odd_rates(

@@ -195,7 +195,21 @@ def server(engine: Engine, images: dict[str, str], exported: tuple[str, ...]) ->
     ports = (f"--env=VITS_HTTP_PORT={http}", f"--env=VITS_GRPC_PORT={rpc}")
     with engine.background(*exported, *ports, *CONFINED, images["serve"], "--host", "127.0.0.1") as name:
         engine.wait_for(name, "ready after")
+        wait_until_it_answers(f"http://127.0.0.1:{http}/readyz")
         yield Server(name, f"http://127.0.0.1:{http}", f"127.0.0.1:{rpc}")
+
+
+def wait_until_it_answers(url: str) -> None:
+    """The line that a server is ready comes a moment before it listens."""
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            httpx.get(url, timeout=5, trust_env=False).raise_for_status()
+        except (httpx.TransportError, httpx.HTTPStatusError):
+            assert time.monotonic() < deadline, url
+            time.sleep(0.1)
+        else:
+            return
 
 
 @pytest.mark.parametrize("configuration", [path.name for path in sorted((ROOT / "configs").glob("*.json"))])

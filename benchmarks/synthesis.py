@@ -361,7 +361,7 @@ def random_model(folder: Path) -> Path:
 
     alphabet = "_ abcdefghijklmnopqrstuvwxyz.,'"
     torch.manual_seed(0)
-    model = VitsForTraining(VitsConfig(vocab_size=len(alphabet))).eval()
+    model = VitsForTraining(VitsConfig(vocab_size=len(alphabet))).train(mode=False)
     levels: list[Any] = []
     hook = model.decoder.conv_post.register_forward_hook(lambda *call: levels.append(call[2].std()))
     with torch.no_grad():

@@ -20,7 +20,7 @@ EPILOG = """\
 what it does:
   1. writes the model as ONNX graphs: encoder, flow, decoder
   2. compares each of them, and the whole, with PyTorch on the same noise; stops where they differ
-  3. calibrates an int8 flow and decoders on sentences of the voice's language
+  3. calibrates int8 decoders on sentences of the voice's language
   4. lets judges hear what is not exact (bf16, int8) beside fp32, on over 2,000 words, and takes out what they hear
      to be worse or what is not faster; the voice's report.html shows it, with players
   5. publishes the voice, and points its alias 'latest' (and any --alias) to it

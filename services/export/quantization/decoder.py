@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import onnx
@@ -55,11 +55,14 @@ class Layer:
     residual: bool
 
 
-class Network:
-    """A graph of convolutions that can be read and rewritten: a flow or a decoder.
+class Decoder:
+    """A decoder graph that can be read, scaled and rewritten.
 
     Args:
         model: The graph; changed in place by whatever is asked for.
+
+    Raises:
+        ModelError: It is not a decoder as ``vits export`` writes them.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -68,10 +71,16 @@ class Network:
             initializer.name: numpy_helper.to_array(initializer) for initializer in model.graph.initializer
         }
         self.layers = list(self._layers())
+        self.last_stage = max((layer.stage for layer in self.layers), default=0)
+        if not any(layer.residual for layer in self.layers):
+            raise ModelError(
+                "The decoder has no residual blocks after its upsampling convolutions; quantisation knows "
+                "the decoders of VITS alone (MMS, original VITS, Piper)"
+            )
 
     @classmethod
-    def read(cls, path: Path) -> Self:
-        """Read a graph's ``.onnx`` file."""
+    def read(cls, path: Path) -> Decoder:
+        """Read a decoder's ``.onnx`` file."""
         return cls(onnx.load(path))
 
     def _layers(self) -> Iterator[Layer]:
@@ -96,35 +105,6 @@ class Network:
             for name in node.output:
                 stage_of[name] = stage
 
-    def store_weights(self) -> onnx.ModelProto:
-        """Put the weights, as they are now, back into the graph, and return it."""
-        del self.model.graph.initializer[:]
-        self.model.graph.initializer.extend(
-            numpy_helper.from_array(np.asarray(value, order="C"), name)
-            for name, value in self.weights.items()
-        )
-        return self.model
-
-
-class Decoder(Network):
-    """A decoder graph that can be read, scaled and rewritten.
-
-    Args:
-        model: The graph; changed in place by whatever is asked for.
-
-    Raises:
-        ModelError: It is not a decoder as ``vits export`` writes them.
-    """
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        super().__init__(model)
-        self.last_stage = max((layer.stage for layer in self.layers), default=0)
-        if not any(layer.residual for layer in self.layers):
-            raise ModelError(
-                "The decoder has no residual blocks after its upsampling convolutions; quantisation knows "
-                "the decoders of VITS alone (MMS, original VITS, Piper)"
-            )
-
     @property
     def residual_layers(self) -> list[Layer]:
         """The convolutions of residual blocks, in the graph's order."""
@@ -133,6 +113,15 @@ class Decoder(Network):
     def streams(self) -> list[Stream]:
         """The streams whose channels may be scaled: written and read by convolutions alone."""
         return find_streams(self)
+
+    def store_weights(self) -> onnx.ModelProto:
+        """Put the weights, as they are now, back into the graph, and return it."""
+        del self.model.graph.initializer[:]
+        self.model.graph.initializer.extend(
+            numpy_helper.from_array(np.asarray(value, order="C"), name)
+            for name, value in self.weights.items()
+        )
+        return self.model
 
 
 @dataclass(frozen=True)

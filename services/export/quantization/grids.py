@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, helper
 
-from services.export.quantization.decoder import Layer, Network, Weights
+from services.export.quantization.decoder import Decoder, Layer, Weights
 
 
 @dataclass(frozen=True)
@@ -57,59 +57,59 @@ def integer_weight(weight: NDArray[np.float32], axis: int) -> tuple[NDArray[np.i
     return np.clip(np.rint(weight / scale_O.reshape(shape)), -127, 127).astype(np.int8), scale_O
 
 
-def write_grids(network: Network, layers: Collection[str], grids: Mapping[str, Grid]) -> None:
-    """Write quantisation into a graph: every weight as int8, and the inputs of some layers.
+def write_grids(decoder: Decoder, layers: Collection[str], grids: Mapping[str, Grid]) -> None:
+    """Write quantisation into a decoder: every weight as int8, and the inputs of some layers.
 
     A layer's padding is taken out of the convolution and put before it, in integers, by the zero point. The value
     is the same, and oneDNN's AMX kernels, which otherwise work out for every position what the zero point adds
     where padding meets it, are seven times as fast.
 
     Args:
-        network: The graph, which is changed.
+        decoder: The decoder, which is changed.
         layers: Names of the layers that compute in int8. The others keep their inputs as they are, and their int8
             weights only make the file smaller.
         grids: The grid of each of those layers' inputs, by tensor.
     """
     before: dict[str, list[NodeProto]] = {}
-    nodes = {node.name: node for node in network.model.graph.node}
+    nodes = {node.name: node for node in decoder.model.graph.node}
     quantised: set[str] = set()
-    for layer in network.layers:
+    for layer in decoder.layers:
         node = nodes[layer.node]
         inserted = before.setdefault(layer.node, [])
-        inserted.append(_store_weight(network, layer))
+        inserted.append(_store_weight(decoder, layer))
         node.input[1] = inserted[-1].output[0]
         if layer.name in layers:
             if layer.input not in quantised:
                 quantised.add(layer.input)
-                inserted.append(_quantise(network, layer.input, grids[layer.input]))
-            inserted.extend(_padded_input(network, layer, node))
+                inserted.append(_quantise(decoder, layer.input, grids[layer.input]))
+            inserted.extend(_padded_input(decoder, layer, node))
             node.input[0] = inserted[-1].output[0]
-    ordered = [part for node in network.model.graph.node for part in [*before.get(node.name, []), node]]
-    del network.model.graph.node[:]
-    network.model.graph.node.extend(ordered)
+    ordered = [part for node in decoder.model.graph.node for part in [*before.get(node.name, []), node]]
+    del decoder.model.graph.node[:]
+    decoder.model.graph.node.extend(ordered)
 
 
-def _store_weight(network: Network, layer: Layer) -> NodeProto:
+def _store_weight(decoder: Decoder, layer: Layer) -> NodeProto:
     axis = 1 if layer.transposed else 0
     name = layer.weight
-    integers, scale_O = integer_weight(network.weights.pop(name), axis)
+    integers, scale_O = integer_weight(decoder.weights.pop(name), axis)
     parts: dict[str, Weights] = {
         f"{name}.int8": integers,
         f"{name}.scale": scale_O,
         f"{name}.zero": np.zeros_like(scale_O, np.int8),
     }
-    network.weights.update(parts)
+    decoder.weights.update(parts)
     return helper.make_node("DequantizeLinear", list(parts), [f"{name}.real"], name=f"{name}.real", axis=axis)
 
 
-def _quantise(network: Network, tensor: str, grid: Grid) -> NodeProto:
+def _quantise(decoder: Decoder, tensor: str, grid: Grid) -> NodeProto:
     scale, zero = f"{tensor}.scale", f"{tensor}.zero"
-    network.weights[scale] = np.array(grid.scale, dtype=np.float32)
-    network.weights[zero] = np.array(grid.zero_point, dtype=np.uint8)
+    decoder.weights[scale] = np.array(grid.scale, dtype=np.float32)
+    decoder.weights[zero] = np.array(grid.zero_point, dtype=np.uint8)
     return helper.make_node("QuantizeLinear", [tensor, scale, zero], [f"{tensor}.q"], name=f"{tensor}.q")
 
 
-def _padded_input(network: Network, layer: Layer, node: NodeProto) -> list[NodeProto]:
+def _padded_input(decoder: Decoder, layer: Layer, node: NodeProto) -> list[NodeProto]:
     """The nodes that pad a layer's integers and make numbers of them; the layer itself pads no more."""
     scale, zero, integers = (f"{layer.input}.{part}" for part in ("scale", "zero", "q"))
     padding = next((attribute for attribute in node.attribute if attribute.name == "pads"), None)
@@ -117,7 +117,7 @@ def _padded_input(network: Network, layer: Layer, node: NodeProto) -> list[NodeP
     if padding is not None and any(padding.ints):
         sides = list(padding.ints)
         begin, end = sides[: len(sides) // 2], sides[len(sides) // 2 :]
-        network.weights[f"{layer.name}.pads"] = np.array([0, 0, *begin, 0, 0, *end])
+        decoder.weights[f"{layer.name}.pads"] = np.array([0, 0, *begin, 0, 0, *end])
         result.append(
             helper.make_node(
                 "Pad",

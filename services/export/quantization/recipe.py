@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from services.export.progress import Progress
 from services.export.quantization.calibration import SEED, Samples, calibrate
 from services.export.quantization.channels_last import write_channels_last
-from services.export.quantization.decoder import Decoder, Layer, Network, in_two_dimensions
+from services.export.quantization.decoder import Decoder, in_two_dimensions
 from services.export.quantization.equalisation import equalise
 from services.export.quantization.grids import grid_of, write_grids
 from services.export.quantization.search import DAMAGE_BUDGET, Probe, choose_layers, measure_layers
@@ -45,9 +44,6 @@ QUANTISED = {"int8-bf16": BF16_FEATURES, "int8": INT8_FEATURES, "int8-onnxruntim
 
 #: The decoders that quantisation writes into the voice folder, by the runtime that computes them.
 DECODERS = {"openvino": "int8/decoder.onnx", "onnxruntime": "int8/decoder-onnxruntime.onnx"}
-
-#: The flow that it writes, which OpenVINO computes.
-FLOW = "int8/flow.onnx"
 
 
 @dataclass(frozen=True)
@@ -99,7 +95,6 @@ def quantise(
         source = voice.spec.variant(PORTABLE)
         path = folder / source.decoder
         seen = calibrate(voice, path, sentences, cache=cache, progress=progress)
-        flow = calibrate(voice, folder / source.flow, sentences, cache=cache, graph="flow", progress=progress)
         windows = _windows(voice, sentences)
     if search:
         probe = Probe(windows, voice.sampling_rate)
@@ -119,10 +114,8 @@ def quantise(
             onnx.save(build_decoder(path, seen.samples, chosen, runtime), target)
             sizes[runtime] = target.stat().st_size / path.stat().st_size
         changes = {"engine": runtime, "precision": "int8", "decoder": DECODERS[runtime], "gate": "ungated"}
-        if runtime == "openvino":
-            changes |= {"flow": FLOW, "rest": "bf16" if name == "int8-bf16" else "fp32"}
-            onnx.save(build_flow(folder / source.flow, flow.samples), folder / FLOW)
-        variants[name] = source.model_copy(update={**changes, "requires": QUANTISED[name]})
+        rest = {"rest": "bf16"} if name == "int8-bf16" else {}
+        variants[name] = source.model_copy(update={**changes, **rest, "requires": QUANTISED[name]})
     record = {
         "calibration": {
             "sentences": seen.sentences,
@@ -194,25 +187,6 @@ def build_decoder(
     in_two_dimensions(decoder)
     write_grids(decoder, names, grids)
     return decoder.store_weights()
-
-
-def build_flow(path: Path, samples: Mapping[str, Samples]) -> onnx.ModelProto:
-    """A flow whose WaveNets compute in int8.
-
-    Args:
-        path: The fp32 flow.
-        samples: What calibration saw.
-    """
-    flow = Network.read(path)
-    layers = wavenet_layers(flow)
-    grids = {layer.input: grid_of(samples[layer.input], PERCENTILE) for layer in layers}
-    write_grids(flow, [layer.name for layer in layers], grids)
-    return flow.store_weights()
-
-
-def wavenet_layers(flow: Network) -> list[Layer]:
-    """The convolutions over frames of a flow's WaveNets: not those of the speaker, of which there is one moment."""
-    return [layer for layer in flow.layers if re.search(r"\.(in|res_skip)_layers\.", layer.name)]
 
 
 def _plain(path: Path) -> onnx.ModelProto:

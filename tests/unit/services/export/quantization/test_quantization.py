@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from services.export.quantization import calibration, quantise, search
 from services.export.quantization.calibration import calibrate
 from services.export.quantization.channels_last import write_channels_last
-from services.export.quantization.decoder import Decoder, Network, in_two_dimensions, scale_stream
+from services.export.quantization.decoder import Decoder, in_two_dimensions, scale_stream
 from services.export.quantization.equalisation import equalise
 from services.export.quantization.grids import Grid, grid_of, integer_weight, write_grids
-from services.export.quantization.recipe import build_flow, wavenet_layers
 from services.export.quantization.search import Finding, choose_layers, savings, within
 from shared.errors import ModelError
 from shared.voice import Voice
@@ -203,7 +202,7 @@ def test_calibration_goes_on_where_it_stopped(
     def interrupted(*arguments: object) -> None:
         if len(spoken) == 2:
             raise KeyboardInterrupt
-        spoken.append(str(arguments[4]))
+        spoken.append(str(arguments[3]))
         observe(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(calibration, "_observe", interrupted)
@@ -218,40 +217,6 @@ def test_calibration_goes_on_where_it_stopped(
     assert resumed.seconds == whole.seconds
     for tensor, samples in whole.samples.items():
         np.testing.assert_array_equal(samples, resumed.samples[tensor])
-
-
-def test_the_flow_is_calibrated_on_what_it_is_given_itself(exported: Exported, tmp_path: Path) -> None:
-    path = exported.folder / "fp32/flow.onnx"
-    with exported.voice() as voice:
-        seen = calibrate(voice, path, SENTENCES, cache=tmp_path, graph="flow")
-        frames = sum(
-            voice.prepare(sentence, seed=calibration.SEED).latents.shape[1] for sentence in SENTENCES
-        )
-    layers = wavenet_layers(Network.read(path))
-    assert layers
-    for layer in layers:
-        assert seen.samples[layer.input].shape[1] == frames  # of this little, everything; of padding, nothing
-
-
-def test_an_int8_flow_is_near_the_exact_one(exported: Exported, tmp_path: Path) -> None:
-    path = exported.folder / "fp32/flow.onnx"
-    with exported.voice() as voice:
-        seen = calibrate(voice, path, SENTENCES, cache=tmp_path, graph="flow")
-    model = build_flow(path, seen.samples)
-    onnx.checker.check_model(model)
-    rounded = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
-    layers = {layer.input for layer in wavenet_layers(Network.read(path))}
-    assert len(rounded) == len(layers)
-    inputs = {
-        "prior_sample": np.random.default_rng(0).normal(size=(2, 4, 30)).astype(np.float32),
-        "frame_mask": np.ones((2, 1, 30), dtype=np.float32),
-        "speaker_id": np.zeros(2, dtype=np.int64),
-    }
-    exact, near = (
-        onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"]).run(None, inputs)[0]
-        for graph in (path.read_bytes(), model.SerializeToString())
-    )
-    assert 0 < np.abs(near - exact).max() < 0.1 * np.abs(exact).max()
 
 
 def test_savings_charge_rounding_and_padding_to_their_layers(exported: Exported) -> None:

@@ -46,7 +46,7 @@ def remember_once(network: nn.Module) -> None:
     """Let the residual blocks below ``network`` keep every activation once, in place; their results stay."""
     for block in network.modules():
         if isinstance(block, HifiGanResidualBlock):
-            block.forward = MethodType(_residual_block, block)
+            block.forward = MethodType(_residual_block, block)  # type: ignore[method-assign]
         elif isinstance(block, ResBlock2):
             block.forward = MethodType(_residual_block_2, block)  # type: ignore[method-assign]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import obstore
 import onnx
 import pytest
 import torch
@@ -21,7 +22,6 @@ from transformers import VitsModel
 from services.export import export, parity
 from services.export.cli import main
 from services.export.export import export_voice
-from shared import store as store_module
 from shared.errors import ModelError, NotFoundError, QualityError, StoreError, UserError
 from shared.provenance import Provenance
 from shared.registry import Registry
@@ -271,14 +271,14 @@ def test_a_store_without_space_is_told_and_holds_no_voice(
     deterministic: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store.open(str(tmp_path / "store"))
-    put = store_module.obstore.put
+    put = obstore.put
 
-    def full(client: object, path: str, data: object, **options: Any) -> object:
+    def full(client: Any, path: str, data: Any, **options: Any) -> Any:
         if path.endswith("decoder.onnx"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return put(client, path, data, **options)
 
-    monkeypatch.setattr(store_module.obstore, "put", full)
+    monkeypatch.setattr(obstore, "put", full)
     arguments = [str(deterministic.model_folder), "--name", "eva", "--store", store.url, "--variants", "fp32"]
     with pytest.raises(StoreError, match=r"No space left on device.*Free some space there"):
         main(arguments)

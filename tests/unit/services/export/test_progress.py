@@ -23,7 +23,7 @@ def test_a_log_hears_of_each_tenth_and_of_the_end() -> None:
 
 def test_it_is_told_how_long_the_rest_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    monkeypatch.setattr("services.export.progress.time.monotonic", lambda: now)
     said: list[str] = []
     with Progress(said.append).bar("Judging", 10) as step:
         for _ in range(10):

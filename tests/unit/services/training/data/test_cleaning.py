@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from services.training.data.cleaning import (
     examine,
     signal_to_noise,
 )
-from services.training.data.decisions import read_decisions, verdicts_of, write_decisions
+from services.training.data.decisions import Verdict, read_decisions, verdicts_of, write_decisions
 from services.training.data.hearing import Hearing
 from services.training.data.listening import Ears
 from services.training.data.reading import Survey, survey
@@ -294,7 +294,7 @@ def test_everything_that_is_wrong_with_a_table_is_said_at_once(dataset: Path, tm
     table = tmp_path / "decisions.csv"
     assert write_decisions(decisions, table) is None
     assert read_decisions(table, found) == [
-        verdict if verdict.action == TRIM else type(verdict)(verdict.id, verdict.action, verdict.text)
+        verdict if verdict.action == TRIM else Verdict(verdict.id, verdict.action, verdict.text)
         for verdict in map(_rounded, verdicts_of(decisions))
     ]
     edited(
@@ -324,10 +324,9 @@ def test_everything_that_is_wrong_with_a_table_is_said_at_once(dataset: Path, tm
         read_decisions(table, found)
 
 
-def _rounded(verdict: object) -> object:
-    from dataclasses import replace
-
-    return replace(verdict, start=round(verdict.start, 3), end=round(verdict.end, 3))  # type: ignore[type-var, attr-defined]
+def _rounded(verdict: Verdict) -> Verdict:
+    assert verdict.end is not None
+    return replace(verdict, start=round(verdict.start, 3), end=round(verdict.end, 3))
 
 
 def test_a_broken_file_is_left_out_and_said(dataset: Path, tmp_path: Path) -> None:

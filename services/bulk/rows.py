@@ -197,10 +197,15 @@ def _renamed(path: Path, header: Sequence[str], names: Mapping[str, str]) -> dic
 def _row(number: int, cells: Cells) -> Row | BadRow:
     """A row, checked."""
     given = {name: value for name, value in cells.items() if value is not None and value != ""}
-    row_id = str(given.get("id", number))
+    # JSON can write half of a surrogate pair, which no file that is written can hold.
+    row_id = str(given.get("id", number)).encode("utf-8", "backslashreplace").decode("utf-8")
     text = given.get("text")
     if not isinstance(text, str) or not text.strip():
         return BadRow(number, row_id, "has no text")
+    if broken := [name for name in COLUMNS if not _whole(str(given.get(name, "")))]:
+        return BadRow(
+            number, row_id, f"has half of a surrogate pair, which is no character, in {', '.join(broken)}"
+        )
     try:
         return Row(
             number,
@@ -215,6 +220,11 @@ def _row(number: int, cells: Cells) -> Row | BadRow:
         )
     except ValueError as error:
         return BadRow(number, row_id, str(error))
+
+
+def _whole(text: str) -> bool:
+    """Whether all its characters are characters."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _text(given: Cells, name: str) -> str | None:
@@ -245,7 +255,7 @@ def _number(
         return None
     try:
         value = kind(given[name])
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = math.nan
     if not math.isfinite(value) or not fits(value):
         raise ValueError(f"{name} is {given[name]!r}; it must be {must}")

@@ -70,7 +70,7 @@ class Worker:
             streams=job.streams,
             max_call_seconds=float("inf"),  # nobody waits for a first window
             tell=opened.append,
-            memory=default_cache() / "bulk_layouts.json",
+            memory=default_cache() / "bulk",
         )
         self._voice: Voice = opening(registry.fetch(registry.resolve("voices", job.voice)))
         self._voice.warm_up()

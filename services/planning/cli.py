@@ -345,12 +345,7 @@ def measured(arguments: argparse.Namespace, progress: Callable[[str, float], Non
     if remembered.is_file() and not arguments.measure:
         with suppress(UserError):  # of an older version
             return Profile.read(remembered)
-    opening = Opening(
-        variant=variant,
-        threads=threads,
-        streams=arguments.streams,
-        memory=default_cache() / "layouts.json",
-    )
+    opening = Opening(variant=variant, threads=threads, streams=arguments.streams, memory=default_cache())
     voice = opening(folder)
     try:
         profile = measure(

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from services.synthesis.access import Access, add_token
 from services.synthesis.logs import configure_logging
-from services.synthesis.settings import LOG_FORMATS, Settings
+from services.synthesis.settings import LAST_PORT, LOG_FORMATS, Settings
 from shared.cache import default_cache
 from shared.errors import UserError
 from shared.registry import Registry, default_voice
@@ -182,8 +182,8 @@ def settings_from(arguments: argparse.Namespace, *, store: str, http_port: int) 
 def port(text: str) -> int:
     """A port number."""
     number = count(text)
-    if number > 65535:
-        raise argparse.ArgumentTypeError(f"{number} is not a port; they go up to 65535")
+    if number > LAST_PORT:
+        raise argparse.ArgumentTypeError(f"{number} is not a port; they go up to {LAST_PORT}")
     return number
 
 

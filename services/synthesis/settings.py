@@ -18,6 +18,7 @@ from shared.store import default_store_url
 PREFIX = "VITS_"
 
 LOG_FORMATS = ("text", "json")
+LAST_PORT = 65535
 
 #: The part of the memory that this process may have which is for voices, where nobody says.
 MEMORY_SHARE = 0.6
@@ -79,7 +80,7 @@ class Settings:
         """Read the settings from ``VITS_…`` variables; what is not set keeps its default.
 
         Raises:
-            ConfigError: Lists every variable that is not a number and should be.
+            ConfigError: Lists every variable that is not what it should be.
         """
         environment = os.environ if environment is None else environment
         values: dict[str, str | int] = {"store": default_store_url()}
@@ -96,6 +97,11 @@ class Settings:
                     problems.append(f"{name} is {text!r}; it must be a whole number, 0 or more")
             else:
                 values[field.name] = text
+        problems += [
+            f"{PREFIX}{name.upper()} is {values[name]}; ports go up to {LAST_PORT}"
+            for name in ("http_port", "grpc_port")
+            if int(values.get(name, 0)) > LAST_PORT
+        ]
         log_format = values.get("log_format", "text")
         if log_format not in LOG_FORMATS:
             problems.append(f"{PREFIX}LOG_FORMAT is {log_format!r}; it must be {' or '.join(LOG_FORMATS)}")

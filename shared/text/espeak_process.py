@@ -16,7 +16,7 @@ import subprocess
 import sys
 from typing import IO, Any
 
-from shared.errors import TextError
+from shared.errors import EngineError, TextError
 
 #: A text that takes longer has sent espeak-ng round in circles: the longest take 0.1 s.
 PATIENCE_SECONDS = 10.0
@@ -43,6 +43,7 @@ class EspeakProcess:
 
         Raises:
             TextError: espeak-ng does not survive the text.
+            EngineError: The child cannot be started.
         """
         # A child may have died of something else, so there is a second chance.
         for _ in range(2):
@@ -52,6 +53,10 @@ class EspeakProcess:
             except (OSError, EOFError):
                 self.close()
                 continue
+            except BaseException:
+                # What it still answers would be taken for the next text's.
+                self.close()
+                raise
             if ok:
                 return answer
             raise answer
@@ -60,16 +65,25 @@ class EspeakProcess:
         )
 
     def _start(self) -> subprocess.Popen[bytes]:
-        if self._child is None:
+        if self._child:
+            return self._child
+        try:
             # In a session of its own, so that Ctrl-C reaches the server alone.
-            self._child = subprocess.Popen(  # noqa: S603 (ourselves)
+            self._child = child = subprocess.Popen(  # noqa: S603 (ourselves)
                 [sys.executable, "-c", CHILD],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 start_new_session=True,
             )
-            _ask(self._child, ("", ()), patience=START_SECONDS)
-        return self._child
+            _ask(child, ("", ()), patience=START_SECONDS)
+        except (OSError, EOFError) as error:
+            # One that answers late would answer the next text with what it owes to this one.
+            self.close()
+            raise EngineError(
+                "espeak-ng, which reads the texts, could not be started in a process of its own "
+                f"({error or type(error).__name__}); the server's log may say more"
+            ) from error
+        return child
 
     def close(self) -> None:
         """End the child."""
@@ -104,8 +118,12 @@ def _receive(stream: IO[bytes]) -> Any:
     head = stream.read(_LENGTH.size)
     if len(head) < _LENGTH.size:
         raise EOFError
+    (length,) = _LENGTH.unpack(head)
+    content = stream.read(length)
+    if len(content) < length:
+        raise EOFError
     # What comes is from our own child or parent, over a pipe that nobody else holds.
-    return pickle.loads(stream.read(_LENGTH.unpack(head)[0]))  # noqa: S301
+    return pickle.loads(content)  # noqa: S301
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from services.bulk import cli, ray_engine
+from services.bulk import cli, ray_engine, worker
 from services.bulk.job import Job, Shard, shards
 from services.bulk.rows import BadRow, Row
 from services.bulk.worker import Worker
@@ -22,6 +22,7 @@ from services.cli import main
 from shared.audio import read_audio
 from shared.errors import StoreError
 from shared.store import Store
+from shared.voice import Voice, VoiceSpec, layout
 from tests.unit.services.bulk.conftest import World
 
 ROOT = Path(__file__).parents[4]
@@ -176,6 +177,9 @@ def test_rows_that_cannot_be_spoken_are_listed_and_stop_nothing(
         {"id": "mute", "text": "  "},
         {"id": "fast", "text": "hola", "speaking_rate": 40},
         {"id": "seedy", "text": "hola", "seed": 1.5},
+        {"id": "vast", "text": "hola", "seed": 10**400},
+        {"id": "half", "text": "ho\ud800la"},
+        {"id": "half\ud800", "text": "hola"},
         {"id": "stranger", "text": "hola", "speaker": "eva"},
         {"id": "unknown", "text": "你好"},
         {"id": "good", "text": "otra"},
@@ -188,11 +192,14 @@ def test_rows_that_cannot_be_spoken_are_listed_and_stop_nothing(
     assert "has no text" in bad["mute"]
     assert "0.25 to 4" in bad["fast"]
     assert "whole number" in bad["seedy"]
+    assert "whole number" in bad["vast"]
+    assert "surrogate" in bad["half"]
+    assert "surrogate" in bad["half\\ud800"]
     assert "no speaker 'eva'" in bad["stranger"]
     assert bad["unknown"]
     assert "earlier row" in bad["good"]
-    assert "JSON" in bad["9"]
-    assert "JSON object" in bad["10"]
+    assert "JSON" in bad["12"]
+    assert "JSON object" in bad["13"]
     assert "bad_rows.jsonl says why" in capsys.readouterr().out
 
 
@@ -353,6 +360,22 @@ def test_without_ray_the_extra_is_named(
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     assert world.run(world.table(*TEXTS[:1]), "--engine", "ray") == 2
     assert "vits-suite[ray]" in capsys.readouterr().err
+
+
+def test_the_layout_is_remembered_apart_from_the_servers(
+    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A server would not take it: its calls may not be that long."""
+
+    def open_voice(folder: Path, **_: object) -> Voice:
+        return Voice(VoiceSpec.read(folder), world.engine)
+
+    monkeypatch.setenv("VITS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(worker, "Opening", layout.Opening)
+    monkeypatch.setattr(layout, "measure", lambda _voice, _streams: (1.0, 0.1))
+    monkeypatch.setattr(layout.Voice, "open", open_voice)
+    assert world.run(world.table(*TEXTS), "--threads", "2") == 0
+    assert list(json.loads((tmp_path / "cache/bulk/layouts.json").read_text()).values()) == [1]
 
 
 def test_tally_counts(capsys: pytest.CaptureFixture[str]) -> None:

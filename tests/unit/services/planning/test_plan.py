@@ -18,8 +18,10 @@ from services.planning.profile import Profile, measure
 from services.planning.simulation import Settings, TextWork
 from services.planning.workload import Load, draw_texts, parse_distribution, plan_texts
 from shared.errors import UserError
+from shared.registry import Registry
+from shared.store import Store
 from shared.text import FrontEnd
-from shared.voice import Voice, VoiceSpec
+from shared.voice import Voice, VoiceSpec, layout
 from tests.unit.shared.voice.conftest import FakeEngine, spec_fields
 
 
@@ -196,6 +198,29 @@ def test_what_a_rendering_costs_is_found_and_never_below_nothing() -> None:
     shrinking = profiles._fitted(shapes, shapes @ [0.1, -2e-4, 3e-5])
     assert shrinking.min() >= 0
     assert shrinking[1] == 0
+
+
+def test_a_server_knows_the_layout_that_was_found(
+    profile: Profile, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They share the file; it was once made a folder, and no server remembered anything any more."""
+
+    def open_voice(folder: Path, **_: object) -> Voice:
+        return Voice(VoiceSpec.read(folder), FakeEngine())
+
+    folder, store = tmp_path / "voice", str(tmp_path / "store")
+    folder.mkdir()
+    VoiceSpec.model_validate(spec_fields()).write(folder)
+    Registry(Store.open(store)).publish(
+        "voices", "ana", folder, licence="CC0-1.0", sources=["nobody"], consent=None, lineage={}
+    )
+    monkeypatch.setenv("VITS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(layout, "measure", lambda _voice, _streams: (1.0, 0.1))
+    monkeypatch.setattr(layout.Voice, "open", open_voice)
+    monkeypatch.setattr(profiles, "measure", lambda *_, **__: profile)
+    assert main(["plan", "--store", store, "--threads", "2", "--measure"]) == 0
+    assert json.loads(capsys.readouterr().out)["voice"] == "ana/1"
+    assert list(json.loads((tmp_path / "cache/layouts.json").read_text()).values()) == [1]
 
 
 def test_measurement_notes_what_the_runtime_computes() -> None:

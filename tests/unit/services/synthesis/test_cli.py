@@ -12,7 +12,7 @@ import pytest
 
 from services.synthesis import cli
 from services.synthesis.settings import PREFIX, Settings
-from shared.errors import NotFoundError, UserError
+from shared.errors import ConfigError, NotFoundError, UserError
 
 
 def test_help_teaches_and_is_light() -> None:
@@ -41,6 +41,13 @@ def test_bad_numbers(arguments: list[str], capsys: pytest.CaptureFixture[str]) -
         cli.parser().parse_args(arguments)
     assert caught.value.code == 2
     assert arguments[0] in capsys.readouterr().err
+
+
+def test_ports_of_the_environment_are_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VITS_HTTP_PORT", "99999")
+    monkeypatch.setenv("VITS_GRPC_PORT", "65536")
+    with pytest.raises(ConfigError, match=r"VITS_HTTP_PORT is 99999(?s:.*)VITS_GRPC_PORT is 65536"):
+        cli.parser()
 
 
 @pytest.fixture

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from shared.errors import ConfigError, TextError
+from shared.errors import ConfigError, EngineError, TextError
 from shared.text import FrontEnd, espeak, espeak_process
 from shared.text.espeak_process import EspeakProcess
 
@@ -67,3 +68,46 @@ def test_a_child_that_was_killed_is_replaced(isolated: EspeakProcess) -> None:
     assert isolated._child
     isolated._child.kill()
     assert espeak.phonemes("hola", "es-419") == "ˈola"
+
+
+#: Answers late that it is ready, the first time, and then every text with the text itself.
+TARDY = """
+import time
+from pathlib import Path
+from shared.text import espeak
+from shared.text.espeak_process import main
+espeak.IN_PROCESS = {"clauses": lambda text, voice: [(text, text, True)]}
+begun = Path(PLACE)
+if not begun.exists():
+    begun.touch()
+    time.sleep(60)
+main()
+"""
+
+
+def test_a_child_that_starts_too_late_owes_nobody_an_answer(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its first answer would be taken for that to the next text, and so on for ever."""
+    place = tmp_path / "begun"
+    monkeypatch.setattr(espeak_process, "CHILD", TARDY.replace("PLACE", repr(str(place))))
+    monkeypatch.setattr(espeak_process, "START_SECONDS", 0)
+    tardy = EspeakProcess()
+    with pytest.raises(EngineError, match="could not be started"):
+        tardy("clauses", "one", "en-us")
+    assert tardy._child is None
+    place.touch()
+    monkeypatch.setattr(espeak_process, "START_SECONDS", 60)
+    assert tardy("clauses", "two", "en-us") == [("two", "two", True)]
+    tardy.close()
+
+
+@pytest.mark.parametrize(
+    "child", ["import os, sys; os.write(1, bytes([9, 0, 0, 0, 1])); sys.exit()", "1 / 0"]
+)
+def test_a_child_that_dies_at_its_start_is_said(child: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(espeak_process, "CHILD", child)
+    dying = EspeakProcess()
+    with pytest.raises(EngineError, match="could not be started"):
+        dying("clauses", "one", "en-us")
+    assert dying._child is None

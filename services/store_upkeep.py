@@ -282,22 +282,37 @@ def _delete(registry: Registry, kind: Kind, options: argparse.Namespace) -> None
             raise UserError(
                 f"{reference!r} may be another version tomorrow: to delete what it is now, name {version.reference}"
             )
-        pointing = [alias for alias, id_ in registry.aliases(kind, version.name).items() if id_ == version.id]
-        if pointing:
-            raise UserError(
-                f"{version.name}@{pointing[0]} points to {version.id}: promote another version first, "
-                f"so that nobody who uses {version.name}@{pointing[0]} is left without"
-            )
+        _refuse_if_pointed_to(registry, version)
     if not options.dry_run:
         _ask(f"Delete {len(versions)} of the {kind} in {registry.store.url}?", options.yes)
         for version in versions:
-            registry.delete(version)
+            _delete_unless_pointed_to(registry, version)
     if options.json:
         print_json([{"reference": version.reference, "deleted": not options.dry_run} for version in versions])
         return
     for version in versions:
         freed = size(version.manifest.total_bytes)
         print(f"{version.reference} {'would be deleted' if options.dry_run else 'deleted'}: {freed}")
+
+
+def _pointing(registry: Registry, version: Version) -> list[str]:
+    """The aliases that point to a version."""
+    aliases = registry.aliases(version.kind, version.name)
+    return [alias for alias, id_ in aliases.items() if id_ == version.id]
+
+
+def _refuse_if_pointed_to(registry: Registry, version: Version) -> None:
+    for alias in _pointing(registry, version):
+        raise UserError(
+            f"{version.name}@{alias} points to {version.id}: promote another version first, "
+            f"so that nobody who uses {version.name}@{alias} is left without"
+        )
+
+
+def _delete_unless_pointed_to(registry: Registry, version: Version) -> None:
+    """Delete a version after a look at its aliases once more: the question may have stood there for an hour."""
+    if not registry.delete(version, keep_if=lambda: bool(_pointing(registry, version))):
+        _refuse_if_pointed_to(registry, version)
 
 
 def _purge(registry: Registry, kind: Kind, options: argparse.Namespace) -> None:

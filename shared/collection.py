@@ -4,13 +4,14 @@ What an alias points to, or has pointed to in its last moves, is kept, and so ar
 kept version was made from, and everything younger than a day. The rest may go: superseded versions, what crashed
 publishers left behind, and the state of runs that have been idle for a month.
 
-Nothing is lost to a race. A version's manifest is deleted first, and then the aliases are read once more: when
-somebody has promoted the version meanwhile, the manifest is put back (and `Registry.move_alias` looks again after its
-move). A publisher makes sure that its claim is still there before it completes a version.
+Nothing is lost to a race. Before a version goes the aliases are read again, and once more when its manifest is deleted:
+when somebody has promoted the version meanwhile, the manifest is put back (and `Registry.move_alias` looks again
+after its move). A publisher makes sure that its claim is still there before it completes a version.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -209,18 +210,23 @@ class Collector:
         root = self.store.root
         tops = [*kinds, *(["runs"] if "models" in kinds else [])]
         for top in tops if root else ():
-            for path in Path(str(root), top).rglob("*#*"):
-                status = path.stat()
-                modified = datetime.fromtimestamp(status.st_mtime, tz=self._before.tzinfo)
-                if path.is_file() and modified < self._before:
-                    prefix = path.relative_to(str(root)).as_posix()
-                    yield Garbage("leftover", prefix, status.st_size, modified, "half written")
+            for folder, _, names in os.walk(Path(str(root), top)):
+                for path in (Path(folder, name) for name in names if "#" in name):
+                    try:
+                        status = path.stat()
+                    except FileNotFoundError:
+                        continue  # its writer has completed it
+                    modified = datetime.fromtimestamp(status.st_mtime, tz=self._before.tzinfo)
+                    if modified < self._before:
+                        prefix = path.relative_to(str(root)).as_posix()
+                        yield Garbage("leftover", prefix, status.st_size, modified, "half written")
 
 
 def parents(version: Version, registry: Registry) -> list[str]:
     """The folders in the store of the versions that one was made from: the model of a voice, the base of a model.
 
-    A base that was named by an alias is the version that the alias pointed to when the model was published.
+    A base that was named by an alias is the version that the alias pointed to when the model was published; one that
+    was named by its name alone, where there was no alias ``latest``, the newest version of then.
     """
     found = []
     match version.manifest.lineage.get("model"):
@@ -232,7 +238,10 @@ def parents(version: Version, registry: Registry) -> list[str]:
         found.append(f"models/{base}")
     name, _, alias = base.partition("@")
     if re.fullmatch(NAME_PATTERN, name) and (not alias or re.fullmatch(NAME_PATTERN, alias)):
-        found += [f"models/{name}/{id_}" for id_ in _pointed_to(registry, name, alias or "latest", version)]
+        ids = _pointed_to(registry, name, alias or "latest", version)
+        if not ids and not alias:
+            ids = _newest_of(registry, name, version)
+        found += [f"models/{name}/{id_}" for id_ in ids]
     return found
 
 
@@ -243,3 +252,10 @@ def _pointed_to(registry: Registry, name: str, alias: str, before: Version) -> l
     except NotFoundError:
         return []
     return [move.version for move in moves if move.created <= before.manifest.created][-1:]
+
+
+def _newest_of(registry: Registry, name: str, before: Version) -> list[str]:
+    """The newest version of a name when another was begun: an id starts with its second."""
+    begun = before.id.partition("-")[0]
+    earlier = [id_ for id_ in registry.versions("models", name) if id_.partition("-")[0] <= begun]
+    return [id_ for id_ in earlier if id_ != before.id][-1:]

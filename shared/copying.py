@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 
 from shared.cache import verify
-from shared.errors import AlreadyExistsError, CorruptObjectError, NotFoundError, StoreError
+from shared.errors import AlreadyExistsError, CorruptObjectError, NotFoundError
 from shared.manifests import Claim, FileEntry, Manifest, parse
 from shared.registry import Registry, Version
 from shared.store import Digest, Progress, Store, counted_on
@@ -29,11 +29,12 @@ def copy_version(source: Store, version: Version, target: Registry, progress: Pr
     Raises:
         CorruptObjectError: A file of the source does not match the manifest; the target does not get the version.
         AlreadyExistsError: The target has another version of this id.
-        StoreError: One of the stores failed. Copying again goes on from there.
+        StoreError: One of the stores failed, or what had been copied was removed as given up. Copying again goes on
+            from there.
     """
     if _is_there(target.store, version):
         return False
-    _claim(source, version, target.store)
+    claim = _claim(source, version, target.store)
     total, done = version.manifest.total_bytes, 0
     for entry in version.manifest.files:
         path = f"{version.prefix}/{entry.path}"
@@ -48,6 +49,7 @@ def copy_version(source: Store, version: Version, target: Registry, progress: Pr
         done += entry.bytes
         if progress:
             progress(done, total)
+    target.check_claim(claim)
     manifest = version.manifest
     target.store.create(f"{version.prefix}/manifest.json", manifest.to_bytes(), nonce=manifest.nonce)
     return True
@@ -101,7 +103,7 @@ def _is_there(store: Store, version: Version) -> bool:
     return True
 
 
-def _claim(source: Store, version: Version, target: Store) -> None:
+def _claim(source: Store, version: Version, target: Store) -> Claim:
     """Take the id in the target as its first writer did, so that attempts after one another are one writer's."""
     path = f"{version.prefix}/claim.json"
     claim = parse(Claim, source.read(path), source.address(path))
@@ -109,9 +111,10 @@ def _claim(source: Store, version: Version, target: Store) -> None:
         target.create(path, claim.to_bytes(), nonce=claim.nonce)
     except AlreadyExistsError:
         if parse(Claim, target.read(path), target.address(path)).nonce != claim.nonce:
-            raise StoreError(
+            raise AlreadyExistsError(
                 f"{target.address(path)} is another version of the same id, and stays as it is"
             ) from None
+    return claim
 
 
 def _has(store: Store, path: str, entry: FileEntry) -> bool:

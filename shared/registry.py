@@ -171,7 +171,7 @@ class Registry:
         prefix = f"{kind}/{name}/{claim.version}"
         try:
             entries = upload_files(self.store, prefix, files, progress=progress)
-            self._check_claim(claim)
+            self.check_claim(claim)
         except BaseException:
             # An interrupt too. Once the manifest may have been written, nothing must be removed any more.
             self._withdraw(prefix)
@@ -201,8 +201,8 @@ class Registry:
             else:
                 return claim
 
-    def _check_claim(self, claim: Claim) -> None:
-        """Make sure that nobody has taken this publication for one that was given up: it has lasted for days.
+    def check_claim(self, claim: Claim) -> None:
+        """Make sure that nobody has taken a publication for one that was given up: it has lasted for days.
 
         Raises:
             StoreError: Somebody has.
@@ -215,7 +215,7 @@ class Registry:
         if found is None or found.nonce != claim.nonce:
             raise StoreError(
                 f"{self.store.address(path)} is gone: the upload took so long that it was removed as given up. "
-                "Publish it again"
+                "Publish or copy it again"
             )
 
     def _withdraw(self, prefix: str) -> None:
@@ -447,8 +447,9 @@ class Registry:
 
         Args:
             version: The version.
-            keep_if: Asked once the manifest is gone, when nobody can begin to use the version any more: whether
-                somebody has begun to meanwhile. Then the manifest is put back.
+            keep_if: Whether somebody uses the version. Asked before, and again once the manifest is gone, when
+                nobody can begin to any more: if somebody has meanwhile, or it cannot be told, the manifest is put
+                back.
 
         Returns:
             Whether it was deleted.
@@ -456,13 +457,24 @@ class Registry:
         Raises:
             StoreError: The store failed. What is half deleted does not exist, and is removed by a garbage collection.
         """
-        manifest = f"{version.prefix}/manifest.json"
-        self.store.delete(manifest)
         if keep_if and keep_if():
-            self.store.create(manifest, version.manifest.to_bytes(), nonce=version.manifest.nonce)
+            return False
+        self.store.delete(f"{version.prefix}/manifest.json")
+        try:
+            kept = keep_if is not None and keep_if()
+        except BaseException:
+            # An interrupt too: somebody may rely on the version by now.
+            self._put_back(version)
+            raise
+        if kept:
+            self._put_back(version)
             return False
         self.remove_leftovers(version.prefix)
         return True
+
+    def _put_back(self, version: Version) -> None:
+        manifest = version.manifest
+        self.store.create(f"{version.prefix}/manifest.json", manifest.to_bytes(), nonce=manifest.nonce)
 
     def remove_leftovers(self, prefix: str) -> None:
         """Remove what lies in the folder of a version that does not exist, the claim last.

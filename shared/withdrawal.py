@@ -32,6 +32,7 @@ from shared.registry import Registry, Version
 #: What no program that has this store's address alone can delete.
 UNREACHED = (
     "the recordings themselves, wherever they lie",
+    "models whose lineage names the same recordings otherwise (another path, a cleaned copy): add --dataset for each",
     "output folders of training (checkpoints, logs, samples) and caches of decoded recordings ($VITS_CACHE/pcm16)",
     "copies in other stores, in folders that 'vits export --output' or --format wrote, and on model hubs",
     "caches of other machines ($VITS_CACHE), and servers that run: they keep what they have loaded until they restart",

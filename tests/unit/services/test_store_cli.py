@@ -295,6 +295,40 @@ def test_delete_wants_to_be_sure(
         main(["voices", "show", old.reference])
 
 
+def test_a_version_that_is_promoted_while_delete_asks_stays(
+    versions: list[Version], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, _ = versions
+    monkeypatch.setattr(
+        "services.store_upkeep._ask", lambda *_: main(["voices", "promote", old.reference, "production"])
+    )
+    with pytest.raises(UserError, match="joe@production points to"):
+        main(["voices", "delete", old.reference])
+    assert main(["voices", "show", "joe@production"]) == 0
+
+
+def test_a_copy_that_was_collected_meanwhile_does_not_become_visible(
+    versions: list[Version], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, _ = versions
+    target = Registry(Store.open(str(tmp_path / "other")))
+    upload = Store.upload_pieces
+
+    def then_collected(store: Store, path: str, pieces: Iterator[bytes]) -> Digest:
+        digest = upload(store, path, pieces)
+        target.remove_leftovers(old.prefix)
+        return digest
+
+    source = Store.open(str(tmp_path / "store"))
+    with monkeypatch.context() as slow:
+        slow.setattr(Store, "upload_pieces", then_collected)
+        with pytest.raises(StoreError, match=r"claim\.json is gone.*copy it again"):
+            copy_version(source, old, target)
+    assert target.names("voices") == []
+    assert copy_version(source, old, target)
+    target.fetch(target.resolve("voices", old.reference))
+
+
 def test_a_purge_is_shown_recorded_and_honest(
     versions: list[Version], capsys: pytest.CaptureFixture[str]
 ) -> None:

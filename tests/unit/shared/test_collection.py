@@ -9,7 +9,7 @@ import pytest
 
 import shared.collection
 from shared.collection import Collector, Garbage, Rules
-from shared.errors import CorruptObjectError, NotFoundError
+from shared.errors import CorruptObjectError, NotFoundError, StoreError
 from shared.manifests import Kind, new_nonce, now
 from shared.registry import Registry, Version
 from shared.runs import Run
@@ -22,10 +22,11 @@ def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Registry:
     return Registry(Store.open(url), tmp_path / "cache")
 
 
-def publish(registry: Registry, tmp_path: Path, kind: Kind = "models", **lineage: object) -> Version:
+def publish(
+    registry: Registry, tmp_path: Path, kind: Kind = "models", name: str = "joe", **lineage: object
+) -> Version:
     (tmp_path / "folder").mkdir(exist_ok=True)
     (tmp_path / "folder" / "weights").write_bytes(new_nonce().encode())
-    name = "joe"
     return registry.publish(
         kind,
         name,
@@ -82,6 +83,19 @@ def test_a_base_named_by_alias_is_the_version_that_it_pointed_to_then(
     assert other.prefix not in gone
 
 
+def test_a_base_named_without_an_alias_was_the_newest_version(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older, base = publish(registry, tmp_path), publish(registry, tmp_path)
+    publish(registry, tmp_path, name="ana", base="joe")
+    later = f"{now() + timedelta(minutes=1):%Y%m%dT%H%M%S}-89abcdef"
+    monkeypatch.setattr("shared.registry.new_version_id", lambda: later)
+    publish(registry, tmp_path)
+    pass_time(monkeypatch, days=2)
+    assert collect(registry, Rules(newest=1)) == [older.prefix]
+    registry.resolve("models", base.reference)
+
+
 @pytest.mark.parametrize("rules", [Rules(age=timedelta(0), newest=1), Rules(age=timedelta(days=7), newest=1)])
 def test_what_is_younger_than_a_day_stays_whatever_is_asked(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rules: Rules
@@ -123,6 +137,14 @@ def test_a_half_written_file_of_a_killed_writer_goes(tmp_path: Path, monkeypatch
     registry.fetch(version)
 
 
+def test_a_writer_that_completes_its_file_meanwhile_is_no_trouble(tmp_path: Path) -> None:
+    registry = Registry(Store.open(str(tmp_path / "store")))
+    version = publish(registry, tmp_path)
+    # It is in the folder's listing, and cannot be found when it is looked at.
+    (tmp_path / "store" / version.prefix / "weights#1").symlink_to("renamed")
+    assert Collector(registry).find() == []
+
+
 def test_idle_runs_go_and_others_stay(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,9 +168,55 @@ def test_a_version_that_is_promoted_while_it_is_deleted_stays(
     pass_time(monkeypatch, days=2)
     collector = Collector(registry, Rules(newest=1))
     (garbage,) = collector.find()
-    registry.move_alias("models", "joe", "production", old.id)
+    aliases = registry.aliases
+
+    def then_promoted(kind: Kind, name: str) -> dict[str, str]:
+        found = aliases(kind, name)
+        if not found:
+            registry.move_alias(kind, name, "production", old.id)
+        return found
+
+    monkeypatch.setattr(registry, "aliases", then_promoted)
     assert not collector.delete(garbage)
     assert registry.resolve("models", "joe@production") == old
+    registry.fetch(old)
+
+
+def test_a_version_that_was_promoted_since_it_was_found_is_not_touched(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Readers of the alias would be without it for a moment, and for good if the collector were killed in it."""
+    old, _ = publish(registry, tmp_path), publish(registry, tmp_path)
+    pass_time(monkeypatch, days=2)
+    collector = Collector(registry, Rules(newest=1))
+    (garbage,) = collector.find()
+    registry.move_alias("models", "joe", "production", old.id)
+    monkeypatch.setattr(Store, "delete", lambda _, path: pytest.fail(f"{path} was deleted"))
+    assert not collector.delete(garbage)
+
+
+def test_a_version_stays_where_the_aliases_cannot_be_read_again(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store fails, or the collector is stopped, after the manifest has gone."""
+    old, _ = publish(registry, tmp_path), publish(registry, tmp_path)
+    pass_time(monkeypatch, days=2)
+    collector = Collector(registry, Rules(newest=1))
+    (garbage,) = collector.find()
+
+    aliases, looks = registry.aliases, [0]
+
+    def away(kind: Kind, name: str) -> dict[str, str]:
+        looks[0] += 1
+        if looks[0] > 1:
+            raise StoreError("the store is away")
+        return aliases(kind, name)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(registry, "aliases", away)
+        with pytest.raises(StoreError, match="away"):
+            collector.delete(garbage)
+    assert registry.resolve("models", old.reference) == old
     registry.fetch(old)
 
 
@@ -177,15 +245,15 @@ def test_a_publisher_that_was_taken_for_crashed_completes_nothing(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(registry, tmp_path)
-    check = registry._check_claim
+    check = registry.check_claim
 
     def after_the_collector(claim: object) -> None:
         pass_time(monkeypatch, days=2)
         collect(registry)
         check(claim)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(registry, "_check_claim", after_the_collector)
-    with pytest.raises(Exception, match="Publish it again"):
+    monkeypatch.setattr(registry, "check_claim", after_the_collector)
+    with pytest.raises(Exception, match="Publish or copy it again"):
         publish(registry, tmp_path)
     assert len(registry.versions("models", "joe")) == 1
 

@@ -36,7 +36,9 @@ class Subcommand:
 
 
 SUBCOMMANDS: dict[str, Subcommand] = {
-    "data": Subcommand("services.data", "train", "fetch, record, prepare, clean and inspect recordings"),
+    "data": Subcommand(
+        "services.data", "train", "record, prepare, review, inspect, clean and share recordings"
+    ),
     "convert": Subcommand(
         "services.convert", "export", "turn another project's voice or checkpoint into a model"
     ),
@@ -53,8 +55,12 @@ SUBCOMMANDS: dict[str, Subcommand] = {
     "doctor": Subcommand(
         "services.doctor.cli", "", "look at this machine, a store or a configuration; say what to do"
     ),
-    "models": Subcommand("services.store_cli", "", "list and show the models in a store"),
-    "voices": Subcommand("services.store_cli", "", "list and show the voices in a store"),
+    "models": Subcommand(
+        "services.store_cli", "", "list, promote, copy, verify and delete the models of a store"
+    ),
+    "voices": Subcommand(
+        "services.store_cli", "", "list, promote, copy, verify and delete the voices of a store"
+    ),
 }
 
 #: No library may report home from any of our commands; they read this when they are imported.

@@ -65,6 +65,9 @@ class VoiceLike(Worker, Protocol):
         """Give back what the voice holds."""
 
 
+#: Opportunities to measure that are let pass at most, after measurements that were disturbed.
+MOST_REST = 256
+
 #: Opens a voice's folder.
 OpenVoice = Callable[[Path], VoiceLike]
 #: Says which variant a folder is best opened with from now on, or nothing for now. It is given whether nobody
@@ -85,6 +88,8 @@ class LoadedVoice:
         leases: How many are speaking with it; while there are any it stays.
         used: When it was last asked for, as a number that grows.
         settled: Whether it is known that no other variant of it is faster here.
+        given_up: How often a measurement of its variants was disturbed.
+        rest: How many opportunities to measure it lets pass before the next.
     """
 
     version: Version
@@ -95,6 +100,8 @@ class LoadedVoice:
     leases: int = 0
     used: int = 0
     settled: bool = False
+    given_up: int = 0
+    rest: int = 0
 
     @property
     def key(self) -> str:
@@ -406,6 +413,9 @@ class VoiceShelf:
             for loaded in unsettled:
                 if not undisturbed():
                     return
+                if loaded.rest:
+                    loaded.rest -= 1
+                    continue
                 try:
                     self._settle(loaded, self._choose, undisturbed)
                 except Exception as error:  # whatever is wrong with a variant, the one that speaks goes on
@@ -432,6 +442,9 @@ class VoiceShelf:
             return
         chosen = choose(old.folder, undisturbed)
         if chosen is None:
+            # Where somebody speaks every few seconds, to open all variants again and again is what would disturb.
+            old.given_up += 1
+            old.rest = min(2**old.given_up, MOST_REST)
             return
         old.settled = True
         if chosen == old.voice.variant:

@@ -212,6 +212,23 @@ def test_variants_are_not_measured_where_memory_is_short(
     assert shelf.get().settled
 
 
+def test_a_measurement_that_is_always_disturbed_becomes_rare(
+    registry: Registry, opener: Opener, metrics: Metrics
+) -> None:
+    """Each opens all variants, on processors that somebody is about to need."""
+    measured: list[Path] = []
+
+    def choose(folder: Path, _: object) -> None:
+        measured.append(folder)
+
+    shelf = VoiceShelf(registry, opener, metrics, default="ana", choose=choose)
+    shelf.get()
+    for _ in range(1000):
+        shelf.settle(lambda: True)
+    assert 6 < len(measured) < 12
+    assert not shelf.get().settled
+
+
 def test_a_broken_version_is_refused_once_and_the_old_one_stays(
     registry: Registry,
     shelf: VoiceShelf,

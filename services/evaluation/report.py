@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +12,13 @@ from services.evaluation.evaluating import MEASURES, Clip, Evaluation
 from services.evaluation.judges import JUDGES
 from services.evaluation.statistics import RESAMPLES, Difference, Estimate
 from services.evaluation.transcripts import NORMALISATION, Errors
-from shared.audio import Audio, encode_flac
-from shared.errors import MissingExtraError
+from shared.audio import Audio
+from shared.pages import sound_uri, template
 
 JSON_FILE, HTML_FILE = "evaluation.json", "evaluation.html"
 #: Of so many sentences the page has players, the worst heard first.
 PLAYERS = 20
+_REMEDY = "pip install 'vits-suite[judges]', or --no-page"
 
 
 def write_json(result: Evaluation, path: Path, *, about: Mapping[str, Any]) -> None:
@@ -92,7 +91,7 @@ def write_html(result: Evaluation, path: Path, *, about: Mapping[str, Any], play
         MissingExtraError: jinja2 is not installed.
     """
     shown = sorted(result.clips, key=_badness)[:players]
-    text = _template().render(
+    text = template(Path(__file__).with_name("report.html"), _REMEDY).render(
         result=result,
         about=about,
         measures=MEASURES,
@@ -115,24 +114,6 @@ def _badness(clip: Clip) -> tuple[float, float]:
         -score.words.rate if score.words else 0.0,
         score.distillmos if score.distillmos is not None else 5.0,
     )
-
-
-@cache
-def _template() -> Any:
-    try:
-        import jinja2
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            "The page is made with jinja2, which is not installed: pip install 'vits-suite[judges]', or --no-page"
-        ) from error
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return environment.get_template("report.html")
 
 
 def figure(name: str, one: Estimate | None) -> str:
@@ -160,5 +141,4 @@ def _rate(errors: Errors | None) -> str:
 
 def player(audio: Audio) -> str:
     """Sound as an address that holds it, as FLAC."""
-    encoded = encode_flac(audio.samples, audio.sampling_rate)
-    return f"data:audio/flac;base64,{base64.b64encode(encoded).decode()}"
+    return sound_uri(audio.samples, audio.sampling_rate)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 import numpy as np
-import soundfile
 from numpy.typing import NDArray
 
 from services.export.gate import GateReport, Heard, Measure, Verdict
 from services.export.report import add_to_report
+from shared.pages import sound_uri
 from shared.voice import VoiceSpec
 from shared.voice.selection import PORTABLE
 
@@ -151,7 +149,4 @@ def _players(heard: Sequence[Heard]) -> str:
 
 
 def _player(samples: NDArray[np.float32], sampling_rate: int) -> str:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, samples, sampling_rate, format="FLAC", subtype="PCM_16")
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return f'<audio controls preload="none" src="data:audio/flac;base64,{data}"></audio>'
+    return f'<audio controls preload="none" src="{sound_uri(samples, sampling_rate)}"></audio>'

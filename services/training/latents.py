@@ -54,5 +54,6 @@ class Latents:
         spectrogram = linear_spectrogram(batch.padded_waveform[row : row + 1, :samples], settings)
         everywhere = torch.ones_like(spectrogram[:, :1])
         speaker = self._model.speaker_embedding(batch.speaker_id[row : row + 1])
-        mean, log_std = self._model.posterior(spectrogram, everywhere, speaker)
+        with torch.autocast(spectrogram.device.type, enabled=False):
+            mean, log_std = self._model.posterior(spectrogram, everywhere, speaker)
         return torch.cat([mean, log_std], dim=1)[0].t()

@@ -210,7 +210,11 @@ class Course:
             self._stage("warming up", plan.new_modules)
         if session.step < plan.warm_up:
             self._stage("learning to read", plan.warm_up)
-        if session.step < plan.total:
+        # A run that was killed between its early end and its final model has ended all the same.
+        enough = self._enough() if plan.warm_up < session.step < plan.total else None
+        if enough:
+            self.tracker.say(f"step {session.step}: {enough}")
+        elif session.step < plan.total:
             self._stage("training", plan.total)
 
     def _stage(self, name: str, end: int) -> None:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable
-from functools import cache
 from pathlib import Path
 from typing import Any
-
-import jinja2
 
 from services.training import summary
 from services.training.artefacts import Artefact, read_index
 from services.training.plots import Curve, curves_svg, histogram_svg
 from services.training.session import Session
+from shared.pages import data_uri, template
 
 REPORT_FILE = "report.html"
 #: What has a chart, in this order, and what it is called there.
@@ -42,7 +39,7 @@ def write(session: Session) -> Path:
     folder = session.config.output_dir
     changed, rest = summary.configuration(session.config)
     artefacts = _chosen(read_index(folder / "runs" / "artefacts"))
-    text = _template().render(
+    text = template(Path(__file__).with_name("report.html"), "pip install 'vits-suite[train]'").render(
         session=session,
         state=session.state,
         plan=session.plan,
@@ -64,19 +61,6 @@ def write(session: Session) -> Path:
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
     return path
-
-
-@cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
-    return environment.get_template("report.html")
 
 
 def _chosen(artefacts: Iterable[Artefact]) -> list[Artefact]:
@@ -104,7 +88,7 @@ def _data_uri(path: Path) -> str:
         data = path.read_bytes()
     except OSError:
         return ""
-    return f"data:{_MIME[path.suffix[1:]]};base64,{base64.b64encode(data).decode()}"
+    return data_uri(data, _MIME[path.suffix[1:]])
 
 
 def _charts(session: Session) -> list[tuple[str, str]]:

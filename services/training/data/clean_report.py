@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 from services.training.data.activity import Span
 from services.training.data.cleaning import DROP, KEEP, TRIM, Decision, Limits, counts
 from services.training.data.writing import replace_file
-from shared.audio import encode_flac
-from shared.errors import MissingExtraError
+from shared.pages import sound_uri, template
 
 #: Recordings that can be listened to: those to be left out first, then what is doubtful.
 PLAYERS = 60
+_REMEDY = "pip install 'vits-suite[train]', or --no-page"
 
 
 def write_page(
@@ -48,7 +45,7 @@ def write_page(
         MissingExtraError: jinja2 is not installed.
     """
     looked_at = sorted((d for d in decisions if d.reasons), key=_order)
-    text = _template().render(
+    text = template(Path(__file__).with_name("clean_report.html"), _REMEDY).render(
         decisions=decisions, source=source, problems=problems, missing=missing, limits=vars(limits),
         table=table, next_command=next_command, counts=counts(decisions), shown=looked_at[:players],
         looked_at=len(looked_at), actions=Counter(d.action for d in decisions), names=(KEEP, TRIM, DROP),
@@ -88,23 +85,4 @@ def _player(decision: Decision) -> str | None:
     if decision.examined.failure:
         return None
     audio = decision.examined.recording.audio()
-    encoded = encode_flac(audio.samples, audio.sampling_rate)
-    return f"data:audio/flac;base64,{base64.b64encode(encoded).decode()}"
-
-
-@cache
-def _template() -> Any:
-    try:
-        import jinja2
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            "The page is made with jinja2, which is not installed: pip install 'vits-suite[train]', or --no-page"
-        ) from error
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return environment.get_template("clean_report.html")
+    return sound_uri(audio.samples, audio.sampling_rate)

@@ -6,6 +6,7 @@ A spreadsheet program may have been at the table: separators, a byte order mark 
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -131,7 +132,7 @@ def _table(path: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
         raise DataError(f"{path} cannot be read", [str(reason)]) from error
     first = text.partition("\n")[0]
     delimiter = max(",;\t", key=first.count)
-    reader = csv.DictReader(text.splitlines(keepends=True), delimiter=delimiter, restval="")
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restval="")
     rows = [
         (reader.line_num, {key: (value or "").strip() for key, value in row.items() if isinstance(key, str)})
         for row in reader

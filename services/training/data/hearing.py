@@ -57,7 +57,7 @@ def _read(path: Path) -> dict[str, Any]:
     known: dict[str, Any] = {}
     if not path.is_file():
         return known
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             entry = json.loads(line)
             known[entry["sound"]] = entry["said"]

@@ -9,6 +9,7 @@ number. ``|`` tables are read as they stand; the others with CSV's quotation rul
 from __future__ import annotations
 
 import csv
+import io
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -95,7 +96,7 @@ def _read_table(table: Path, columns: Columns, *, split: str | None) -> list[Row
     delimiter = _delimiter(table, text.partition("\n")[0])
     quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "|" else csv.QUOTE_MINIMAL
     csv.field_size_limit(10_000_000)  # an unclosed quotation mark swallows the file: report it, do not crash
-    reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, quoting=quoting)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting)
     # Each record with the line that it begins on.
     lines: list[tuple[int, list[str]]] = []
     begins = 1

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -191,13 +190,21 @@ def _measure_here(config: TrainingConfig, size: int) -> int:
     longest = sorted(session.train.examples, key=session.train.frames, reverse=True)
     chosen = [longest[at % len(longest)] for at in range(size)]
     steps = build_steps(session, warming=False)
-    for number in range(2):
+    # Past its first steps, in which a discriminator that is frozen needs less.
+    first = steps.first_step + config.frozen_discriminator_steps
+    for number in range(first, first + 2):
         steps.joint(
             [Seen.of(session.train.collate(chosen), session.settings, session.accelerator.device)], number
         )
     if session.accelerator.device.type == "cuda":
         return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return _peak()
+
+
+def _peak() -> int:
+    """This process's high-water mark of resident memory in bytes; ``ru_maxrss`` would count its parent's, too."""
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")) * 1024
 
 
 def main(argv: Sequence[str]) -> int:

@@ -84,7 +84,7 @@ def find_learning_rate(session: Session, *, lowest: float, highest: float, ramp:
                 for _ in range(config.gradient_accumulation_steps)
             ]
             try:
-                values = read_losses(session, steps.joint(seen, number))
+                values = read_losses(session, steps.joint(seen, steps.first_step + number))
             except DataError:  # not a number: the end of the curve
                 break
             loss = sum(weight * values[name] for name, weight in weights.items())

@@ -4,31 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import cache
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
-
 from services.training.config import TrainingConfig
 from services.training.plots import Curve, curves_svg
 from services.training.tuning.space import Choices, Range, Space
+from shared.pages import template
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
-
-
-@cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return environment.get_template("page.html")
 
 
 def page(
@@ -47,7 +33,9 @@ def page(
         rows: The table's; the first one's keys are the header.
         marked: The row that stands out.
     """
-    return _template().render(title=title, said=said, charts=charts, rows=rows, marked=marked)
+    made = template(Path(__file__).with_name("page.html"), "pip install 'vits-suite[train,tune]'")
+    text: str = made.render(title=title, said=said, charts=charts, rows=rows, marked=marked)
+    return text
 
 
 def search_page(

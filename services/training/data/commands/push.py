@@ -164,7 +164,7 @@ def _upload(folder: Path, name: str, *, private: bool) -> None:
 
     Raises:
         HubUnreachableError: The hub does not answer.
-        UserError: It answers that this may not be.
+        UserError: It answers that this may not be, or what is to be private would be public there.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -172,6 +172,11 @@ def _upload(folder: Path, name: str, *, private: bool) -> None:
     api = HfApi(token=os.environ.get("HUB_TOKEN") or os.environ.get("HF_TOKEN") or None)
     try:
         api.create_repo(name, repo_type="dataset", private=private, exist_ok=True)
+        if private and not api.repo_info(name, repo_type="dataset").private:  # it was there already
+            raise UserError(
+                f"{name} is there already, and everybody sees it: nothing was sent. Say --public if that is "
+                "meant, make it private on the hub, or give another name"
+            )
         api.upload_folder(
             repo_id=name, repo_type="dataset", folder_path=folder, commit_message="vits data push"
         )
@@ -180,6 +185,8 @@ def _upload(folder: Path, name: str, *, private: bool) -> None:
             f"The hub did not take {name}: {error}\nIs the token (HUB_TOKEN, HF_TOKEN or 'hf auth login') one that may "
             "write there? '--save-to DIR' keeps what would be sent."
         ) from error
+    except UserError:
+        raise
     except Exception as error:  # of whichever HTTP client the hub library is built on
         raise HubUnreachableError(
             f"The Hugging Face hub could not be reached ({error}), and nothing was sent.\n"

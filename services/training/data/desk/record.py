@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 from collections.abc import Sequence
@@ -124,8 +125,8 @@ class Session:
             if path.exists():
                 replaced = self.folder / "replaced"
                 replaced.mkdir(exist_ok=True)
-                number = sum(1 for _ in replaced.glob(f"{path.stem}-*.flac")) + 1
-                path.replace(replaced / f"{path.stem}-{number}.flac")
+                names = (replaced / f"{path.stem}-{number}.flac" for number in itertools.count(1))
+                path.replace(next(name for name in names if not name.exists()))
             replace_file(path, encode_flac(audio.samples, audio.sampling_rate))
             self._write_table()
         return audio, remarks

@@ -65,7 +65,7 @@ class Review:
         accepted_only: Leave out of ``metadata.csv`` what nobody has accepted yet, too.
 
     Raises:
-        DataError: The folder has no such table.
+        DataError: The folder has no such table, or its memory was spoiled.
     """
 
     def __init__(self, folder: Path, *, accepted_only: bool = False) -> None:
@@ -81,7 +81,17 @@ class Review:
         """The rows of the table with what is remembered of them; a table that was edited by hand is right."""
         remembered: dict[str, dict[str, str]] = {}
         if self._memory.is_file():
-            remembered = {row["file_name"]: row for row in _read_table(self._memory)[1]}
+            columns, lines = _read_table(self._memory)
+            if not set(_STATE_COLUMNS) <= set(columns) or not all(
+                (line["revision"] or "0").isdecimal() for line in lines
+            ):
+                raise DataError(
+                    f"{self._memory} is not as a review writes it",
+                    [
+                        "bring back the one that was written, or move it aside: then every recording is open again"
+                    ],
+                )
+            remembered = {line["file_name"]: line for line in lines}
         entries = []
         for row in rows:
             known = remembered.pop(row["file_name"], None)
@@ -194,7 +204,7 @@ def _read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         DataError: It is not there, or has not the columns file_name and text.
     """
     try:
-        reader = csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines(keepends=True), restval="")
+        reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""), restval="")
         rows = [{key: (value or "") for key, value in row.items() if isinstance(key, str)} for row in reader]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(

@@ -12,6 +12,7 @@ from services.training import loop
 from services.training.checkpoints import TrainerState
 from services.training.config import TrainingConfig
 from services.training.early_stopping import out_of_patience, without_progress
+from services.training.publishing import Publisher
 from shared.errors import ConfigError
 
 MakeConfig = Callable[..., TrainingConfig]
@@ -99,6 +100,22 @@ def test_a_run_ends_early_and_is_complete(
     )
     loop.train(config)
     assert "nothing left to do" in capsys.readouterr().out
+
+
+def test_a_run_that_was_killed_after_its_early_end_has_ended(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Any, small_discriminator: None
+) -> None:
+    """Between the last checkpoint and the final model: it does not train on until the next evaluation."""
+    monkeypatch.setenv("VITS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("services.training.evaluation.held_out_losses", lambda session: {"mel": 1.0})
+    config = make_config(do_eval=True, eval_steps=1, max_steps=20, save_steps=100, early_stopping_patience=2)
+    with monkeypatch.context() as killed:
+        killed.setattr(Publisher, "finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            loop.train(config)
+    state = TrainerState.read(loop.train(config))
+    assert state is not None
+    assert (state.finished, state.global_step) == (True, 2)
 
 
 def test_evaluations_of_the_first_stage_do_not_count(make_config: MakeConfig) -> None:

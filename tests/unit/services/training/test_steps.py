@@ -586,6 +586,9 @@ def test_latents_are_computed_once_and_from_the_recording_alone(
     frames = lonely.shape[2]
     assert torch.equal(lonely[0], means[1, :, :frames])
     assert not means[1, :, frames:].any()
+    with torch.autocast("cpu", torch.bfloat16):  # as in a run with bf16
+        halved, _ = Latents(session.generator, small_examples.settings).of(both)
+    assert torch.equal(halved, means)
     varied = Latents(session.generator, small_examples.settings, keep=False)  # by augmentation
     for _ in range(2):
         asked.clear()

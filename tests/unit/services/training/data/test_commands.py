@@ -7,6 +7,7 @@ import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -229,6 +230,7 @@ class FakeHub:
     calls: ClassVar[list[tuple[str, dict[str, Any]]]] = []
     tokens: ClassVar[list[str | None]] = []
     error: ClassVar[Exception | None] = None
+    private: ClassVar[bool] = True
 
     def __init__(self, token: str | None = None) -> None:
         self.tokens.append(token)
@@ -237,6 +239,9 @@ class FakeHub:
         if self.error:
             raise self.error
         self.calls.append((name, options))
+
+    def repo_info(self, name: str, *, repo_type: str) -> SimpleNamespace:
+        return SimpleNamespace(private=self.private)
 
     def upload_folder(self, *, folder_path: Path, **options: Any) -> None:
         files = sorted(
@@ -291,6 +296,16 @@ def test_a_push_is_private_one_commit_and_takes_its_token_from_the_environment(
         cli.main(["push", str(recordings_folder), "me/babble", "--public"])
     with pytest.raises(UserError, match="owner/name"):
         cli.main(["push", str(recordings_folder), "babble"])
+
+
+def test_what_is_to_be_private_is_not_sent_where_everybody_sees_it(
+    recordings_folder: Path, hub: type[FakeHub], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Making a repository that is there already leaves it as public as it was."""
+    monkeypatch.setattr(hub, "private", False)
+    with pytest.raises(UserError, match="everybody sees it: nothing was sent"):
+        cli.main(["push", str(recordings_folder), "me/babble"])
+    assert [name for name, options in hub.calls if "files" in options] == []
 
 
 def test_a_hub_out_of_reach_says_how_to_go_on(recordings_folder: Path, hub: type[FakeHub]) -> None:

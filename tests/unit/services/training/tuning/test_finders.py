@@ -6,8 +6,10 @@ import copy
 import json
 import math
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from accelerate import Accelerator
 
 from services.training.config import TrainingConfig
 from services.training.session import begin
+from services.training.steps import Steps
 from services.training.tuning import batch_size, cli, learning_rate
 from services.training.tuning.batch_size import find_batch_size
 from services.training.tuning.learning_rate import Curve, find_learning_rate
@@ -127,6 +130,40 @@ def test_where_nothing_fits_that_is_said(make_config: MakeConfig) -> None:
     assert found.batch is None
     assert found.layer == {}
     assert "Not even one" in batch_size.describe(found, 8)[0]
+
+
+@pytest.mark.parametrize("find", ["rate", "peak"])
+def test_finders_take_joint_steps_of_a_base_that_has_stages_before_them(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, find: str
+) -> None:
+    """Counted from 0 they would lie before joint training: with no judge that learns, and a negative weight of KL."""
+    config = make_config(text_stage_steps=50, kl_annealing_steps=4)
+    config.output_dir.mkdir()
+    taken: list[tuple[bool, float]] = []
+    joint = Steps.joint
+
+    def watched(steps: Steps, seen: Any, step: int) -> dict[str, torch.Tensor]:
+        losses = joint(steps, seen, step)
+        taken.append(("discriminator" in losses, float(steps._weighted({"kl": torch.tensor(1.0)}, step))))
+        return losses
+
+    monkeypatch.setattr(Steps, "joint", watched)
+    if find == "rate":
+        find_learning_rate(begin(config, Accelerator(cpu=True)), lowest=1e-6, highest=1e-5, ramp=2)
+    else:
+        assert batch_size._measure_here(config, 1) > 0
+    assert [learns for learns, _ in taken] == [True, True]
+    assert all(weight > 0 for _, weight in taken)
+
+
+def test_a_peak_is_the_processs_own() -> None:
+    """``ru_maxrss`` begins with what the parent held when it started the process."""
+    code = "from services.training.tuning.batch_size import _peak; print(_peak())"
+    before = int(subprocess.check_output([sys.executable, "-c", code], text=True))
+    held = bytearray(b"1") * 2**29  # of this process
+    after = int(subprocess.check_output([sys.executable, "-c", code], text=True))
+    assert len(held) == 2**29
+    assert after < before + 2**28
 
 
 def test_a_real_step_is_measured_in_a_process_of_its_own(make_config: MakeConfig) -> None:

@@ -62,6 +62,18 @@ def test_sentences_of_ones_own(tmp_path: Path) -> None:
         read_prompts(file)
 
 
+def test_no_former_take_is_written_over_where_an_older_one_was_removed(tmp_path: Path, tone: Tone) -> None:
+    session = Session(tmp_path / "ana", PROMPTS)
+    for pitch in (220.0, 330.0, 440.0):
+        session.take(0, encode_wav(np.pad(tone(1.0, pitch), 4800), 16_000))
+    replaced = tmp_path / "ana" / "replaced"
+    second = (replaced / "0001-2.flac").read_bytes()
+    (replaced / "0001-1.flac").unlink()
+    session.take(0, encode_wav(np.pad(tone(1.0, 550.0), 4800), 16_000))
+    assert (replaced / "0001-2.flac").read_bytes() == second
+    assert (replaced / "0001-1.flac").is_file()
+
+
 def test_takes_make_a_dataset_and_former_takes_stay(tmp_path: Path, tone: Tone) -> None:
     session = Session(tmp_path / "ana", PROMPTS)
     first, second = (np.pad(tone(1.0, pitch), 4800) for pitch in (220.0, 330.0))

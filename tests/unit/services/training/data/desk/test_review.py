@@ -53,6 +53,31 @@ def at_desk(review: Review) -> Iterator[Desk]:
         yield desk
 
 
+def test_a_separator_of_lines_inside_a_text_does_not_cut_its_row(folder: Folder) -> None:
+    """Unicode has more of them than a CSV table has."""
+    reviewed = folder("file_name,text\naudio/1.wav,hola\u2028mundo\x85\naudio/2.flac,dos\n", SOUNDS)
+    review = Review(reviewed)
+    assert [(entry.file, entry.text) for entry in review.entries] == [
+        ("audio/1.wav", "hola\u2028mundo\x85"),
+        ("audio/2.flac", "dos"),
+    ]
+    assert [row["file_name"] for row in rows(reviewed)] == ["audio/1.wav", "audio/2.flac"]
+    assert len(read_recordings(reviewed, split="all")) == 2
+
+
+def test_a_spoiled_memory_is_explained_and_left_as_it_is(reviewed: Path) -> None:
+    Review(reviewed)
+    memory = reviewed / "review.csv"
+    for spoiled in (
+        "file_name,text\naudio/1.wav,uno\n",
+        memory.read_text().replace(",open,0,", ",open,one,"),
+    ):
+        memory.write_text(spoiled)
+        with pytest.raises(DataError, match="is not as a review writes it"):
+            Review(reviewed)
+        assert memory.read_text() == spoiled
+
+
 def test_every_edit_is_on_the_disk_at_once_and_nothing_is_lost(reviewed: Path) -> None:
     review = Review(reviewed)
     review.edit(0, 0, text="  hola \n mundo ", state="accepted")

@@ -25,9 +25,11 @@ from shared.manifests import (
     new_nonce,
     new_version_id,
     now,
+    parse,
     this_writer,
 )
 from shared.registry import Registry, Version
+from shared.store import Store
 
 #: What no program that has this store's address alone can delete.
 UNREACHED = (
@@ -272,6 +274,22 @@ class Withdrawals:
             for entry in version.manifest.files:
                 if entry.sha256 not in kept:
                     cache.forget(entry.sha256)
+
+
+def withdrawn(store: Store, kind: Kind, name: str, version_id: str) -> str | None:
+    """The address of the record by which a version was withdrawn from a store; None if it was not.
+
+    Raises:
+        CorruptObjectError: A record cannot be read.
+        StoreError: The store failed.
+    """
+    for item in store.list("audit"):
+        if item.path.endswith("-done.json"):
+            continue
+        record = parse(Withdrawal, store.read(item.path), store.address(item.path))
+        if any((each.kind, each.name, each.version) == (kind, name, version_id) for each in record.versions):
+            return store.address(item.path)
+    return None
 
 
 def _trained_on(version: Version, dataset: str) -> bool:

@@ -45,6 +45,7 @@ from shared.modeling.loading import DISCRIMINATOR_FILE
 from shared.provenance import Provenance
 from shared.registry import Registry
 from shared.store import Store, digest_file
+from shared.withdrawal import withdrawn
 
 #: How many complete checkpoints of a run are kept in the store, for resuming.
 _STORED_CHECKPOINTS = 2
@@ -388,7 +389,7 @@ def deliver(
         Whether there was anything to do.
 
     Raises:
-        ModelError: The model has to be sent, and the output folder no longer holds it.
+        ModelError: The model has to be sent, and the output folder no longer holds it, or its consent was withdrawn.
         StoreError: The store failed; the model is safe in the output folder.
         ConfigError: The hub can have no such name; the model is safe in the output folder.
         HubUnreachableError: The hub failed; the model is safe in the output folder.
@@ -407,6 +408,7 @@ def _deliver_to_store(
     lost = state.final_version is not None and state.final_version not in registry.versions("models", name)
     if state.final_version is None or lost:
         if lost:
+            _refuse_if_withdrawn(config, store, str(state.final_version))
             say(f"{store.url} no longer has {name}/{state.final_version}: publishing it again")
         _check_final(config.output_dir, state)
         state.final_version = _publish(
@@ -426,6 +428,16 @@ def _deliver_to_store(
         registry.move_alias("models", name, config.alias, state.final_version)
     say(f"{config.output_dir} is in {store.url} as {name}@{config.alias} ({state.final_version})")
     return True
+
+
+def _refuse_if_withdrawn(config: TrainingConfig, store: Store, version: str) -> None:
+    """What went because a speaker withdrew consent does not come back from a folder that was left."""
+    record = withdrawn(store, "models", config.published_name, version)
+    if record:
+        raise ModelError(
+            f"{config.published_name}/{version} was deleted because consent was withdrawn ({record}), so it is not "
+            f"published again. Delete {config.output_dir}; train on other recordings with another --output_dir."
+        )
 
 
 def _final_step(state: ckpt.TrainerState) -> int:

@@ -43,6 +43,7 @@ from shared.registry import Registry
 from shared.runs import Run
 from shared.store import Digest, Progress, Store
 from shared.text import FrontEnd
+from shared.withdrawal import Withdrawals
 
 REPOSITORY = Path(__file__).parents[4]
 SMALL_SCALE, SMALL_PERIOD = (1, 4, 16, 64, 256), (1, 2, 4, 8, 16)
@@ -621,6 +622,14 @@ def test_a_finished_model_whose_store_is_gone_is_published_again(finished: Trial
     assert version.manifest.licence == "CC0-1.0"
     assert not set(checkpoints.PRIVATE_FILES) & {entry.path for entry in version.manifest.files}
     assert not delivered(finished, empty)
+
+
+def test_a_model_whose_consent_was_withdrawn_is_not_published_again(finished: Trial) -> None:
+    withdrawals = Withdrawals(Registry(finished.store))
+    outcome = withdrawals.carry_out(withdrawals.plan("models", ["voz"]), asked=["voz"], reason="letter")
+    with pytest.raises(ModelError, match=rf"consent was withdrawn \({outcome.audit[0]}\).*Delete"):
+        delivered(finished)
+    assert finished.published() == []
 
 
 def test_an_alias_that_moved_on_meanwhile_stays(finished: Trial, tmp_path: Path) -> None:

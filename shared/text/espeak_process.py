@@ -49,7 +49,11 @@ class EspeakProcess:
         for _ in range(2):
             child = self._start()
             try:
-                ok, answer = _ask(child, (function, arguments))
+                ok, answer = _ask(child, (function, arguments), patience=PATIENCE_SECONDS)
+            except TimeoutError:
+                # Everybody else waits meanwhile: once is enough.
+                self.close()
+                break
             except (OSError, EOFError):
                 self.close()
                 continue
@@ -81,7 +85,7 @@ class EspeakProcess:
             self.close()
             raise EngineError(
                 "espeak-ng, which reads the texts, could not be started in a process of its own "
-                f"({error or type(error).__name__}); the server's log may say more"
+                f"({str(error) or type(error).__name__}); the server's log may say more"
             ) from error
         return child
 
@@ -93,7 +97,7 @@ class EspeakProcess:
             child.communicate()
 
 
-def _ask(child: subprocess.Popen[bytes], question: Any, *, patience: float = PATIENCE_SECONDS) -> Any:
+def _ask(child: subprocess.Popen[bytes], question: Any, *, patience: float) -> Any:
     """Ask a child.
 
     Raises:

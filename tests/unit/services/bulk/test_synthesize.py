@@ -373,7 +373,7 @@ def test_the_layout_is_remembered_apart_from_the_servers(
     monkeypatch.setenv("VITS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(worker, "Opening", layout.Opening)
     monkeypatch.setattr(layout, "measure", lambda _voice, _streams: (1.0, 0.1))
-    monkeypatch.setattr(layout.Voice, "open", open_voice)
+    monkeypatch.setattr(Voice, "open", open_voice)
     assert world.run(world.table(*TEXTS), "--threads", "2") == 0
     assert list(json.loads((tmp_path / "cache/bulk/layouts.json").read_text()).values()) == [1]
 

@@ -216,7 +216,7 @@ def test_a_server_knows_the_layout_that_was_found(
     )
     monkeypatch.setenv("VITS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(layout, "measure", lambda _voice, _streams: (1.0, 0.1))
-    monkeypatch.setattr(layout.Voice, "open", open_voice)
+    monkeypatch.setattr(Voice, "open", open_voice)
     monkeypatch.setattr(profiles, "measure", lambda *_, **__: profile)
     assert main(["plan", "--store", store, "--threads", "2", "--measure"]) == 0
     assert json.loads(capsys.readouterr().out)["voice"] == "ana/1"

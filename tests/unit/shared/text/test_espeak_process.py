@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,6 +75,7 @@ def test_a_child_that_was_killed_is_replaced(isolated: EspeakProcess) -> None:
 TARDY = """
 import time
 from pathlib import Path
+from typing import Any
 from shared.text import espeak
 from shared.text.espeak_process import main
 espeak.IN_PROCESS = {"clauses": lambda text, voice: [(text, text, True)]}
@@ -111,3 +113,32 @@ def test_a_child_that_dies_at_its_start_is_said(child: str, monkeypatch: pytest.
     with pytest.raises(EngineError, match="could not be started"):
         dying("clauses", "one", "en-us")
     assert dying._child is None
+
+
+#: Goes round in circles over every text.
+CIRCLING = """
+import time
+from shared.text import espeak
+from shared.text.espeak_process import main
+espeak.IN_PROCESS = {"clauses": lambda text, voice: time.sleep(60)}
+main()
+"""
+
+
+def test_a_text_that_goes_round_in_circles_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All other texts wait as long as it does."""
+    monkeypatch.setattr(espeak_process, "CHILD", CIRCLING)
+    monkeypatch.setattr(espeak_process, "PATIENCE_SECONDS", 0.2)
+    asked: list[object] = []
+    ask = espeak_process._ask
+
+    def counted(child: Any, question: Any, *, patience: float) -> Any:
+        asked.append(question)
+        return ask(child, question, patience=patience)
+
+    monkeypatch.setattr(espeak_process, "_ask", counted)
+    circling = EspeakProcess()
+    with pytest.raises(TextError, match="fails on it"):
+        circling("clauses", "one", "en-us")
+    assert asked == [("", ()), ("clauses", ("one", "en-us"))]
+    assert circling._child is None

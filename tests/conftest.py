@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from numpy.typing import NDArray
 from transformers import VitsConfig
 
@@ -25,6 +26,10 @@ from shared.modeling.initialization import initialize
 from shared.provenance import Provenance
 from tests.infra.s3_server import S3Server
 from tests.infra.s3_server import running as s3_server_running
+
+# No clock decides over a test: other work may run beside it.
+settings.register_profile("untimed", settings.default, deadline=None)
+settings.load_profile("untimed")
 
 ALPHABET = "_ abcdefghijklmnopqrstuvwxyzáéíñóúü"
 SENTENCES = (

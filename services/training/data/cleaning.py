@@ -262,7 +262,7 @@ def _unknown(text: str, front_end: FrontEnd | None, language: str | None) -> tup
 def decide(examined: Sequence[Examined], limits: Limits) -> list[Decision]:
     """What to do with each recording, in the same order."""
     rates = dict(_unusual_rates(examined))
-    doubles = dict(_doubles(examined))
+    doubles = dict(_doubles(examined, limits))
     return [
         _decide(one, limits, rates.get(number), doubles.get(number)) for number, one in enumerate(examined)
     ]
@@ -274,11 +274,9 @@ def _decide(one: Examined, limits: Limits, rate: str | None, double: str | None)
         return Decision(one, DROP, (f"unreadable: {one.failure}",), 0.0, 0.0)
     if one.speech is None:
         return Decision(one, DROP, ("silent: nobody speaks",), 0.0, one.seconds)
-    start, end = max(0.0, one.speech[0] - limits.margin), min(one.seconds, one.speech[1] + limits.margin)
+    start, end = _edges(one, limits)
     trimmed = start + one.seconds - end
-    trims = trimmed >= limits.least_trimmed
-    if not trims:
-        start, end = 0.0, one.seconds
+    trims = trimmed > 0
     against = [*_faults(one, limits, end - start), *filter(None, [double])]
     remarks: list[str] = []
     if rate is not None:
@@ -292,6 +290,14 @@ def _decide(one: Examined, limits: Limits, rate: str | None, double: str | None)
         remarks.append(f"silence: {trimmed:.2f} s at its ends")
     action = DROP if against else TRIM if trims else KEEP
     return Decision(one, action, (*against, *remarks), start, end)
+
+
+def _edges(one: Examined, limits: Limits) -> Span:
+    """Where a recording begins and ends after trimming, in seconds; the whole of it where that is not worth it."""
+    if one.speech is None:
+        return 0.0, one.seconds
+    start, end = max(0.0, one.speech[0] - limits.margin), min(one.seconds, one.speech[1] + limits.margin)
+    return (start, end) if start + one.seconds - end >= limits.least_trimmed else (0.0, one.seconds)
 
 
 def _faults(one: Examined, limits: Limits, seconds: float) -> Iterator[str]:
@@ -329,9 +335,9 @@ def _unusual_rates(examined: Sequence[Examined]) -> Iterator[tuple[int, str]]:
                 yield number, f"speaking rate: {rate:.1f} letters a second where {middle:.1f} are usual"
 
 
-def _doubles(examined: Sequence[Examined]) -> Iterator[tuple[int, str]]:
+def _doubles(examined: Sequence[Examined], limits: Limits) -> Iterator[tuple[int, str]]:
     """Recordings whose sound came before, if at another level, with other silence, or through another codec."""
-    rank = {number: place for place, number in enumerate(_by_worth(examined))}
+    rank = {number: place for place, number in enumerate(_by_worth(examined, limits))}
     lengths = {n: one.speech[1] - one.speech[0] for n, one in enumerate(examined) if one.speech is not None}
     order = sorted(lengths, key=lengths.__getitem__)
     doubled: set[int] = set()
@@ -345,11 +351,18 @@ def _doubles(examined: Sequence[Examined]) -> Iterator[tuple[int, str]]:
                 yield worse, f"duplicate: the same sound as {examined[better].recording.id}"
 
 
-def _by_worth(examined: Sequence[Examined]) -> list[int]:
-    """Which of two equal ones to keep: the one that was better understood, then a held-out one, then the first."""
+def _by_worth(examined: Sequence[Examined], limits: Limits) -> list[int]:
+    """Which of two equal ones to keep: one that has no fault, as otherwise neither would stay; then the one that was
+    better understood, then a held-out one, then the first."""
+
+    def faulty(one: Examined) -> bool:
+        start, end = _edges(one, limits)
+        return any(_faults(one, limits, end - start))
+
     return sorted(
         range(len(examined)),
         key=lambda n: (
+            faulty(examined[n]),
             examined[n].cer if examined[n].cer is not None else 0.0,
             examined[n].split == "train",
             n,

@@ -214,12 +214,22 @@ def _look(
 
 
 def _command(options: argparse.Namespace, table: Path) -> str:
-    """What applies the table."""
+    """What applies the table: to the same dataset, read in the same way, with what was said of it."""
     source = str(options.source).rstrip("/")
-    speaker = ["--speaker-column", options.speaker_column] if options.speaker_column else []
+    said = {
+        "--config-name": (options.config_name, None),
+        "--audio-column": (options.audio_column, "audio"),
+        "--text-column": (options.text_column, "text"),
+        "--speaker-column": (options.speaker_column, None),
+        "--language": (options.language, None),
+        "--loudness": (options.loudness, "-23"),
+    }
+    given = [
+        part for name, (value, default) in said.items() if value != default for part in (name, str(value))
+    ]
     output = str(options.output or f"{source}-clean")
     return shlex.join(
-        ["vits", "data", "clean", source, *speaker, "--decisions", str(table), "--output", output]
+        ["vits", "data", "clean", source, *given, "--decisions", str(table), "--output", output]
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +25,7 @@ from services.training.data.cleaning import (
     examine,
     signal_to_noise,
 )
+from services.training.data.commands import clean
 from services.training.data.decisions import Verdict, read_decisions, verdicts_of, write_decisions
 from services.training.data.hearing import Hearing
 from services.training.data.listening import Ears
@@ -335,3 +338,29 @@ def test_a_broken_file_is_left_out_and_said(dataset: Path, tmp_path: Path) -> No
     found, decisions = looked_at(dataset, tmp_path)
     broken = [d for d in decisions if d.action == DROP and "unreadable" in kinds(d)]
     assert len(broken) == 1 or any("good" in problem for problem in found.problems)
+
+
+def test_of_two_equal_recordings_one_without_a_fault_stays(tmp_path: Path) -> None:
+    """The first would be kept of two equal ones; with a fault it goes, and took the other one with it."""
+    root = tmp_path / "set"
+    (root / "audio").mkdir(parents=True)
+    texts = {"first": "7 §", "second": SENTENCES[2]}
+    for name in texts:
+        write_wav(root / f"audio/{name}.wav", sentence(2), RATE)
+    rows = ["file_name,text", *(f'audio/{name}.wav,"{text}"' for name, text in texts.items())]
+    (root / "metadata.csv").write_text("\n".join(rows), encoding="utf-8")
+    found = by_name(looked_at(root, tmp_path)[1])
+    assert (found["first"].action, kinds(found["first"])) == (DROP, {"characters", "duplicate"})
+    assert found["second"].action != DROP
+
+
+def test_the_command_that_is_suggested_reads_the_dataset_as_it_was_read(tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser()
+    clean.add(parser)
+    given = ["--audio-column", "sound", "--text-column", "words", "--language", "es", "--loudness", "none"]
+    suggested = clean._command(parser.parse_args(["set", *given]), tmp_path / "decisions.csv")
+    again = parser.parse_args(shlex.split(suggested)[3:])
+    assert (again.source, again.audio_column, again.text_column) == ("set", "sound", "words")
+    assert (again.language, again.loudness, again.decisions) == ("es", "none", tmp_path / "decisions.csv")
+    plain = clean._command(parser.parse_args(["set"]), Path("decisions.csv"))
+    assert plain == "vits data clean set --decisions decisions.csv --output set-clean"

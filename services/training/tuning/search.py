@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import fcntl
 import io
 import json
 import os
@@ -104,10 +105,6 @@ class _Worker:
                 break
             with _quiet():
                 self._revive()
-            # Of the study's length: neither a resumed search nor a second worker repeats what was drawn.
-            seed = key_to_seed(self.config.seed, len(self.study.trials)) % 2**32
-            self.study.sampler = TPESampler(n_startup_trials=_STARTUP_TRIALS, seed=seed)
-            with _quiet():
                 self.study.optimize(self._trial, n_trials=1)
             self.write()
         self.write()
@@ -119,7 +116,15 @@ class _Worker:
             print(f"it is in {self.folder / 'best.json'}: give that to 'vits train' as a further --config")
 
     def _revive(self) -> None:
-        """Have the configuration itself tried, and trials of workers that have died on this machine tried again."""
+        """Have the configuration itself tried, and trials of workers that have died on this machine tried again.
+
+        Workers that share the folder look one after the other, or two would each have the same tried.
+        """
+        with (self.folder / "study.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._revive_alone()
+
+    def _revive_alone(self) -> None:
         for trial in self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
             if _is_dead(str(trial.user_attrs.get(_WORKER, ""))):
                 with contextlib.suppress(ValueError, optuna.exceptions.UpdateFinishedTrialError):
@@ -135,6 +140,9 @@ class _Worker:
     def _trial(self, trial: optuna.Trial) -> float:
         """One short run; its measure at the end."""
         trial.set_user_attr(_WORKER, f"{socket.gethostname()}:{os.getpid()}")
+        # Of the trial's number: neither a resumed search nor a second worker repeats what was drawn.
+        seed = key_to_seed(self.config.seed, trial.number) % 2**32
+        self.study.sampler = TPESampler(n_startup_trials=_STARTUP_TRIALS, seed=seed)
         values = self.space.suggest(trial)
         is_default = bool(trial.user_attrs.get(_DEFAULT))
         print(

@@ -39,7 +39,7 @@ TOLERANCE = 1e-4
 #: Samples and log-durations may differ by this many times what PyTorch's own fp32 differs from its float64, where that
 #: is more. It is for what amplifies rounding: a decoder of MMS's size with random weights turns it into 9e-5, and two
 #: runs in different orders of summation into 3e-4; a trained one (Joe) makes 5e-6 of it. The splines of the duration
-#: predictor make 6e-5 of it on 120 random tokens, and 1e-5 or less on sentences.
+#: predictor make up to 9e-5 of it on 120 random tokens, and 2e-5 on sentences.
 ROUNDINGS = 4
 
 #: A duration may differ only where the reference, before ``ceil``, is this near to a whole number.

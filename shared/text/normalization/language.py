@@ -281,6 +281,9 @@ CURRENCY_CODES: Mapping[str, str] = {
 #: Between whole and hundredths, so that the hundredths can be left out where there are none.
 _SEPARATOR = "\x1f"
 
+#: What ``num2words`` raises where it does not know a language, a form or a number of this size.
+_UNKNOWN = (NotImplementedError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError)
+
 
 @lru_cache(maxsize=4096)
 def _coded_money(language: str, number: Number, code: str) -> str | None:
@@ -300,15 +303,7 @@ def _coded_money(language: str, number: Number, code: str) -> str | None:
     more = {} if cents else {"separator": _SEPARATOR}
     try:
         spoken = str(num2words.num2words(value, lang=language, to="currency", currency=code, **more))
-    except (
-        NotImplementedError,
-        OverflowError,
-        ArithmeticError,
-        LookupError,
-        TypeError,
-        ValueError,
-        AttributeError,
-    ):
+    except _UNKNOWN:
         return None
     return spoken.partition(_SEPARATOR)[0].strip()
 
@@ -321,13 +316,5 @@ def _num2words(code: str, region: str, number: float, to: str) -> str:
     name = f"{code}_{region}" if f"{code}_{region}" in num2words.CONVERTER_CLASSES else code
     try:
         return str(num2words.num2words(number, lang=name, to=to)).strip() or str(number)
-    except (
-        NotImplementedError,
-        OverflowError,
-        ArithmeticError,
-        LookupError,
-        TypeError,
-        ValueError,
-        AttributeError,
-    ):
+    except _UNKNOWN:
         return str(number)

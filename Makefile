@@ -74,7 +74,7 @@ bench: install
 	$(BIN)/python -m benchmarks.training --quick
 	$(BIN)/python -m benchmarks.distributed --frames 64 --steps 1 --repetitions 1
 	$(BIN)/python -m benchmarks.synthesis --seconds 1 5 --rounds 2
-	$(BIN)/python -m benchmarks.serving --voice $(VOICE)
+	$(BIN)/python -m benchmarks.serving --voice $(VOICE) --only ready calls first beside added throughput
 	$(BIN)/python -m benchmarks.planning --voice $(VOICE)
 
 proto: install

@@ -36,7 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
-from benchmarks.serving import Refused, Server, serving
+from benchmarks.server import Refused, Server, serving
 from services.planning.cli import measured
 from services.planning.profile import Profile
 from services.planning.simulation import Outcome, Settings, Simulation, TextWork, engine_seconds, works

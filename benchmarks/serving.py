@@ -1,383 +1,718 @@
 """How much does serving cost over the bare engine, and who waits for whom?
 
 `python -m benchmarks.serving --store store --voice joe` starts `vits serve` as a process of its own and measures it
-over HTTP (raw PCM, streamed) and gRPC, beside the yardstick: the same voice opened in this process, the same sentences
-and windows, one after the other, on the streams that the server chose. The client's own processor time is taken off
-the server's clock where doors and throughput are compared, for a real client has a machine of its own.
+over HTTP (raw PCM, streamed) and gRPC, beside the yardstick: the same voice, variant and layout of threads opened in
+this process, the same sentences and windows, one after the other. The client's own processor time is taken off
+where doors and throughput are compared, for a real client has a machine of its own.
 
-What is measured, in this order:
+Texts are made to measure with the voice itself, since voices speak at different speeds: 2 s, and 60 s of sentences of
+different lengths. The parts, and the minutes that they take on two quiet cores with bf16:
 
-1. `ready`: from the start of the process to readiness, cold (nothing in its cache yet) and warm, and whether torch
-   was imported. The system's own cache of files is warm in both.
-2. `first audio`: of a text of 2 s, and of one of 60 s with and without punctuation, medians, in turns.
-3. `beside`: a sentence that arrives while a minute is spoken, over the same sentence alone, in turns.
-4. `added`: what each door adds to a text of 2 s, over the engine's own time for it, in turns.
-5. `throughput`: audio seconds a second of 16 clients that never rest, over that of the bare engine.
-6. `memory`: resident bytes after the first tenth of many requests of random lengths, and after all of them.
-7. `overload`: for so many seconds, requests come ten times as fast as they can be spoken. Each must be spoken
-   as it is alone or be told to come back, and afterwards nothing may be left of them.
+  ready       (1, MMS size 1)   from the start of the process to readiness, cold (an empty cache: the voice is
+                                fetched, the layout of threads measured) and warm, median of 3; and whether torch is
+                                imported after a text was spoken. The system's cache of files is warm in both
+  calls       (1, MMS size 2)   the longest call of each graph, all streams at work: the medians of each shape
+  first       (1, MMS size 2)   first audio: 2 s, 60 s, 60 s without a mark, 60 s that begin with the longest sentence
+  beside      (1, MMS size 1)   a sentence that arrives at some time while a minute is spoken, over it alone
+  added       (1, MMS size 1)   what each door adds to 2 s of PCM, over the engine's own time for it
+  throughput  (1, MMS size 4)   audio seconds a second of 16 clients that never rest, over those of the bare engine
+  memory      (6, MMS size 20)  resident bytes after the first tenth of many requests of random lengths, and after all
+  overload    (2, MMS size 2)   requests come ten times as fast as they can be spoken. Each must be spoken as it is
+                                alone or be told when to come back, and afterwards nothing may be left of them
 
-Let nothing else run meanwhile; `--parts` measures some of it only.
+fp32 takes two to four times as long. Each part has a server of its own, and its verdict is printed as soon as it is
+there. With ``--results FILE`` a part that was measured is not measured again: an interrupted run goes on. The exit
+status is 1 where a limit was missed. Let nothing else run meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
 import http.client
+import itertools
 import json
+import math
 import os
 import random
-import re
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from types import FrameType
+from typing import Any, NoReturn
 
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.server import Server, ask, begin, serving
+from benchmarks.synthesis import SENTENCES
+from shared.cache import default_cache
+from shared.processor import cpu_model
 from shared.registry import Registry
 from shared.store import Store
 from shared.voice import SpeechParameters, Voice
-from shared.voice.layout import measure
-from vits_client import Client
+from shared.voice.engine import Arrays
+from shared.voice.layout import Opening
+from shared.voice.selection import recommended_variant
+from shared.voice.spec import VoiceSpec
+from vits_client import Client, ClientError, OverloadedError
 
-SENTENCE = "The quick brown fox jumps over the lazy dog."
-#: About a minute of speech.
-MINUTE = " ".join([SENTENCE] * 22)
-#: The same without a mark.
-BREATHLESS = MINUTE.replace(".", "").lower()
+Figures = dict[str, float]
+
+SHORT_SECONDS, LONG_SECONDS = 2, 60
 CLIENTS = 16
-START_SECONDS = 60
-PARTS = ("first", "beside", "added", "throughput", "memory", "overload")
-#: How much faster than it can speak a server is asked in the overload.
-OVERLOAD = 10
+#: How much faster than it can speak a server is asked in the overload, and how much of that must come about.
+OVERLOAD, OVERLOAD_CAME = 10, 0.9
+#: What waits in the overload; more than a server that refuses in time lets wait.
+CROWD = 256
+#: After a sample, so that what it leaves behind (worker threads that spin, a call for one who has left) is over.
+REST_SECONDS = 0.3
+#: Rounds of what takes long: whole minutes, and all clients at once.
+ROUNDS = 3
+#: Load of the machine, of others, above which figures are worth little.
+QUIET = 0.3
+
+#: Options that figures depend on.
+CONDITIONS = ("voice", "variant", "threads", "times", "requests", "longest", "overload")
+
+#: What each figure may be at most. 150 ms a call are asked of a voice of Joe's size, on two cores.
+AT_MOST = {
+    "ready_warm_seconds": 6.0,
+    "torch_imported": 0,
+    "slowest_call_seconds": 0.15,
+    "longest_segment_tokens": 200,
+    "first_audio_ratio_60s": 1.3,
+    "first_audio_ratio_60s_unpunctuated": 1.3,
+    "beside_ratio": 2.0,
+    "http_added_seconds": 0.005,
+    "grpc_added_seconds": 0.005,
+    "memory_ratio": 1.05,
+    "overload_broken": 0,
+    "overload_wrong": 0,
+    "overload_refused_badly": 0,
+    "overload_left_in_flight": 0,
+    "overload_left_open": 0,
+}
+#: What each figure must be at least.
+AT_LEAST = {
+    "throughput_ratio": 0.9,
+    "overload_spoken": 1,
+    "overload_came": OVERLOAD * OVERLOAD_CAME,
+    "overload_right_afterwards": 1,
+}
 
 
-class Refused(Exception):  # noqa: N818 - not an error: the server may
-    """The server has too much to do."""
+@dataclass(frozen=True)
+class Texts:
+    """Texts that were made to measure.
+
+    Attributes:
+        short: About 2 s.
+        minute: About 60 s of sentences of different lengths.
+        seconds_a_word: Of speech.
+    """
+
+    short: str
+    minute: tuple[str, ...]
+    seconds_a_word: float
+
+    @property
+    def asked(self) -> dict[str, str]:
+        """The texts whose first audio is measured."""
+        longest = self.minute.index(max(self.minute, key=len))
+        return {
+            "2s": self.short,
+            "60s": " ".join(self.minute),
+            "60s_unpunctuated": " ".join(self.minute).replace(".", "").replace(",", ""),
+            "60s_long_first": " ".join(self.minute[longest:] + self.minute[:longest]),
+        }
 
 
 @dataclass
-class Server:
-    """A server of one's own."""
+class Bench:
+    """What is measured.
 
-    process: subprocess.Popen[bytes]
-    address: str
-    grpc_address: str
-    ready_seconds: float
+    Attributes:
+        arguments: The command line.
+        folder: The voice's, fetched.
+        cold_seconds: What the first start of all took.
+    """
 
-    def connect(self) -> http.client.HTTPConnection:
-        """A connection, for one request after another."""
-        return http.client.HTTPConnection(self.address, timeout=600)
+    arguments: argparse.Namespace
+    folder: Path
+    cold_seconds: float
 
-    def ask(self, text: str, seed: int = 1) -> tuple[float, float, int]:
-        """Speak a text: seconds to the first audio and to the last, and bytes of PCM."""
-        connection = self.connect()
-        begun = time.perf_counter()
-        status, first, audio = ask(connection, text, seed)
-        connection.close()
-        if status == HTTPStatus.TOO_MANY_REQUESTS:
-            raise Refused
-        if status != HTTPStatus.OK:
-            raise RuntimeError(f"the server answered {status}")
-        return first, time.perf_counter() - begun, len(audio)
+    @cached_property
+    def voice(self) -> Voice:
+        """The yardstick, in the layout that a server of this machine and voice has."""
+        opening = Opening(
+            variant=self.arguments.variant, threads=self.arguments.threads, memory=default_cache()
+        )
+        voice = opening(self.folder)
+        voice.warm_up()
+        return voice
 
-    def metric(self, name: str) -> float:
-        """The value of a metric without labels."""
-        connection = self.connect()
-        connection.request("GET", "/metrics")
-        lines = connection.getresponse().read().decode().splitlines()
-        connection.close()
-        return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
+    @cached_property
+    def texts(self) -> Texts:
+        """Texts for the voice."""
+        return made_to_measure(self.voice)
 
-    def open_files(self) -> int:
-        """Files and connections that the process holds."""
-        return sum(1 for _ in Path(f"/proc/{self.process.pid}/fd").iterdir())
-
-    def resident_bytes(self) -> int:
-        """Memory of the process."""
-        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
-
-    def imports_torch(self) -> bool:
-        """Whether a library of torch is mapped into the process."""
-        return "libtorch" in Path(f"/proc/{self.process.pid}/maps").read_text()
+    def server(self, *, max_backlog: int = 600) -> AbstractContextManager[Server]:
+        """A server; it refuses nobody unless told to."""
+        return serving(self.arguments, max_backlog=max_backlog)
 
 
-def ask(connection: http.client.HTTPConnection, text: str, seed: int = 1) -> tuple[int, float, bytes]:
-    """Speak a text: the status, seconds to the first audio, and all of it."""
-    body = json.dumps({"input": text, "seed": seed, "response_format": "pcm"})
-    begun = time.perf_counter()
-    connection.request("POST", "/v1/audio/speech", body, {"Content-Type": "application/json"})
-    answer = connection.getresponse()
-    pieces = [answer.read1(1 << 16)]
-    first = time.perf_counter() - begun
-    while piece := answer.read1(1 << 20):
-        pieces.append(piece)
-    return answer.status, first, b"".join(pieces)
+# --- The yardstick -----------------------------------------------------------------------------------------
 
 
-@contextmanager
-def serving(
-    arguments: argparse.Namespace, *, max_backlog: int = 600, cache: str | None = None
-) -> Iterator[Server]:
-    """Start a server, and stop it."""
-    command = [sys.executable, "-m", "services.cli", "serve", "--http-port", "0", "--grpc-port", "0"]
-    command += ["--store", arguments.store, "--voice", arguments.voice, "--variant", arguments.variant]
-    command += ["--threads", str(arguments.threads), "--max-backlog", str(max_backlog)]
-    environment = os.environ | ({"VITS_CACHE": cache} if cache else {})
-    with tempfile.NamedTemporaryFile("w+") as log:
-        begun = time.monotonic()
-        process = subprocess.Popen(command, stderr=log, env=environment)
-        try:
-            while not (ready := re.search(r"HTTP on (\S+), gRPC on (\S+),", Path(log.name).read_text())):
-                if process.poll() is not None or time.monotonic() - begun > START_SECONDS:
-                    raise RuntimeError(Path(log.name).read_text())
-                time.sleep(0.02)
-            yield Server(process, urlsplit(ready[1]).netloc, ready[2], time.monotonic() - begun)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(60)
+def spoken_seconds(voice: Voice, text: str) -> float:
+    """How long a text sounds, pauses left out."""
+    plan = voice.plan(text, SpeechParameters(seed=1))
+    frames = sum(
+        int(voice.render(plan, number).durations.sum()) for number in range(len(plan.script.segments))
+    )
+    return frames * voice.spec.hop_length / voice.sampling_rate
 
 
-def in_turns(samples: Mapping[str, Callable[[], float]], times: int) -> dict[str, float]:
-    """The median of each of several samples, taken in turns, so that what else happens falls on all alike."""
-    for sample in samples.values():
-        sample()
-    rounds = [{name: sample() for name, sample in samples.items()} for _ in range(times)]
-    return {name: statistics.median(one[name] for one in rounds) for name in samples}
+def made_to_measure(voice: Voice) -> Texts:
+    """Cut texts to the lengths that are wanted, in this voice."""
+    words = " ".join(SENTENCES).replace(".", "").replace(",", "").split()
+    count = next(
+        (
+            n
+            for n in range(1, len(words))
+            if spoken_seconds(voice, " ".join(words[:n]) + ".") >= SHORT_SECONDS
+        ),
+        len(words),
+    )
+    each = [spoken_seconds(voice, sentence) for sentence in SENTENCES]
+    minute: list[str] = []
+    seconds = 0.0
+    for sentence, length in itertools.cycle(zip(SENTENCES, each, strict=True)):
+        if seconds >= LONG_SECONDS:
+            break
+        minute.append(sentence)
+        seconds += length
+    return Texts(" ".join(words[:count]) + ".", tuple(minute), sum(each) / len(" ".join(SENTENCES).split()))
 
 
-def first_audio(server: Server, text: str) -> float:
-    """Seconds to the first audio of a text."""
-    return server.ask(text)[0]
+def speak(voice: Voice, text: str) -> float:
+    """Speak a text on the bare engine: audio seconds."""
+    plan = voice.plan(text, SpeechParameters(seed=1))
+    return sum(len(samples) for samples in voice.speak(plan)) / voice.sampling_rate
 
 
 def engine_seconds(voice: Voice, text: str) -> float:
-    """What the bare engine takes for a text, one step after the other."""
+    """What the bare engine takes for a text, one step after the other; reading the text is left out."""
     plan = voice.plan(text, SpeechParameters(seed=1))
+    return timed(lambda: list(voice.speak(plan)))
+
+
+class Stopwatch:
+    """An engine whose calls are timed, by graph and shape."""
+
+    def __init__(self, voice: Voice) -> None:
+        self.engine = voice.engine
+        self.streams = self.engine.streams
+        self.seconds: dict[tuple[str, int], list[float]] = {}
+
+    def run(self, graph: str, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        """Compute and note."""
+        length = max(array.shape[-1] for array in inputs.values())
+        begun = time.perf_counter()
+        outputs = self.engine.run(graph, inputs)
+        self.seconds.setdefault((graph, length), []).append(time.perf_counter() - begun)
+        return outputs
+
+    def close(self) -> None:
+        """The voice closes its engine."""
+
+
+# --- Taking samples ----------------------------------------------------------------------------------------
+
+
+def in_turns(samples: Mapping[str, Callable[[], float]], times: int) -> dict[str, list[float]]:
+    """Several samples, taken in turns, so that what else happens falls on all alike; the first turn does not count."""
+    taken: dict[str, list[float]] = {name: [] for name in samples}
+    for turn in range(times + 1):
+        for name, sample in samples.items():
+            time.sleep(REST_SECONDS)
+            value = sample()
+            if turn:
+                taken[name].append(value)
+    return taken
+
+
+def medians(samples: Mapping[str, Callable[[], float]], times: int) -> dict[str, float]:
+    """The median of each of several samples, taken in turns."""
+    return {name: statistics.median(values) for name, values in in_turns(samples, times).items()}
+
+
+@contextmanager
+def crowd(size: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads. What has not begun when the block is left is given up, so that an interrupt does not wait for it."""
+    pool = ThreadPoolExecutor(size)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Seconds of a call."""
     begun = time.perf_counter()
-    for _ in voice.speak(plan):
-        pass
+    call()
     return time.perf_counter() - begun
 
 
-def bare_throughput(voice: Voice, streams: int, texts: Sequence[str]) -> float:
-    """Audio seconds a second of the bare engine, on so many streams."""
-
-    def speak(text: str) -> float:
-        plan = voice.plan(text, SpeechParameters(seed=1))
-        return sum(len(samples) for samples in voice.speak(plan)) / voice.sampling_rate
-
-    with ThreadPoolExecutor(streams) as pool:
-        begun = time.perf_counter()
-        audio = sum(pool.map(speak, texts))
-        return audio / (time.perf_counter() - begun)
-
-
-def served_throughput(server: Server, texts: Sequence[str], sampling_rate: int) -> float:
-    """Audio seconds a second of clients that never rest, their own processor time taken off."""
+def without_own(call: Callable[[], object], *, cores: int = 1) -> float:
+    """The same, this process's own processor time taken off, as shared by so many cores."""
     used = time.process_time()
-    with ThreadPoolExecutor(CLIENTS) as pool:
-        begun = time.perf_counter()
-        sizes = list(pool.map(lambda text: server.ask(text)[2], texts))
-        elapsed = time.perf_counter() - begun
-    cores = len(os.sched_getaffinity(0))
-    return sum(sizes) / 2 / sampling_rate / (elapsed - (time.process_time() - used) / cores)
+    elapsed = timed(call)
+    return elapsed - (time.process_time() - used) / cores
 
 
-def beside(server: Server) -> float:
-    """Seconds of a sentence that arrives while a minute is spoken."""
-    long = threading.Thread(target=server.ask, args=(MINUTE,))
-    long.start()
-    time.sleep(0.3)
-    seconds = server.ask(SENTENCE)[1]
-    long.join()
-    return seconds
+# --- The parts ---------------------------------------------------------------------------------------------
 
 
-def memory(server: Server, requests: int) -> tuple[int, int]:
-    """Resident bytes after a tenth of so many requests of random lengths, and after all."""
-    chosen = random.Random(0)  # noqa: S311
-    words = SENTENCE.split()
-    marks = []
-    for count in (requests // 10, requests - requests // 10):
-        texts = [" ".join(chosen.choices(words, k=chosen.randint(1, 60))) for _ in range(count)]
-        with ThreadPoolExecutor(CLIENTS) as pool:
-            list(pool.map(server.ask, texts))
-        marks.append(server.resident_bytes())
-    return marks[0], marks[1]
-
-
-def overload(server: Server, sampling_rate: int, speed: float, seconds: float) -> dict[str, float]:
-    """Ask ten times as fast as the server can speak, and see what becomes of everybody."""
-    texts = [" ".join([SENTENCE] * count) for count in (1, 2, 3)]
-    expected = {text: _alone(server, text) for text in texts}
-    each = sum(map(len, expected.values())) / len(texts) / 2 / sampling_rate
-    gap = each / speed / OVERLOAD
-    files = server.open_files()
-    outcomes: Counter[str] = Counter()
-
-    def one(number: int) -> str:
-        text = texts[number % len(texts)]
-        try:
-            connection = server.connect()
-            status, _, audio = ask(connection, text)
-            connection.close()
-        except (OSError, http.client.HTTPException) as error:
-            return f"broken: {error}"
-        if status != HTTPStatus.OK:
-            return f"refused with {status}"
-        return "spoken" if audio == expected[text] else "spoken wrong"
-
-    with ThreadPoolExecutor(256) as pool:
-        waiting: list[Future[str]] = []
-        begun = time.monotonic()
-        while (late := time.monotonic() - begun) < seconds:
-            if late >= gap * len(waiting):
-                waiting.append(pool.submit(one, len(waiting)))
-            else:
-                time.sleep(gap * len(waiting) - late)
-        outcomes.update(future.result() for future in waiting)
-    time.sleep(1)
+def ready(bench: Bench) -> Figures:
+    """How long starts take."""
+    seconds = []
+    for _ in range(3):
+        with bench.server() as server:
+            seconds.append(server.ready_seconds)
+            server.ask(bench.texts.short)
+            torch = server.imports_torch()
     return {
-        "overload_requests": outcomes.total(),
-        **{f"overload_{outcome.replace(' ', '_')}": count for outcome, count in outcomes.items()},
-        "overload_left_in_flight": server.metric("vits_requests_in_flight"),
-        "overload_left_open": server.open_files() - files,
+        "ready_cold_seconds": bench.cold_seconds,
+        "ready_warm_seconds": statistics.median(seconds),
+        "torch_imported": torch,
     }
 
 
-def _alone(server: Server, text: str) -> bytes:
-    connection = server.connect()
-    _, _, audio = ask(connection, text)
-    connection.close()
-    return audio
+def calls(bench: Bench) -> Figures:
+    """How long single calls of the engine take, in a layout's worst case: all of its streams at work."""
+    voice = bench.voice
+    texts = list(bench.texts.asked.values())
+    watch = Stopwatch(voice)
+    voice.engine, plain = watch, voice.engine
+    try:
+        with crowd(watch.streams) as pool:
+            list(pool.map(partial(speak, voice), texts))  # compiles what is not compiled yet
+            watch.seconds.clear()
+            for _ in range(ROUNDS):
+                list(pool.map(partial(speak, voice), texts))
+    finally:
+        voice.engine = plain
+    figures: Figures = {"streams": watch.streams}
+    for graph in ("encoder", "flow", "decoder"):
+        slowest = {
+            length: statistics.median(seconds)
+            for (name, length), seconds in watch.seconds.items()
+            if name == graph
+        }
+        length = max(slowest, key=lambda shape: slowest[shape])
+        figures |= {f"slowest_{graph}_seconds": slowest[length], f"slowest_{graph}_length": length}
+    plans = [voice.plan(text, SpeechParameters(seed=1)) for text in texts]
+    tokens = [len(segment.tokens.ids) for plan in plans for segment in plan.script.segments]
+    worst = max(figures[f"slowest_{graph}_seconds"] for graph in ("encoder", "flow", "decoder"))
+    return figures | {"slowest_call_seconds": worst, "longest_segment_tokens": max(tokens)}
 
 
-def measure_doors(server: Server, voice: Voice, times: int) -> dict[str, float]:
-    """What the doors add to the engine's time for a sentence."""
-    with Client(f"grpc://{server.grpc_address}") as client:
+def first(bench: Bench) -> Figures:
+    """First audio of short and long texts. Whoever has heard it hangs up."""
+    asked = bench.texts.asked
 
-        def over_http() -> None:
-            connection = server.connect()
-            ask(connection, SENTENCE)
-            connection.close()
+    def first_audio(server: Server, text: str) -> float:
+        with closing(server.connect()) as connection:
+            begun = time.perf_counter()
+            answer = begin(connection, text)
+            if answer.status != HTTPStatus.OK or not answer.read1(1 << 16):
+                raise RuntimeError(f"the server answered {answer.status}")
+            return time.perf_counter() - begun
+
+    with bench.server() as server:
+        samples = {name: partial(first_audio, server, text) for name, text in asked.items()}
+        seconds = medians(samples, bench.arguments.times)
+    return {
+        **{f"audio_seconds_{name}": spoken_seconds(bench.voice, text) for name, text in asked.items()},
+        **{f"first_audio_{name}": seconds[name] for name in asked},
+        **{f"first_audio_ratio_{name}": seconds[name] / seconds["2s"] for name in asked if name != "2s"},
+    }
+
+
+def beside(bench: Bench) -> Figures:
+    """A sentence that arrives while a minute is spoken, at a time that is drawn."""
+    minute, sentence = bench.texts.asked["60s"], SENTENCES[1]
+    chosen = random.Random(0)  # noqa: S311
+    firsts: list[float] = []
+
+    def behind(server: Server, longest_wait: float) -> float:
+        heard = threading.Event()
+
+        def listen(answer: http.client.HTTPResponse) -> None:
+            while answer.read1(1 << 16) and not heard.is_set():
+                pass
+
+        with closing(server.connect()) as connection:
+            listening = threading.Thread(target=listen, args=(begin(connection, minute),))
+            listening.start()
+            time.sleep(chosen.uniform(0, longest_wait))
+            early, seconds, _ = server.ask(sentence)
+            firsts.append(early)
+            alone = not listening.is_alive()
+            heard.set()
+            listening.join()
+        if alone:
+            raise RuntimeError("the minute was over before the sentence was: nothing was measured")
+        return seconds
+
+    with bench.server() as server:
+        server.ask(minute)
+        whole = server.ask(minute)[1]
+        taken = in_turns(
+            {"alone": lambda: server.ask(sentence)[1], "behind": lambda: behind(server, whole / 4)},
+            bench.arguments.times,
+        )
+    alone, behind_it = (statistics.median(taken[name]) for name in ("alone", "behind"))
+    return {
+        "alone_seconds": alone,
+        "beside_seconds": behind_it,
+        "beside_first_audio_seconds": statistics.median(firsts),
+        "beside_ratio": behind_it / alone,
+        "beside_worst_ratio": max(taken["behind"]) / alone,
+    }
+
+
+def added(bench: Bench) -> Figures:
+    """What the doors add to the engine's time for a short text; connections are kept, as clients do."""
+    voice, text = bench.voice, bench.texts.short
+    with (
+        bench.server() as server,
+        closing(server.connect()) as connection,
+        Client(f"grpc://{server.grpc_address}") as client,
+    ):
 
         def over_grpc() -> None:
-            with client.stream(SENTENCE, seed=1) as stream:
+            with client.stream(text, seed=1) as stream:
                 for _ in stream:
                     pass
 
-        def without_own(door: Callable[[], None]) -> float:
-            used, begun = time.process_time(), time.perf_counter()
-            door()
-            return time.perf_counter() - begun - (time.process_time() - used)
-
-        medians = in_turns(
+        seconds = medians(
             {
-                "engine": lambda: engine_seconds(voice, SENTENCE),
-                "http": lambda: without_own(over_http),
+                "engine": lambda: engine_seconds(voice, text),
+                "reading": lambda: timed(lambda: voice.plan(text, SpeechParameters(seed=1))),
+                "http": lambda: without_own(lambda: ask(connection, text)),
                 "grpc": lambda: without_own(over_grpc),
             },
-            times,
+            bench.arguments.times,
         )
     return {
-        "engine_2s": medians["engine"],
-        "http_added": medians["http"] - medians["engine"],
-        "grpc_added": medians["grpc"] - medians["engine"],
+        "engine_seconds": seconds["engine"],
+        "reading_seconds": seconds["reading"],
+        **{f"{door}_added_seconds": seconds[door] - seconds["engine"] for door in ("http", "grpc")},
     }
 
 
-def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure, and return the figures."""
-    registry = Registry(Store.open(arguments.store))
-    folder = registry.fetch(registry.resolve("voices", arguments.voice))
-    parts, times = arguments.parts, arguments.times
-    figures: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as cache, serving(arguments, cache=cache) as server:
-        figures["ready_cold_seconds"] = server.ready_seconds
-    with serving(arguments) as server:
-        figures |= {"ready_seconds": server.ready_seconds, "torch": server.imports_torch()}
-        if "first" in parts:
-            asked = {"2s": SENTENCE, "60s": MINUTE, "60s_unpunctuated": BREATHLESS}
-            first = in_turns(
-                {name: partial(first_audio, server, text) for name, text in asked.items()}, times
+def throughput(bench: Bench) -> Figures:
+    """Audio that 16 clients get, and that the bare engine makes, of the same texts."""
+    voice, sentences = bench.voice, bench.texts.minute
+    texts = [" ".join(sentences[: 1 + number % 4]) for number in range(CLIENTS * 3)]
+    cores = len(os.sched_getaffinity(0))
+    with bench.server() as server, crowd(voice.engine.streams) as streams, crowd(CLIENTS) as clients:
+        audio = sum(streams.map(partial(speak, voice), texts))
+        seconds = medians(
+            {
+                "bare": lambda: timed(lambda: list(streams.map(partial(speak, voice), texts))),
+                "served": lambda: without_own(lambda: list(clients.map(server.ask, texts)), cores=cores),
+            },
+            ROUNDS,
+        )
+    return {
+        "streams": voice.engine.streams,
+        **{f"{name}_audio_seconds_a_second": audio / taken for name, taken in seconds.items()},
+        "throughput_ratio": seconds["bare"] / seconds["served"],
+    }
+
+
+def memory(bench: Bench) -> Figures:
+    """Resident bytes after a tenth of so many requests of random lengths, and after all; through both doors."""
+    chosen = random.Random(0)  # noqa: S311
+    words = " ".join(SENTENCES).split()
+    most = max(2.0, bench.arguments.longest / bench.texts.seconds_a_word)
+    requests = bench.arguments.requests
+    marks: list[int] = []
+    with bench.server() as server, Client(f"grpc://{server.grpc_address}") as client, crowd(CLIENTS) as pool:
+
+        def one(number: int, text: str) -> None:
+            if number % 2:
+                client.speak(text, seed=number, audio_format="pcm")
+            else:
+                server.ask(text, number)
+
+        for tenth in range(10):
+            numbers = range(requests * tenth // 10, requests * (tenth + 1) // 10)
+            lengths = [round(math.exp(chosen.uniform(0, math.log(most)))) for _ in numbers]
+            list(pool.map(one, numbers, [" ".join(chosen.choices(words, k=length)) for length in lengths]))
+            time.sleep(1)
+            marks.append(server.resident_bytes())
+            say(f"  after {numbers.stop} requests: {marks[-1] / 1e6:.0f} MB")
+    return {
+        **{f"memory_{requests * (n + 1) // 10}": mark for n, mark in enumerate(marks)},
+        "memory_ratio": marks[-1] / marks[0],
+    }
+
+
+def overload(bench: Bench) -> Figures:
+    """Ask ten times as fast as the server can speak, through both doors, and see what becomes of everybody."""
+    sentences = bench.texts.minute
+    texts = [" ".join(sentences[:count]) for count in (1, 2, 3)]
+    with bench.server(max_backlog=5) as server, Client(f"grpc://{server.grpc_address}") as client:
+        expected = {text: spoken(server, client, 0, text)[1] for text in texts}
+        spoken(server, client, 1, texts[0])
+        with crowd(2) as pool:  # so few that none is refused
+            gap = timed(lambda: list(pool.map(server.ask, texts * 4))) / len(texts * 4) / OVERLOAD
+        files, resident = server.open_files(), server.resident_bytes()
+
+        def one(number: int) -> str:
+            text = texts[number % len(texts)]
+            outcome, audio = spoken(server, client, number, text)
+            return "wrong" if outcome == "spoken" and audio != expected[text] else outcome
+
+        came, outcomes = flood(one, gap, bench.arguments.overload)
+        left = what_is_left(server, files)
+        figures = left | {
+            "overload_resident_ratio": server.resident_bytes() / resident,
+            "overload_right_afterwards": all(
+                spoken(server, client, door, text)[1] == audio
+                for text, audio in expected.items()
+                for door in (0, 1)
+            ),
+        }
+    known = ("spoken", "refused", "refused_badly", "wrong")
+    for outcome, count in outcomes.items():
+        if outcome not in known:
+            say(f"  {count} times {outcome}")
+    return {
+        "overload_came": came * OVERLOAD,
+        "overload_requests": outcomes.total(),
+        **{f"overload_{outcome}": outcomes[outcome] for outcome in known},
+        "overload_broken": sum(count for outcome, count in outcomes.items() if outcome not in known),
+        **figures,
+    }
+
+
+def spoken(server: Server, client: Client, number: int, text: str) -> tuple[str, bytes]:
+    """Ask through one door or the other: what became of it, and the PCM."""
+    try:
+        if number % 2:
+            return "spoken", client.speak(text, seed=1, audio_format="pcm").audio
+        with closing(server.connect()) as connection:
+            answer = ask(connection, text)
+    except OverloadedError as error:
+        return "refused" if error.retry_after_seconds else "refused_badly", b""
+    except (OSError, http.client.HTTPException, ClientError) as error:
+        return f"broken: {type(error).__name__}: {error}", b""
+    if answer.status == HTTPStatus.OK:
+        return "spoken", answer.content
+    told = answer.status == HTTPStatus.TOO_MANY_REQUESTS and answer.retry_after
+    return "refused" if told else "refused_badly", b""
+
+
+def flood(one: Callable[[int], str], gap: float, seconds: float) -> tuple[float, Counter[str]]:
+    """Ask once every so many seconds, whatever was answered: the share that came in time, and the outcomes."""
+    waiting: list[Future[str]] = []
+    with crowd(CROWD) as pool:
+        begun = time.monotonic()
+        while (now := time.monotonic() - begun) < seconds:
+            if now >= gap * len(waiting):
+                waiting.append(pool.submit(one, len(waiting)))
+            else:
+                time.sleep(gap * len(waiting) - now)
+        # What still waits for a thread of ours never came.
+        came = sum(future.running() or future.done() for future in waiting)
+        outcomes = Counter(future.result() for future in waiting)
+    return came / (seconds / gap), outcomes
+
+
+def what_is_left(server: Server, files: int) -> Figures:
+    """What is in flight and open when all were answered, after a while to close connections in."""
+    for _ in range(30):
+        left = server.metric("vits_requests_in_flight"), max(0, server.open_files() - files)
+        if not any(left):
+            break
+        time.sleep(0.5)
+    return {"overload_left_in_flight": left[0], "overload_left_open": left[1]}
+
+
+PARTS: dict[str, Callable[[Bench], Figures]] = {
+    "ready": ready,
+    "calls": calls,
+    "first": first,
+    "beside": beside,
+    "added": added,
+    "throughput": throughput,
+    "memory": memory,
+    "overload": overload,
+}
+
+
+# --- Verdicts ----------------------------------------------------------------------------------------------
+
+
+def say(line: str) -> None:
+    """Tell how it goes, at once."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def missed(name: str, value: float) -> bool:
+    """Whether a figure is not what it must be."""
+    return value > AT_MOST.get(name, math.inf) or value < AT_LEAST.get(name, -math.inf)
+
+
+def tell(part: str, figures: Figures) -> None:
+    """Print a part's figures with their verdicts."""
+    print(part)
+    for name, value in figures.items():
+        limits = [f"at most {AT_MOST[name]:g}"] if name in AT_MOST else []
+        limits += [f"at least {AT_LEAST[name]:g}"] if name in AT_LEAST else []
+        verdict = f"{'MISSED' if missed(name, value) else 'met'}: {limits[0]}" if limits else ""
+        print(f"  {name:40} {value:>14.6g}  {verdict}".rstrip(), flush=True)
+
+
+class Overtime(Exception):  # noqa: N818 - no `OSError`, as `TimeoutError` is: those are what a server may do
+    """A part takes too long."""
+
+
+@contextmanager
+def at_most(minutes: float) -> Iterator[None]:
+    """End a part that takes too long.
+
+    Raises:
+        Overtime: It did.
+    """
+
+    def over(_: int, frame: FrameType | None) -> NoReturn:
+        raise Overtime(f"not done after {minutes:g} minutes (--limit)")
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, minutes * 60)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@dataclass
+class Results:
+    """What was measured, in a file that a later run goes on from.
+
+    Attributes:
+        path: The file; None keeps nothing.
+        conditions: Under which it is measured.
+    """
+
+    path: Path | None
+    conditions: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        """Read what is there."""
+        self.parts: dict[str, Figures] = {}
+        if self.path and self.path.exists():
+            content = json.loads(self.path.read_text())
+            if content["conditions"] != self.conditions:
+                raise SystemExit(
+                    f"{self.path} was measured under other conditions; give another file.\n"
+                    f"There: {content['conditions']}\nHere:  {self.conditions}"
+                )
+            self.parts = content["parts"]
+
+    def add(self, part: str, figures: Figures) -> None:
+        """Keep a part."""
+        self.parts[part] = figures
+        if self.path:
+            partial_file = self.path.with_suffix(".partial")
+            partial_file.write_text(
+                json.dumps({"conditions": self.conditions, "parts": self.parts}, indent=2)
             )
-            figures |= {f"first_audio_{name}": seconds for name, seconds in first.items()}
-            figures |= {
-                f"first_audio_ratio_{name}": first[name] / first["2s"] for name in ("60s", "60s_unpunctuated")
-            }
-        if "beside" in parts:
-            pair = in_turns(
-                {"alone": lambda: server.ask(SENTENCE)[1], "beside": lambda: beside(server)}, times
-            )
-            figures["beside_ratio"] = pair["beside"] / pair["alone"]
-        threads = arguments.threads or len(os.sched_getaffinity(0))
-        for streams in sorted({1, threads}):
-            voice = Voice.open(folder, variant=arguments.variant, threads=threads, streams=streams)
-            voice.warm_up()
-            rate = voice.sampling_rate
-            _, figures[f"slowest_call_{streams}_streams"] = measure(voice, streams)
-            if streams == 1 and "added" in parts:
-                figures |= measure_doors(server, voice, times)
-            if "throughput" in parts:
-                texts = [SENTENCE * (1 + number % 4) for number in range(CLIENTS * 3)]
-                figures[f"bare_throughput_{streams}_streams"] = bare_throughput(voice, streams, texts)
-            voice.close()
-        if "throughput" in parts:
-            figures["served_throughput"] = served_throughput(server, texts, rate)
-        if "memory" in parts:
-            early, late = memory(server, arguments.requests)
-            figures |= {"memory_early": early, "memory_late": late, "memory_ratio": late / early}
-    if "overload" in parts:
-        with serving(arguments, max_backlog=5) as server:
-            texts = [SENTENCE * (1 + number % 4) for number in range(CLIENTS)]
-            speed = served_throughput(server, texts[:4], rate)
-            figures |= overload(server, rate, speed, arguments.overload)
-    return figures
+            partial_file.replace(self.path)
+
+
+def run(bench: Bench, results: Results) -> bool:
+    """Measure what is not measured yet; whether all of it is as it must be."""
+    well = True
+    for part in bench.arguments.only:
+        if part not in results.parts:
+            say(f"measuring {part}")
+            try:
+                with at_most(bench.arguments.limit):
+                    results.add(part, PARTS[part](bench))
+            except Exception as error:  # whatever it is, the other parts are measured
+                print(f"{part}\n  NOT MEASURED: {type(error).__name__}: {error}", flush=True)
+                well = False
+                continue
+        tell(part, results.parts[part])
+        well = well and not any(missed(name, value) for name, value in results.parts[part].items())
+    return well
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--store", default="store", help="URL of the store (default: %(default)s)")
-    made.add_argument("--voice", required=True, help="the voice to measure")
-    made.add_argument("--variant", default="fp32", help="its precision (default: %(default)s)")
-    made.add_argument("--threads", type=int, default=0, help="threads of the server (default: every CPU)")
-    made.add_argument("--times", type=int, default=7, help="samples of each median (default: %(default)s)")
-    made.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS[:4], help="(default: %(default)s)")
-    made.add_argument(
-        "--requests",
-        type=int,
-        default=5000,
-        help="requests of the measurement of memory (default: %(default)s)",
-    )
-    made.add_argument(
-        "--overload",
+    add = made.add_argument
+    add("--store", default="store", help="URL of the store (default: %(default)s)")
+    add("--voice", required=True, help="the voice to measure")
+    add("--variant", default="", help="its precision (default: what 'auto' opens the voice with here)")
+    add("--threads", type=int, default=0, help="threads of the server (default: every CPU)")
+    add("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help="measure these parts")
+    add("--results", type=Path, metavar="FILE", help="keep what was measured, and go on from what is kept")
+    add("--limit", type=float, default=45, metavar="MINUTES", help="of one part (default: %(default)s)")
+    add("--times", type=int, default=15, help="samples of each median (default: %(default)s)")
+    add("--requests", type=int, default=5000, help="in 'memory' (default: %(default)s)")
+    add(
+        "--longest",
         type=float,
-        default=60,
+        default=10,
         metavar="SECONDS",
-        help="length of the overload (default: %(default)s)",
+        help="texts of 'memory' are up to about so long, short ones more often (default: %(default)s)",
     )
+    add("--overload", type=float, default=60, metavar="SECONDS", help="its length (default: %(default)s)")
     return made
 
 
-def main() -> None:
-    """Measure and print the figures as JSON."""
-    print(json.dumps(run(parser().parse_args()), indent=2))
+def main() -> int:
+    """Measure, and print the figures of each part as they come."""
+    arguments = parser().parse_args()
+    if os.getloadavg()[0] > QUIET:
+        say(f"others are at work here (load {os.getloadavg()[0]:.1f}): the figures will be worth little")
+    store = Store.open(arguments.store)
+    with tempfile.TemporaryDirectory() as scratch:
+        # The servers' cache is empty at first, and theirs alone.
+        os.environ["VITS_CACHE"] = str(Path(scratch) / "servers")
+        registry = Registry(store, cache=Path(scratch) / "own")
+        version = registry.resolve("voices", arguments.voice)
+        folder = registry.fetch(version)
+        arguments.voice = version.reference
+        arguments.variant = arguments.variant or recommended_variant(VoiceSpec.read(folder))
+        conditions = {name: getattr(arguments, name) for name in CONDITIONS}
+        conditions |= {"machine": cpu_model(), "cores": len(os.sched_getaffinity(0))}
+        results = Results(arguments.results, conditions)
+        print(json.dumps(conditions), flush=True)
+        with serving(arguments) as server:
+            cold_seconds = server.ready_seconds
+        return 0 if run(Bench(arguments, folder, cold_seconds), results) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,8 +9,11 @@ that killed it is refused. A call costs 0.05 ms more.
 
 from __future__ import annotations
 
+import math
 import pickle
+import resource
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -18,10 +21,15 @@ from typing import IO, Any
 
 from shared.errors import EngineError, TextError
 
-#: A text that takes longer has sent espeak-ng round in circles: the longest take 0.1 s.
-PATIENCE_SECONDS = 10.0
+#: A text that takes more of the child's processor time has sent espeak-ng round in circles: the longest take 0.1 s.
+#: A clock on the wall would not tell that from a machine on which others take all of the processor, where each
+#: text would be refused after it. The system counts, and ends the child (SIGXCPU) wherever it may be.
+PROCESSOR_SECONDS = 5.0
+#: Only a child that neither answers nor computes, which none has been seen to do, is told by the clock on the wall. A
+#: starved machine is slow as well, so it is given minutes.
+PATIENCE_SECONDS = 300.0
 #: The child loads the library first.
-START_SECONDS = 60.0
+START_SECONDS = 300.0
 
 #: What the child runs.
 CHILD = f"from {__name__} import main; main()"
@@ -50,12 +58,11 @@ class EspeakProcess:
             child = self._start()
             try:
                 ok, answer = _ask(child, (function, arguments), patience=PATIENCE_SECONDS)
-            except TimeoutError:
-                # Everybody else waits meanwhile: once is enough.
+            except (OSError, EOFError) as error:
                 self.close()
-                break
-            except (OSError, EOFError):
-                self.close()
+                if isinstance(error, TimeoutError) or child.returncode == -signal.SIGXCPU:
+                    # Everybody else waits meanwhile: once is enough.
+                    break
                 continue
             except BaseException:
                 # What it still answers would be taken for the next text's.
@@ -130,15 +137,28 @@ def _receive(stream: IO[bytes]) -> Any:
     return pickle.loads(content)  # noqa: S301
 
 
+def _allow(seconds: float) -> None:
+    """Let this process compute for so long from now on, rounded up, and end it then."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    _, most = resource.getrlimit(resource.RLIMIT_CPU)
+    until = math.ceil(used.ru_utime + used.ru_stime + seconds)
+    resource.setrlimit(
+        resource.RLIMIT_CPU, (until if most == resource.RLIM_INFINITY else min(until, most), most)
+    )
+
+
 def main() -> None:
     """Answer questions until nobody asks any more."""
     from shared.text.espeak import IN_PROCESS
 
+    # What strangers wrote is not left lying about in a core file.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     while True:
         try:
             function, arguments = _receive(sys.stdin.buffer)
         except EOFError:
             return
+        _allow(PROCESSOR_SECONDS)
         try:
             answer = (True, IN_PROCESS[function](*arguments) if function else None)
         except Exception as error:  # whatever it is, the parent raises it

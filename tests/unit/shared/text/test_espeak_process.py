@@ -115,20 +115,36 @@ def test_a_child_that_dies_at_its_start_is_said(child: str, monkeypatch: pytest.
     assert dying._child is None
 
 
-#: Goes round in circles over every text.
-CIRCLING = """
+#: Computes over one text for ever and waits over another one; neither may take a tenth of a second of processor time.
+SLOW = """
 import time
-from shared.text import espeak
-from shared.text.espeak_process import main
-espeak.IN_PROCESS = {"clauses": lambda text, voice: time.sleep(60)}
-main()
+from shared.text import espeak, espeak_process
+def clauses(text, voice):
+    while text == "circles":
+        pass
+    time.sleep(float(text))
+    return [(text, text, True)]
+espeak.IN_PROCESS = {"clauses": clauses}
+espeak_process.PROCESSOR_SECONDS = 0.1
+espeak_process.main()
 """
 
 
-def test_a_text_that_goes_round_in_circles_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_answer_is_waited_for_as_long_as_little_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where others have the processor, a child that waits for its turn does what the others do."""
+    monkeypatch.setattr(espeak_process, "CHILD", SLOW)
+    starved = EspeakProcess()
+    assert starved("clauses", "1.2", "en-us") == [("1.2", "1.2", True)]
+    starved.close()
+
+
+@pytest.mark.parametrize(("text", "patience"), [("circles", 300.0), ("60", 0.2)], ids=["computes", "idles"])
+def test_a_text_that_is_never_answered_is_tried_once(
+    text: str, patience: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All other texts wait as long as it does."""
-    monkeypatch.setattr(espeak_process, "CHILD", CIRCLING)
-    monkeypatch.setattr(espeak_process, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(espeak_process, "CHILD", SLOW)
+    monkeypatch.setattr(espeak_process, "PATIENCE_SECONDS", patience)
     asked: list[object] = []
     ask = espeak_process._ask
 
@@ -137,8 +153,8 @@ def test_a_text_that_goes_round_in_circles_is_tried_once(monkeypatch: pytest.Mon
         return ask(child, question, patience=patience)
 
     monkeypatch.setattr(espeak_process, "_ask", counted)
-    circling = EspeakProcess()
+    slow = EspeakProcess()
     with pytest.raises(TextError, match="fails on it"):
-        circling("clauses", "one", "en-us")
-    assert asked == [("", ()), ("clauses", ("one", "en-us"))]
-    assert circling._child is None
+        slow("clauses", text, "en-us")
+    assert asked == [("", ()), ("clauses", (text, "en-us"))]
+    assert slow._child is None

@@ -7,7 +7,6 @@ recommends, and again with another when there was time to measure.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -17,7 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from shared.processor import cpu_model
 from shared.text.tokens import Tokens
+from shared.voice.remembered import recall, remember
 from shared.voice.selection import choose_variant, remembered_variant
 from shared.voice.spec import VoiceSpec
 from shared.voice.voice import Utterance, Voice
@@ -111,30 +112,16 @@ class Opening:
             )
             if streams == 1 or (speed > most * WORTH and slowest <= self._max_call_seconds):
                 best, most = streams, speed
-        self._remember(folder, best)
+        remember(self._memory, self._key(folder), best)
         return best
 
     def _key(self, folder: Path) -> str:
-        return f"{folder.parent.name}/{folder.name} {self._variant} {self._threads}"
+        """What the layout depends on; a home folder may be that of several machines."""
+        return f"{folder.parent.name}/{folder.name} {self._variant} {self._threads} {cpu_model()}"
 
     def _remembered(self, folder: Path) -> int:
-        streams = self._read().get(self._key(folder))
+        streams = recall(self._memory).get(self._key(folder))
         return streams if isinstance(streams, int) and 1 <= streams <= self._threads else 0
-
-    def _read(self) -> dict[str, object]:
-        try:
-            content = json.loads(self._memory.read_text()) if self._memory else {}
-        except (OSError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
-
-    def _remember(self, folder: Path, streams: int) -> None:
-        if self._memory:
-            try:
-                self._memory.parent.mkdir(parents=True, exist_ok=True)
-                self._memory.write_text(json.dumps(self._read() | {self._key(folder): streams}))
-            except OSError as error:
-                logger.info("the layout is measured again next time: %s", error)
 
 
 def candidates(threads: int) -> list[int]:

@@ -11,7 +11,6 @@ or the quality gate (``passed``). ``fp32`` may always be used.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -26,6 +25,7 @@ import numpy as np
 from shared.errors import VitsError
 from shared.processor import cpu_features
 from shared.voice.engine import Engine, open_engine, why_not
+from shared.voice.remembered import recall, remember
 from shared.voice.spec import VOICE_FILE, Variant, VoiceSpec
 
 logger = logging.getLogger("vits.voice")
@@ -59,7 +59,7 @@ def remembered_variant(
     usable = usable_variants(spec)
     if len(usable) == 1:
         return usable[0]
-    known = _read(cache).get(_key(folder, usable, threads))
+    known = recall(cache).get(_key(folder, usable, threads))
     return str(known) if known in usable else None
 
 
@@ -102,13 +102,8 @@ def choose_variant(
             f"{name} {1000 * seconds[name]:.1f} ms" for name in sorted(seconds, key=lambda n: seconds[n])
         ),
     )
-    if seconds and cache is not None:
-        with contextlib.suppress(OSError):  # a volume that is full or read-only costs a measurement, no more
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            temporary = cache.with_suffix(f".{os.getpid()}")
-            known_by_key = _read(cache) | {_key(folder, usable, threads): fastest}
-            temporary.write_text(json.dumps(known_by_key), encoding="utf-8")
-            temporary.replace(cache)
+    if seconds:
+        remember(cache, _key(folder, usable, threads), fastest)
     return fastest
 
 
@@ -178,14 +173,3 @@ def _key(folder: Path, usable: list[str], threads: int | None) -> str:
     said = (folder / VOICE_FILE).read_bytes()
     machine = [sorted(cpu_features()), len(os.sched_getaffinity(0)), threads, usable]
     return hashlib.sha256(said + json.dumps(machine).encode()).hexdigest()
-
-
-def _read(cache: Path | None) -> dict[str, object]:
-    """What is remembered; nothing where the file is absent or damaged."""
-    if cache is None:
-        return {}
-    try:
-        table = json.loads(cache.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return table if isinstance(table, dict) else {}

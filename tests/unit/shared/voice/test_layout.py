@@ -66,6 +66,21 @@ def test_streams_are_measured_once_and_remembered(
     assert told == [best, best]
 
 
+def test_machines_that_share_a_home_do_not_share_their_layouts(
+    opened: list[tuple[str, int]], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def started_on(machine: str, speeds: dict[int, tuple[float, float]]) -> int:
+        monkeypatch.setattr(layout, "cpu_model", lambda: machine)
+        monkeypatch.setattr(layout, "measure", lambda _, streams: speeds[streams])
+        Opening(variant="fp32", threads=2, memory=tmp_path / "cache")(folder)
+        return opened[-1][1]
+
+    narrow, wide = {1: (10.0, 0.1), 2: (15.0, 0.1)}, {1: (10.0, 0.1), 2: (5.0, 0.1)}
+    assert started_on("AMD EPYC", narrow) == 2
+    assert started_on("Ampere Altra", wide) == 1
+    assert started_on("AMD EPYC", wide) == 2, "remembered"
+
+
 def test_a_voice_opens_with_what_is_known_to_be_the_fastest(
     opened: list[tuple[str, int]], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,9 +41,9 @@ MIN_SPEAKING_RATE, MAX_SPEAKING_RATE = 0.25, 4.0
 MAX_SEED = 2**53 - 1
 MAX_NOISE_SCALE = 2.0
 
-#: A text is refused before it is spoken when it is predicted to be so many times longer than it may be. Voices,
-#: texts and guesses differ; what lies in between is spoken, and ended where it becomes too long.
-CLEARLY_TOO_LONG = 1.5
+#: A text that is predicted to be so many times longer than it may be is refused, and one that is so many times
+#: shorter is spoken at once. Voices, texts and guesses differ: what lies in between is measured first.
+CLEARLY = 1.5
 
 #: Texts that are planned at the same time: a little work each, but not nothing.
 PLANNERS = 2
@@ -288,7 +288,10 @@ class Speaker:
         self._draining = False
         self._in_flight = 0
         self._planners = ThreadPoolExecutor(PLANNERS, thread_name_prefix="planner")
+        # One thread of its own: texts that nobody has to measure do not wait for those that are measured.
+        self._measurer = ThreadPoolExecutor(1, thread_name_prefix="measurer")
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._settler = ThreadPoolExecutor(1, thread_name_prefix="settler")
 
     async def warm(self) -> LoadedVoice:
         """Load the default voice and warm it up; from then on the server is ready.
@@ -307,7 +310,7 @@ class Speaker:
     async def settle(self) -> None:
         """Measure which variants of the voices are the fastest, if nobody is speaking; see `VoiceShelf.settle`."""
         await asyncio.get_running_loop().run_in_executor(
-            self._loader, self.shelf.settle, lambda: not self._in_flight and not self._draining
+            self._settler, self.shelf.settle, lambda: not self._in_flight and not self._draining
         )
 
     async def start(self, order: Order) -> Speaking:
@@ -319,7 +322,7 @@ class Speaker:
             DeadlineError: The order's deadline has passed.
             NotFoundError: There is no such voice.
             TextError: Nothing of the text can be spoken.
-            RequestError: The order cannot be spoken as it is meant, or would be far too long.
+            RequestError: The order cannot be spoken as it is meant, or would be too long.
             VitsError: The voice cannot be used, the store or the engine failed.
         """
         begun = time.monotonic()
@@ -363,9 +366,7 @@ class Speaker:
                 deadline=deadline,
             )
             plan = await loop.run_in_executor(self._planners, self._plan, loaded, order)
-            predicted = self.runtime.predicted_seconds(loaded.key, plan)
-            if predicted > self._max_audio_seconds * CLEARLY_TOO_LONG:
-                raise audio_too_long(self._max_audio_seconds, predicted)
+            await self._check_length(loaded, plan)
             speaking = Speaking(self.runtime, request, loaded, plan)
             speaking.timing = self.runtime.begin(
                 request,
@@ -394,6 +395,29 @@ class Speaker:
                 )
             )
             raise
+
+    async def _check_length(self, loaded: LoadedVoice, plan: Plan) -> None:
+        """Refuse audio that is too long, before any of it is heard.
+
+        Where the prediction leaves it open, the encoder tells it exactly, segment by segment, so that others' calls of
+        the engine, and a caller who goes away, come in between. It is run again when the text is spoken: a small part
+        of the work, and what would be kept of a long text until then is large.
+
+        Raises:
+            RequestError: It is too long.
+        """
+        limit = self._max_audio_seconds
+        predicted = self.runtime.predicted_seconds(loaded.key, plan)
+        if predicted > limit * CLEARLY:
+            raise audio_too_long(limit, predicted)
+        if predicted < limit / CLEARLY:
+            return
+        loop = asyncio.get_running_loop()
+        samples = 0
+        for number in range(len(plan.script.segments)):
+            samples += await loop.run_in_executor(self._measurer, loaded.voice.sounding_samples, plan, number)
+        if samples > limit * loaded.voice.spec.sampling_rate:
+            raise audio_too_long(limit, samples / loaded.voice.spec.sampling_rate)
 
     def _plan(self, loaded: LoadedVoice, order: Order) -> Plan:
         return loaded.voice.plan(
@@ -473,6 +497,8 @@ class Speaker:
         """Tell who still waits that the server stops, and unload the voices."""
         self.drain()
         self._planners.shutdown(cancel_futures=True)
+        self._measurer.shutdown(cancel_futures=True)
         self._loader.shutdown(cancel_futures=True)
+        self._settler.shutdown(cancel_futures=True)
         self.runtime.close()
         self.shelf.close()

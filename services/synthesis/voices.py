@@ -58,6 +58,9 @@ class VoiceLike(Worker, Protocol):
     ) -> Plan:
         """Check what is asked for, and cut the text into segments. Safe to call from several threads."""
 
+    def sounding_samples(self, plan: Plan, number: int) -> int:
+        """How many samples a segment will have, the silence after it included. Safe to call as `plan`."""
+
     def warm_up(self) -> None:
         """Compute what a first caller would otherwise wait for."""
 
@@ -113,7 +116,9 @@ class VoiceShelf:
     """Loads voices when they are first asked for, each once, and keeps them while there is room.
 
     A loaded voice is served without asking the store, which may be away. `refresh` asks it for news. One voice
-    is loaded at a time; nobody waits for that but those who ask for a voice that is not loaded.
+    is loaded at a time; nobody waits for that but those who ask for a voice that is not loaded. Variants are
+    measured beside that: a load does not wait for a measurement, but for the memory that it takes, where that is
+    short; the measurement gives up then.
 
     Args:
         registry: Where voices are found.
@@ -149,6 +154,10 @@ class VoiceShelf:
         self._choose = choose
         self._lock = threading.Lock()
         self._loading = threading.Lock()
+        self._load_goes_on = False
+        self._settling = threading.Lock()
+        self._measuring = 0
+        """Bytes that the measurement which is going on is taken to need."""
         self._resolved: dict[str, str] = {}
         """References that were asked for, and the version that each names."""
         self._loaded: dict[str, LoadedVoice] = {}
@@ -184,10 +193,14 @@ class VoiceShelf:
             if loaded:
                 return loaded
             version = self._resolve(reference)
-            found = self._loaded.get(version.reference) or self._load(version)
-            with self._lock:
-                self._resolved[reference] = version.reference
-                return self._leased(found)
+            while True:
+                if version.reference not in self._loaded:
+                    self._load(version)
+                with self._lock:
+                    # One that nobody spoke with, and no name led to, may have left in this very moment.
+                    if found := self._loaded.get(version.reference):
+                        self._resolved[reference] = version.reference
+                        return self._leased(found)
 
     def lease_loaded(self, reference: str = "") -> LoadedVoice | None:
         """As `lease`, but nothing where the voice would have to be loaded first. Never waits."""
@@ -236,9 +249,13 @@ class VoiceShelf:
             beyond: Load it even if too little can be unloaded for it: it is about to take another's place.
         """
         start = time.perf_counter()
-        folder = self.registry.fetch(version)
-        self._make_room(memory_of(folder), version, beyond=beyond)
-        loaded = self._open(version, folder)
+        self._load_goes_on = True
+        try:
+            folder = self.registry.fetch(version)
+            self._make_room(memory_of(folder), version, beyond=beyond)
+            loaded = self._open(version, folder)
+        finally:
+            self._load_goes_on = False
         seconds = time.perf_counter() - start
         with self._lock:
             self._put(loaded)
@@ -278,6 +295,7 @@ class VoiceShelf:
                 f"Voice {version.reference} needs about {size >> 20} MB, and the voices may use {limit >> 20} MB "
                 "together. Give the server more memory, and say so with --memory."
             )
+        self._wait_for_memory(size)
         with self._lock:
             kept = self._resolved.get("")
             idle = [
@@ -300,6 +318,14 @@ class VoiceShelf:
                 self._take(loaded)
         self._metrics.voice_evictions.inc(len(leaving))
         self._close(leaving)
+
+    def _wait_for_memory(self, size: int) -> None:
+        """Wait until a measurement has given up, if there is no room for both."""
+        with self._lock:
+            needed = sum(loaded.size for loaded in self._loaded.values()) + self._measuring + size
+        if self._measuring and needed > self._memory_bytes:
+            with self._settling:
+                pass
 
     # ----------------------------------------------------------------------------------------------- leaving
 
@@ -407,31 +433,39 @@ class VoiceShelf:
         """
         if self._choose is None:
             return
-        with self._loading:
-            with self._lock:
-                unsettled = [loaded for loaded in self._loaded.values() if not loaded.settled]
-            for loaded in unsettled:
-                if not undisturbed():
-                    return
-                if loaded.rest:
-                    loaded.rest -= 1
-                    continue
-                try:
-                    self._settle(loaded, self._choose, undisturbed)
-                except Exception as error:  # whatever is wrong with a variant, the one that speaks goes on
-                    loaded.settled = True
-                    logger.warning(
-                        "voice %s stays with variant %s: %s",
-                        loaded.version.reference,
-                        loaded.voice.variant,
-                        error,
-                    )
+
+        def alone() -> bool:
+            return undisturbed() and not self._load_goes_on
+
+        with self._lock:
+            unsettled = [loaded for loaded in self._loaded.values() if not loaded.settled]
+        for loaded in unsettled:
+            if not alone():
+                return
+            if loaded.rest:
+                loaded.rest -= 1
+                continue
+            try:
+                with self._settling:
+                    self._settle(loaded, self._choose, alone)
+            except Exception as error:  # whatever is wrong with a variant, the one that speaks goes on
+                loaded.settled = True
+                logger.warning(
+                    "voice %s stays with variant %s: %s",
+                    loaded.version.reference,
+                    loaded.voice.variant,
+                    error,
+                )
+            finally:
+                self._measuring = 0
 
     def _settle(self, old: LoadedVoice, choose: ChooseVariant, undisturbed: Callable[[], bool]) -> None:
+        measuring = len(usable_variants(old.voice.spec)) * old.size
         with self._lock:
-            held = sum(loaded.size for loaded in [*self._loaded.values(), *self._replaced])
-        most = held + len(usable_variants(old.voice.spec)) * old.size
-        if self._memory_bytes and most > self._memory_bytes:
+            most = measuring + sum(loaded.size for loaded in [*self._loaded.values(), *self._replaced])
+            fits = not self._memory_bytes or most <= self._memory_bytes
+            self._measuring = measuring if fits else 0
+        if not fits:
             old.settled = True
             logger.info(
                 "voice %s stays with variant %s: measuring all of them side by side takes %d MB, which are not there",
@@ -457,7 +491,7 @@ class VoiceShelf:
             else:
                 self._put(new)
                 self._replaced.append(old)
-                forsaken = self._take_if_forsaken(old)
+                forsaken = [*self._take_if_forsaken(old), *self._take_if_forsaken(new)]
         self._close(forsaken)
         logger.info(
             "voice %s speaks with variant %s now, after %s",

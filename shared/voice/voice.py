@@ -329,9 +329,7 @@ class Voice:
             nothing = np.zeros((channels, 0), dtype=np.float32)
             durations = np.zeros(0, dtype=np.int64)
             return Utterance(segment.tokens, durations, nothing, [], plan.speaker_id, plan.seed, pause)
-        noise_2T = standard_normal(plan.seed, Stream.DURATION, length=len(ids), channels=2, segment=number)
-        prior = self.encode(ids, plan.speaker_id, noise_2T * np.float32(plan.noise_scale_duration))
-        durations = self.durations(prior, speaking_rate=plan.speaking_rate * segment.speaking_rate)
+        prior, durations = self._time(plan, number)
         frames = int(durations.sum())
         noise_DF = standard_normal(plan.seed, Stream.PRIOR, length=frames, channels=channels, segment=number)
         latents_DF = self.transform(
@@ -339,6 +337,23 @@ class Voice:
         )
         windows = plan_windows(frames, self.spec.decoder)
         return Utterance(segment.tokens, durations, latents_DF, windows, plan.speaker_id, plan.seed, pause)
+
+    def sounding_samples(self, plan: Plan, number: int) -> int:
+        """How many samples a segment will have, the silence after it included: exactly, by its encoder alone.
+
+        Arguments and errors are those of `render`.
+        """
+        segment = plan.script.segments[number]
+        frames = int(self._time(plan, number)[1].sum()) if segment.tokens.ids else 0
+        return frames * self.spec.hop_length + segment.pause_samples(self.sampling_rate)
+
+    def _time(self, plan: Plan, number: int) -> tuple[Prior, NDArray[np.int64]]:
+        """What the encoder says of a segment with tokens, and the frames of each."""
+        segment = plan.script.segments[number]
+        ids = segment.tokens.ids
+        noise_2T = standard_normal(plan.seed, Stream.DURATION, length=len(ids), channels=2, segment=number)
+        prior = self.encode(ids, plan.speaker_id, noise_2T * np.float32(plan.noise_scale_duration))
+        return prior, self.durations(prior, speaking_rate=plan.speaking_rate * segment.speaking_rate)
 
     def encode(self, ids: tuple[int, ...], speaker_id: int, noise_2T: NDArray[np.float32]) -> Prior:
         """Run the encoder on one utterance, at its token bucket.

@@ -28,6 +28,7 @@ from shared.errors import (
 from shared.metrics import Metrics
 from shared.registry import Registry, default_voice
 from shared.store import Store
+from shared.voice import Plan
 
 if TYPE_CHECKING:
     from tests.unit.services.synthesis.conftest import MakeSpeaker, Opener
@@ -181,6 +182,39 @@ def test_a_text_that_would_be_far_too_long_is_refused_before_it_is_spoken(
         assert speaker.shelf.get().leases == 0
         labels = {"door": "", "voice": "", "outcome": "refused"}
         assert value(speaker.metrics, "vits_requests_total", **labels) == 3
+
+    asyncio.run(scene())
+
+
+def test_a_text_that_may_be_too_long_is_measured_before_it_is_spoken(
+    make_speaker: MakeSpeaker, opener: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene() -> None:
+        speaker = make_speaker(default="ana", max_audio_seconds=1.0)
+        await speaker.speak(Order("x" * 10))  # from now on it is known that a character takes 0.01 s
+        voice = opener.opened[0]
+        rendered = len(voice.calls)
+        measured: list[int] = []
+        samples_of = voice.sounding_samples
+
+        def sounding_samples(plan: Plan, number: int) -> int:
+            measured.append(samples_of(plan, number))
+            return measured[-1]
+
+        monkeypatch.setattr(voice, "sounding_samples", sounding_samples)
+        # 0.5 s and 0.52 s with 0.1 s between them.
+        with pytest.raises(RequestError, match=r"about 1 s long, and longer than the 1 s") as caught:
+            await speaker.start(Order("x" * 49 + ". " + "x" * 52))
+        assert caught.value.param == "text"
+        assert len(voice.calls) == rendered, "nothing of it was spoken"
+        assert sum(measured) / 16000 == pytest.approx(1.12)
+        assert len(speaker.runtime) == speaker.shelf.get().leases == 0
+        measured.clear()
+        spoken = await speaker.speak(Order("x" * 29 + ". " + "x" * 60))
+        assert len(spoken.samples) == sum(measured) == 16000
+        measured.clear()
+        await speaker.speak(Order("x" * 60))
+        assert measured == [], "what is clearly not too long is spoken at once"
 
     asyncio.run(scene())
 

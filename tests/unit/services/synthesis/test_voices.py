@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import shutil
 import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -198,6 +201,54 @@ def test_a_variant_that_cannot_be_used_leaves_everything_as_it_was(
     assert measured == [old.folder]
     assert "stays with variant fp32" in caplog.text
     assert value(metrics, "vits_voices_loaded") == 1
+
+
+def test_a_load_does_not_wait_for_a_measurement(make_speaker: MakeSpeaker) -> None:
+    measuring, spoken = threading.Event(), threading.Event()
+    overtaken: list[bool] = []
+
+    def choose(_folder: Path, _undisturbed: object) -> None:
+        measuring.set()
+        overtaken.append(spoken.wait(5))
+
+    async def scene() -> None:
+        speaker = make_speaker(default="ana", choose=choose)
+        await speaker.warm()
+        settling = asyncio.create_task(speaker.settle())
+        await asyncio.to_thread(measuring.wait, 5)
+        await speaker.speak(Order("uno", voice="luis"))
+        spoken.set()
+        await settling
+
+    asyncio.run(scene())
+    assert overtaken == [True]
+
+
+def test_a_load_waits_for_the_memory_of_a_measurement_which_gives_up(
+    registry: Registry, opener: Opener, metrics: Metrics, sized: None
+) -> None:
+    """Two voices and one measurement of a variant do not fit, any two of them do."""
+    measuring = threading.Event()
+    loaded_meanwhile: list[int] = []
+
+    def choose(_folder: Path, undisturbed: Callable[[], bool]) -> None:
+        measuring.set()
+        give_up = time.monotonic() + 5
+        while undisturbed() and time.monotonic() < give_up:
+            time.sleep(0.01)
+        time.sleep(0.1)  # what a call of the engine still takes
+        loaded_meanwhile.append(len(opener.opened) - 1)
+
+    shelf = VoiceShelf(registry, opener, metrics, default="ana", memory_bytes=25, choose=choose)
+    shelf.get()
+    with ThreadPoolExecutor(1) as pool:
+        settling = pool.submit(shelf.settle, lambda: True)
+        assert measuring.wait(5)
+        assert shelf.get("luis").version.name == "luis"
+        settling.result()
+    assert loaded_meanwhile == [0]
+    assert len(shelf.in_use()) == 2
+    shelf.close()
 
 
 def test_variants_are_not_measured_where_memory_is_short(

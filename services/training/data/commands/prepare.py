@@ -31,7 +31,8 @@ Cut long recordings up where the speaker pauses, write down what is said with a 
 folder of the pieces: metadata.csv and audio/. Recognisers make mistakes, and a voice learns them: go through the result
 with 'vits data review' before you train on it.
 
-The recordings are only read. What was heard is kept, so that a run that was stopped does not ask again.
+The recordings are only read, and one that cannot be read is named and left out. What was heard is kept, so that a run
+that was stopped does not ask again.
 """
 
 EPILOG = """\
@@ -77,7 +78,7 @@ def run(options: argparse.Namespace, listeners: Listeners) -> int:
     """Run it.
 
     Raises:
-        UserError: The arguments or the recordings cannot be used, or there is no speech in them.
+        UserError: The arguments or none of the recordings can be used, or there is no speech in them.
     """
     _check(options)
     files = _files(options.recordings)
@@ -95,11 +96,16 @@ def run(options: argparse.Namespace, listeners: Listeners) -> int:
         )
     hearing = Hearing(default_cache() / "heard")
     rows: list[list[str]] = []
+    unreadable: list[str] = []
     seconds = 0.0
     with new_folder(options.output) as made:
         (made / "audio").mkdir()
         for number, file in enumerate(files, start=1):
-            audio = read_audio(file)
+            try:
+                audio = read_audio(file)
+            except UserError as error:
+                unreadable.append(str(error))
+                continue
             spans = _pieces(audio, ears, options)
             with progress(f"{file.name} ({number} of {len(files)})", len(spans)) as advance:
                 for piece in _written(
@@ -117,10 +123,12 @@ def run(options: argparse.Namespace, listeners: Listeners) -> int:
                         ]
                     )
                     seconds += piece.end - piece.start
+        if len(unreadable) == len(files):
+            raise DataError("No recording can be read", unreadable)
         if not rows:
             raise DataError(
                 "Nobody speaks in these recordings, or never for long enough",
-                [f"pieces shorter than --min-seconds {options.min_seconds:g} are left out"],
+                [f"pieces shorter than --min-seconds {options.min_seconds:g} are left out", *unreadable],
             )
         columns = [
             "file_name",
@@ -136,6 +144,10 @@ def run(options: argparse.Namespace, listeners: Listeners) -> int:
     print(
         f"{options.output}: {counted(len(rows), 'piece')}, {seconds / 60:.1f} minutes, {written} with a transcript"
     )
+    if unreadable:
+        print(f"  unreadable, and left out: {len(unreadable)} of {counted(len(files), 'file')}")
+        for reason in unreadable:
+            print(f"    {reason}")
     print(f"next: vits data review {shlex.quote(str(options.output))}")
     return 0
 

@@ -137,6 +137,28 @@ def test_what_cannot_be_prepared_is_said(tmp_path: Path, talk: Path) -> None:
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".partial")]
 
 
+def test_a_file_that_cannot_be_read_is_named_and_left_out(
+    talk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing that was cut and heard before it is lost."""
+    (talk / "broken.wav").write_bytes(b"RIFF and no more")
+    (talk / "zero.mp3").touch()
+    output = tmp_path / "made"
+    assert cli.main(["prepare", str(talk), "--output", str(output), *ORIGIN], listeners=Listening()) == 0
+    assert [row["source"] for row in rows(output)] == ["talk.wav"] * 3
+    told = capsys.readouterr().out.splitlines()
+    assert "  unreadable, and left out: 2 of 3 files" in told
+    assert all(
+        any(f"{talk / name} cannot be decoded (" in line for line in told)
+        for name in ("broken.wav", "zero.mp3")
+    )
+    (talk / "talk.wav").unlink()
+    with pytest.raises(DataError, match="No recording can be read") as error:
+        cli.main(["prepare", str(talk), "--output", str(tmp_path / "none"), *ORIGIN])
+    assert len(error.value.problems) == 2
+    assert not (tmp_path / "none").exists()
+
+
 # -- where recordings come from --------------------------------------------------------------------
 
 

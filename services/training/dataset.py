@@ -5,7 +5,6 @@ Shapes: B batch, T tokens, F frames, S samples.
 
 from __future__ import annotations
 
-import csv
 import logging
 import math
 import re
@@ -27,6 +26,7 @@ from services.training.config import TrainingConfig
 from services.training.data import Recording
 from services.training.data.augmentation import Augmentation
 from services.training.data.cache import Progress, Treatment, decode
+from services.training.data.writing import write_table
 from services.training.features import FeatureSettings
 from shared.audio import from_pcm16
 from shared.errors import DataError, TextError
@@ -407,11 +407,12 @@ def write_dropped(path: Path, dropped: Mapping[str, Sequence[Dropped]]) -> None:
     if not any(dropped.values()):
         path.unlink(missing_ok=True)
         return
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["split", "id", "row", "kind", "reason"])
-        for split, items in dropped.items():
-            writer.writerows([split, item.id, item.row, item.kind, item.reason] for item in items)
+    rows = [
+        [split, item.id, item.row, item.kind, item.reason]
+        for split, items in dropped.items()
+        for item in items
+    ]
+    write_table(path, ["split", "id", "row", "kind", "reason"], rows)
 
 
 @contextmanager

@@ -48,13 +48,19 @@ def new_folder(output: Path) -> Iterator[Path]:
 
 def write_table(
     path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]], *, encoding: str = "utf-8"
-) -> None:
-    """Write a CSV table with its header; one that is there already is replaced at once."""
+) -> bytes:
+    """Write a CSV table with its header; one that is there already is replaced at once.
+
+    Returns:
+        What is in the file now.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(rows)
-    replace_file(path, text.getvalue().encode(encoding))
+    content = text.getvalue().encode(encoding)
+    replace_file(path, content)
+    return content
 
 
 def replace_file(path: Path, content: bytes) -> None:

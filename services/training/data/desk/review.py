@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from services.training.data.desk.server import Answer, Desk
-from services.training.data.writing import replace_file, write_table
+from services.training.data.writing import write_table
 from shared.audio import encode_flac, read_audio
 from shared.errors import DataError, UserError
 
@@ -165,12 +165,11 @@ class Review:
             [[e.file, e.text, e.state, str(e.revision), e.first_text, *e.others] for e in self.entries],
         )
         wanted = {ACCEPTED} if self.accepted_only else {ACCEPTED, OPEN}
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["file_name", "text", *others])
-        writer.writerows([e.file, e.text, *e.others] for e in self.entries if e.state in wanted)
-        replace_file(self._table, text.getvalue().encode())
-        self._seen = text.getvalue().encode()
+        self._seen = write_table(
+            self._table,
+            ["file_name", "text", *others],
+            [[e.file, e.text, *e.others] for e in self.entries if e.state in wanted],
+        )
 
 
 class StaleError(UserError):

@@ -15,6 +15,7 @@ import pytest
 from services.training.data import read_recordings
 from services.training.data.desk.review import FILES, Review, StaleError, review_desk, sole
 from services.training.data.desk.server import Desk
+from services.training.data.writing import replace_file
 from shared.errors import DataError, UserError
 from tests.browser import new_page, until, wait_for
 from tests.unit.services.training.data.conftest import Folder
@@ -171,11 +172,13 @@ def test_strangers_are_turned_away(reviewed: Path) -> None:
 
 
 def test_a_disk_that_fails_is_told_and_loses_nothing(reviewed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    def full(path: Path, content: bytes) -> None:
+        if path.name == "metadata.csv":  # there was room for the first of the two tables
+            raise OSError(28, "No space left on device")
+        replace_file(path, content)
 
     with at_desk(Review(reviewed)) as desk:
-        monkeypatch.setattr("services.training.data.desk.review.replace_file", full)
+        monkeypatch.setattr("services.training.data.writing.replace_file", full)
         status, told, _ = asked(desk, "POST", "/rows/0", json.dumps({"revision": 0, "text": "hola"}).encode())
         assert status == 500
         assert "No space left" in told["error"]

@@ -6,7 +6,8 @@
     ├── UserError                  the caller can mend it: the message says what, where and what to do
     │   ├── ProblemsError          carries everything that is wrong at once
     │   │   ├── ConfigError        a configuration
-    │   │   └── DataError          a dataset, with every bad row
+    │   │   ├── DataError          a dataset, with every bad row
+    │   │   └── DivergenceError    a training whose losses are no longer numbers
     │   ├── TextError              a text that cannot be spoken
     │   ├── RequestError           a request that is not of the published form
     │   ├── AccessError            no token, or one that is not valid
@@ -67,6 +68,10 @@ class ConfigError(ProblemsError):
 
 class DataError(ProblemsError):
     """A dataset that cannot be used, with every bad row."""
+
+
+class DivergenceError(ProblemsError):
+    """A training whose losses are no longer numbers, with all of those."""
 
 
 class TextError(UserError):

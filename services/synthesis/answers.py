@@ -9,6 +9,7 @@ from shared.errors import (
     CorruptObjectError,
     DataError,
     DeadlineError,
+    DivergenceError,
     HubUnreachableError,
     MissingExtraError,
     ModelError,
@@ -30,6 +31,7 @@ _SERVERS_OWN: tuple[tuple[type[Exception], str], ...] = (
     (CorruptObjectError, _BROKEN_VOICE),
     (StoreError, _STORE),
     (DataError, _INTERNAL),
+    (DivergenceError, _INTERNAL),
     (DeadlineError, _LATE),
     (HubUnreachableError, _INTERNAL),
 )

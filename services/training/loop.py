@@ -29,7 +29,7 @@ from services.training.resuming import TERMINATED, Stop, already_finished, catch
 from services.training.session import Session, begin, precision
 from services.training.steps import Seen, Steps
 from services.training.tracking import Tracker
-from shared.errors import ConfigError, DataError
+from shared.errors import ConfigError, DivergenceError
 from shared.wording import counted
 
 #: On several processes, how often they agree whether to stop: it takes a message, for which each waits.
@@ -159,12 +159,12 @@ class Course:
         """All stages, from where the run stands.
 
         Raises:
-            DataError: A loss is not a number.
+            DivergenceError: A loss is not a number.
             ConfigError: There is not enough memory.
         """
         try:
             self._run()
-        except DataError as error:
+        except DivergenceError as error:
             self._failed("divergence", error)
             raise
         except (RuntimeError, MemoryError) as error:
@@ -322,7 +322,7 @@ def read_losses(session: Session, losses: Mapping[str, Tensor]) -> dict[str, flo
     """A step's losses as numbers, over all processes: the one place where a step waits for the device.
 
     Raises:
-        DataError: One of them is not a number, so going on would spoil the model.
+        DivergenceError: One of them is not a number, so going on would spoil the model.
     """
     names = [name for name in losses if not name.startswith("gradient_norm")]
     shares = torch.stack([losses[name].float() for name in names])
@@ -336,7 +336,7 @@ def read_losses(session: Session, losses: Mapping[str, Tensor]) -> dict[str, flo
         if not math.isfinite(value) and (name in names or session.accelerator.scaler is None)
     ]
     if broken:
-        raise DataError(
+        raise DivergenceError(
             f"Training has diverged at step {session.step}; the last checkpoint is untouched. Try a lower "
             "learning_rate, bf16 or float32 instead of fp16, or look for a broken recording with 'vits data inspect'.",
             broken,

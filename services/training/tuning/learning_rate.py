@@ -17,7 +17,7 @@ from services.training.plots import curves_svg
 from services.training.session import Session
 from services.training.steps import Seen
 from services.training.tuning import page
-from shared.errors import DataError
+from shared.errors import DivergenceError
 
 #: The smoothed loss keeps this share of what it was.
 _SMOOTHING = 0.9
@@ -85,7 +85,7 @@ def find_learning_rate(session: Session, *, lowest: float, highest: float, ramp:
             ]
             try:
                 values = read_losses(session, steps.joint(seen, steps.first_step + number))
-            except DataError:  # not a number: the end of the curve
+            except DivergenceError:  # not a number: the end of the curve
                 break
             loss = sum(weight * values[name] for name, weight in weights.items())
             average = _SMOOTHING * average + (1 - _SMOOTHING) * loss

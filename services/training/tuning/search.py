@@ -37,7 +37,7 @@ from services.training.tracking import Tracker
 from services.training.tuning import page
 from services.training.tuning.options import Options
 from services.training.tuning.space import Space, read_space
-from shared.errors import ConfigError, DataError
+from shared.errors import ConfigError, DivergenceError
 from shared.wording import counted
 
 #: How often a worker says that it lives, and how long it may be silent before its trial is given to another, in
@@ -172,7 +172,7 @@ class _Worker:
 
         try:
             run(config, heed)
-        except DataError as error:  # diverged: as bad as can be, and no reason to stop searching
+        except DivergenceError as error:  # as bad as can be, and no reason to stop searching
             if not figures:
                 raise
             print(f"trial {trial.number} failed: {error.problems[0] if error.problems else error}")

@@ -7,7 +7,15 @@ import re
 import pytest
 
 from shared import errors
-from shared.errors import ConfigError, DataError, OverloadedError, RequestError, VitsError, nearest
+from shared.errors import (
+    ConfigError,
+    DataError,
+    DivergenceError,
+    OverloadedError,
+    RequestError,
+    VitsError,
+    nearest,
+)
 
 
 def classes(base: type[VitsError] = VitsError) -> set[type[VitsError]]:
@@ -40,8 +48,8 @@ def test_every_class_says_what_it_is_for() -> None:
     assert all(kind.__doc__ for kind in classes())
 
 
-@pytest.mark.parametrize("kind", [ConfigError, DataError])
-def test_problems_are_all_told(kind: type[ConfigError | DataError]) -> None:
+@pytest.mark.parametrize("kind", [ConfigError, DataError, DivergenceError])
+def test_problems_are_all_told(kind: type[ConfigError | DataError | DivergenceError]) -> None:
     error = kind("Two rows cannot be used:", (row for row in ["row 1: empty", "row 7: no file"]))
     assert error.problems == ("row 1: empty", "row 7: no file")
     assert str(error) == "Two rows cannot be used:\n  - row 1: empty\n  - row 7: no file"

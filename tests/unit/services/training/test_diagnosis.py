@@ -26,7 +26,7 @@ from services.training.diagnosis import (
     small_dataset,
 )
 from services.training.steps import Steps
-from shared.errors import ConfigError, DataError
+from shared.errors import ConfigError, DataError, DivergenceError
 
 MakeConfig = Callable[..., TrainingConfig]
 NETWORKS = 6
@@ -140,7 +140,7 @@ def test_a_real_run_at_a_rate_far_too_high_hears_so(
     )
     try:
         folder = loop.train(config)
-    except DataError:  # it may not even come so far
+    except DivergenceError:  # it may not even come so far
         assert "diverged" in (config.output_dir / "report.html").read_text()
         return
     state = TrainerState.read(folder)
@@ -366,7 +366,7 @@ def test_a_loss_that_is_no_number_is_in_the_report(
     config = make_config(max_steps=2, report_to=[])
     nothing = {"mel": torch.tensor(float("nan")), "gradient_norm_generator": torch.tensor(1.0)}
     monkeypatch.setattr(Steps, "joint", lambda *_: nothing)
-    with pytest.raises(DataError):
+    with pytest.raises(DivergenceError):
         loop.train(config)
     assert "Training has diverged at step 1" in (config.output_dir / "report.html").read_text()
 

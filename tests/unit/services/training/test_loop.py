@@ -19,7 +19,7 @@ from services.training.ema import Ema
 from services.training.loop import build_steps, set_learning_rates
 from services.training.session import Session, begin, precision
 from services.training.steps import Seen, Steps, align
-from shared.errors import ConfigError, DataError
+from shared.errors import ConfigError, DivergenceError
 from shared.modeling import load_model
 
 MakeConfig = Callable[..., TrainingConfig]
@@ -59,7 +59,7 @@ def test_a_loss_that_becomes_nan_stops_the_run_and_says_which(
         return losses | ({term: torch.tensor(float("nan"))} if step == 3 else {})
 
     monkeypatch.setattr(Steps, "joint", diverge)
-    with pytest.raises(DataError) as raised:
+    with pytest.raises(DivergenceError) as raised:
         loop.train(config)
     assert raised.value.problems == (f"{term} is nan",)
     assert "step 4" in str(raised.value)
@@ -73,7 +73,7 @@ def test_a_loss_that_is_not_logged_is_looked_at_before_it_is_saved(
     config = make_config(max_steps=4, save_steps=2, logging_strategy="no")
     nothing = {"mel": torch.tensor(float("inf")), "gradient_norm_generator": torch.tensor(1.0)}
     monkeypatch.setattr(Steps, "joint", lambda *_: nothing)
-    with pytest.raises(DataError, match="mel is inf"):
+    with pytest.raises(DivergenceError, match="mel is inf"):
         loop.train(config)
     assert checkpoints.checkpoints(config.output_dir) == []
 

@@ -22,7 +22,7 @@ from services.training.config import TrainingConfig
 from services.training.tuning import cli, search
 from services.training.tuning.options import Options, take_options
 from services.training.tuning.space import DEFAULT_SPACE, Choices, Range, read_space
-from shared.errors import ConfigError, DataError
+from shared.errors import ConfigError, DivergenceError
 
 MakeConfig = Callable[..., TrainingConfig]
 
@@ -141,7 +141,7 @@ def test_a_trial_that_diverges_is_the_worst_and_does_not_end_the_search(
     def diverge(config: TrainingConfig, heed: Callable[[int, dict[str, float]], None]) -> None:
         heed(0, {"mel": 3.0})
         if config.learning_rate > 2e-5:
-            raise DataError("Training has diverged", ["mel is nan"])
+            raise DivergenceError("Training has diverged", ["mel is nan"])
         heed(2, {"mel": 2.0})
 
     monkeypatch.setattr(search, "run", diverge)

@@ -346,31 +346,65 @@ def largest(sizes: Iterable[Size]) -> Size:
     return max(sizes, key=lambda size: size.area)
 
 
-def remedies(config: TrainingConfig, tried: Size, fitted: Size | None) -> list[str]:
+def remedies(config: TrainingConfig, tried: Size, fitted: Size | None, *, frame_seconds: float) -> list[str]:
     """What to do about a batch that found no room, in the order in which to try it.
 
     Args:
         config: The run's.
         tried: The batch that did not fit.
         fitted: The largest one that did, if any has.
+        frame_seconds: Seconds of a frame.
     """
-    half = max(1, tried.recordings // 2)
+    already = "it is on already"
+    half = already if config.fp16 or config.bf16 else "--fp16 true, or --bf16 true on processors"
+    again = already if config.gradient_checkpointing else "--gradient_checkpointing true"
+    evaluated = f" (now {config.max_eval_samples})" if config.max_eval_samples else ""
+    precision, recomputing, held_out = (
+        f"half precision: {half}",
+        f"activations computed twice: {again}",
+        f"fewer held-out recordings: --max_eval_samples 5{evaluated}",
+    )
+    if tried.recordings == 1:  # there is no smaller batch
+        shorter = _shorter(tried, fitted, frame_seconds)
+        told = [precision, recomputing, shorter, held_out, *_fewer_judges(config)]
+        return [f"{number}. {line}" for number, line in enumerate(told, start=1)]
+    smaller, more = _smaller(config, tried, fitted)
+    told = [precision, smaller, recomputing, more, held_out]
+    return [
+        *(f"{number}. {line}" for number, line in enumerate(told, start=1)),
+        "'vits tune batch' measures what fits; --max_duration_in_seconds leaves the longest recordings out",
+    ]
+
+
+def _smaller(config: TrainingConfig, tried: Size, fitted: Size | None) -> tuple[str, str]:
+    """Batches that would fit, and how to take the same step in more of them."""
+    half = tried.recordings // 2
     batch = min(half, max(1, fitted.area // tried.frames)) if fitted else half
     whole = config.per_device_train_batch_size * config.gradient_accumulation_steps
     accumulation = math.ceil(whole / batch)
     budget = fitted.area if fitted and fitted.area < tried.area else tried.area // 2
     known = "went through" if fitted and fitted.area < tried.area else "is half of it"
-    return [
-        "1. half precision: "
-        + ("it is on already" if config.fp16 or config.bf16 else "--fp16 true, or --bf16 true on processors"),
-        (
-            f"2. smaller batches: --per_device_train_batch_size {batch} (this one had {tried.recordings}), or "
-            f"--max_frames_per_batch {max(budget, tried.frames)} (this one had {tried.area}; so much {known})"
-        ),
-        "3. activations computed twice: "
-        + ("it is on already" if config.gradient_checkpointing else "--gradient_checkpointing true"),
-        f"4. the same step in more batches: --gradient_accumulation_steps {accumulation} with batches of {batch}",
-        "5. fewer held-out recordings: --max_eval_samples 5"
-        + (f" (now {config.max_eval_samples})" if config.max_eval_samples else ""),
-        "'vits tune batch' measures what fits; --max_duration_in_seconds leaves the longest recordings out",
-    ]
+    smaller = (
+        f"smaller batches: --per_device_train_batch_size {batch} (this one had {tried.recordings}), or "
+        f"--max_frames_per_batch {max(budget, tried.frames)} (this one had {tried.area}; so much {known})"
+    )
+    more = (
+        f"the same step in more batches: --gradient_accumulation_steps {accumulation} with batches of {batch}"
+    )
+    return smaller, more
+
+
+def _shorter(tried: Size, fitted: Size | None, frame_seconds: float) -> str:
+    """A length of recordings that would fit."""
+    frames = fitted.frames if fitted and fitted.frames < tried.frames else tried.frames // 2
+    seconds = math.floor(10 * frames * frame_seconds) / 10
+    return (
+        f"shorter recordings: --max_duration_in_seconds {max(seconds, 0.1):g} (this one has "
+        f"{tried.frames * frame_seconds:.3g} s); 'vits data prepare' cuts long ones up"
+    )
+
+
+def _fewer_judges(config: TrainingConfig) -> list[str]:
+    """A smaller discriminator, where it is not small already."""
+    few = len(config.discriminator_periods) <= 3
+    return [] if few else ["fewer judges, in a new run: --discriminator_periods 2,3,5"]

@@ -185,9 +185,10 @@ class Course:
         complete = ckpt.checkpoints(session.config.output_dir)
         start = f" The same command goes on from {complete[-1].name}." if complete else ""
         tried = largest(self._tried) if self._tried else Size(session.config.per_device_train_batch_size, 1)
+        frame_seconds = session.settings.hop_length / session.settings.sampling_rate
         return ConfigError(
             f"There was no room in memory at step {session.step}.{start} In the order in which to try them:",
-            remedies(session.config, tried, self._fitted),
+            remedies(session.config, tried, self._fitted, frame_seconds=frame_seconds),
         )
 
     def _run(self) -> None:

@@ -371,6 +371,22 @@ def test_a_loss_that_is_no_number_is_in_the_report(
     assert "Training has diverged at step 1" in (config.output_dir / "report.html").read_text()
 
 
+def test_a_fault_of_the_data_is_no_divergence(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(max_steps=2, report_to=[])
+    told: list[str] = []
+    monkeypatch.setattr(Diagnosis, "failed", lambda _, name, error: told.append(name))
+
+    def spoiled(*_: object) -> None:
+        raise DataError("The cache is spoiled", ["clip01"])
+
+    monkeypatch.setattr(Steps, "joint", spoiled)
+    with pytest.raises(DataError, match="spoiled"):
+        loop.train(config)
+    assert told == []
+
+
 @pytest.mark.parametrize("kind", ["accelerator", "host"])
 def test_out_of_memory_says_what_to_do_in_order(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, kind: str
@@ -421,15 +437,31 @@ def test_another_error_stays_itself(make_config: MakeConfig, monkeypatch: pytest
 
 def test_sizes_that_would_fit_are_those_that_did(make_config: MakeConfig) -> None:
     config = make_config(per_device_train_batch_size=16, gradient_accumulation_steps=2, fp16=True)
-    told = remedies(config, Size(16, 1000), fitted=Size(16, 400))
+    told = remedies(config, Size(16, 1000), Size(16, 400), frame_seconds=0.016)
     assert told[0].endswith("it is on already")
     assert (
         "--per_device_train_batch_size 6 (this one had 16)" in told[1]
     )  # 6 × 1000 frames, where 6400 went through
     assert "--max_frames_per_batch 6400 (this one had 16000; so much went through)" in told[1]
     assert "--gradient_accumulation_steps 6 with batches of 6" in told[3]  # 36 recordings, for 32 before
-    untried = remedies(config, Size(16, 1000), fitted=None)
+    untried = remedies(config, Size(16, 1000), None, frame_seconds=0.016)
     assert "--per_device_train_batch_size 8" in untried[1]
     assert "--max_frames_per_batch 8000 (this one had 16000; so much is half of it)" in untried[1]
-    one = remedies(config, Size(1, 1000), fitted=None)
-    assert "--per_device_train_batch_size 1 " in one[1]
+
+
+@pytest.mark.parametrize(("fitted", "seconds"), [(None, "8 "), (Size(2, 600), "9.6 "), (Size(3, 1000), "8 ")])
+def test_where_a_batch_has_one_recording_no_smaller_one_is_suggested(
+    make_config: MakeConfig, fitted: Size | None, seconds: str
+) -> None:
+    """Neither is what would come to the same: a budget of frames, or more batches a step."""
+    told = remedies(make_config(), Size(1, 1000), fitted, frame_seconds=0.016)
+    assert [line.partition(":")[0] for line in told] == [
+        "1. half precision",
+        "2. activations computed twice",
+        "3. shorter recordings",
+        "4. fewer held-out recordings",
+        "5. fewer judges, in a new run",
+    ]
+    assert f"--max_duration_in_seconds {seconds}(this one has 16 s)" in told[2]
+    small = make_config(discriminator_periods=[2, 3], gradient_checkpointing=True)
+    assert not any("judges" in line for line in remedies(small, Size(1, 1000), fitted, frame_seconds=0.016))

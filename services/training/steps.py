@@ -14,7 +14,7 @@ Shapes: B batch, T tokens, F frames, S samples, D latent channels, W frames of a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -137,7 +137,7 @@ class Shares:
 
 
 class Steps:
-    """The two kinds of training step, over networks and optimisers that are ready to go.
+    """The kinds of training step, over networks and optimisers that are ready to go.
 
     The networks are plain modules on the accelerator's device; gradients are summed over processes here, once a
     step and network.
@@ -184,50 +184,28 @@ class Steps:
 
     def take(self, seen: Sequence[Seen], step: int) -> dict[str, Tensor]:
         """The step of whatever stage this is."""
-        if self.latents is not None:
-            return self.text(seen, step)
-        return (self.warm_up if self.discriminator is None else self.joint)(seen, step)
+        if self.discriminator is not None:
+            return self.joint(seen, step)
+        return self.alone(seen, step, self._new_modules if self.latents is None else self._text)
 
-    def warm_up(self, seen: Sequence[Seen], step: int) -> dict[str, Tensor]:
-        """First stage: only what is new in the generator learns, and no discriminator judges.
+    def alone(
+        self, seen: Sequence[Seen], step: int, losses_of: Callable[[Seen, int, int], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """A step before joint training: some of the generator learns, and no discriminator judges.
 
         The networks that are kept run as they will be used (dropout off): they are the teachers.
 
         Args:
             seen: The step's micro-batches.
             step: Keys the randomness.
+            losses_of: The stage's losses of a micro-batch, a step, and the micro-batch's place in it.
 
         Returns:
             The losses, detached and still on the device: this process's share of the step's means.
         """
         totals: dict[str, Tensor] = {}
         for index, (part, shares) in enumerate(zip(seen, self._shares(seen), strict=True)):
-            losses = shares.weigh(self._reconstruction(part, self._forward(part, step, index)))
-            with self._overlapped(self.generator, last=index == len(seen) - 1):
-                self._scaled(self._weighted(losses, step)).backward()
-            _accumulate(totals, losses)
-        totals["gradient_norm_generator"] = self._apply(
-            self.generator_optimizer, self.generator, self.config.max_grad_norm
-        )
-        return totals
-
-    def text(self, seen: Sequence[Seen], step: int) -> dict[str, Tensor]:
-        """The text stage: text encoder, flow and duration predictor learn to expect the recordings' latents.
-
-        Posterior encoder and decoder stay as they are, so that the latents are known beforehand and nothing is
-        decoded: what is minimised is the divergence of posterior and prior, and the duration loss. With a fixed
-        posterior that is maximum likelihood, as of Glow-TTS (Kim et al., 2020, https://arxiv.org/abs/2005.11129).
-
-        Args:
-            seen: The step's micro-batches.
-            step: Keys the randomness.
-
-        Returns:
-            The losses, detached and still on the device: this process's share of the step's means.
-        """
-        totals: dict[str, Tensor] = {}
-        for index, (part, shares) in enumerate(zip(seen, self._shares(seen), strict=True)):
-            losses = shares.weigh(self._prior_losses(self._prior(part, step, index)))
+            losses = shares.weigh(losses_of(part, step, index))
             with self._overlapped(self.generator, last=index == len(seen) - 1):
                 self._scaled(self._weighted(losses, step)).backward()
             _accumulate(totals, losses)
@@ -373,6 +351,19 @@ class Steps:
                 posterior_noise=draws.posterior_noise,
                 duration_noise=draws.duration_noise,
             )
+
+    def _new_modules(self, part: Seen, step: int, index: int) -> dict[str, Tensor]:
+        """The first stage's losses, by which what is new in the generator learns."""
+        return self._reconstruction(part, self._forward(part, step, index))
+
+    def _text(self, part: Seen, step: int, index: int) -> dict[str, Tensor]:
+        """The text stage's losses: text encoder, flow and duration predictor learn to expect the recordings' latents.
+
+        Posterior encoder and decoder stay as they are, so that the latents are known beforehand and nothing is
+        decoded: what is minimised is the divergence of posterior and prior, and the duration loss. With a fixed
+        posterior that is maximum likelihood, as of Glow-TTS (Kim et al., 2020, https://arxiv.org/abs/2005.11129).
+        """
+        return self._prior_losses(self._prior(part, step, index))
 
     def _aligner(self, part: Seen, step: int) -> Aligner:
         """The alignment search, on a likelihood with ``alignment_noise`` (VITS2; Kong et al., 2023, section 2.3).

@@ -470,7 +470,7 @@ def test_warming_up_moves_the_new_modules_and_nothing_else(
         assert module.training == (name.partition(".")[0] == "posterior_encoder"), name
     before = {name: value.clone() for name, value in generator.state_dict().items()}
     for step in range(2):
-        steps.warm_up([seen(small_examples, 0, 1)], step)
+        steps.take([seen(small_examples, 0, 1)], step)
     for name, value in generator.state_dict().items():
         moved = not torch.equal(before[name], value)
         assert moved == name.startswith("posterior_encoder."), name

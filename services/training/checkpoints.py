@@ -76,6 +76,8 @@ class TrainerState:
     sampler_epoch: int = 0
     """The epoch whose batches are being drawn, and how many of them have been."""
     sampler_batch: int = 0
+    curriculum_epoch: int = 0
+    """The sampler's epoch with which joint training began; a curriculum counts from it."""
     best: list[dict[str, Any]] = field(default_factory=list)
     """The best checkpoints, the best first: ``step``, ``value`` of the metric at the step ``evaluated``, which may
     be an earlier one, and ``version`` once published."""

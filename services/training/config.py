@@ -264,7 +264,7 @@ class TrainingConfig(BaseModel):
     )
     curriculum_epochs: Positive = Field(
         5,
-        description="epochs over which the others join them; an epoch has the same number of batches throughout",
+        description="epochs of joint training over which the others join them; an epoch has as many batches as ever",
     )
     curriculum_start: float = Field(
         0.3, gt=0, lt=1, description="share of the recordings that the first epoch has"

@@ -26,7 +26,7 @@ from services.training.early_stopping import out_of_patience
 from services.training.latents import Latents
 from services.training.publishing import Publisher
 from services.training.resuming import TERMINATED, Stop, already_finished, catch_sigterm, resume
-from services.training.session import Session, begin, precision
+from services.training.session import Session, begin, check_strategy, precision
 from services.training.steps import Seen, Steps
 from services.training.tracking import Tracker
 from shared.errors import ConfigError, DivergenceError
@@ -75,7 +75,8 @@ def train(config: TrainingConfig) -> Path:
             figures = evaluation.run(session, tracker)
         if accelerator.is_main_process:
             print(json.dumps(figures))
-        return config.output_dir
+        return
+    check_strategy(session)
     resume(session)
     with (
         catch_sigterm() as stop,
@@ -216,7 +217,16 @@ class Course:
         if enough:
             self.tracker.say(f"step {session.step}: {enough}")
         elif session.step < plan.total:
+            if session.step == plan.warm_up and session.config.curriculum:
+                self._begin_curriculum()
             self._stage("training", plan.total)
+
+    def _begin_curriculum(self) -> None:
+        """Leave the epoch that other stages have begun: a curriculum is joint training's, from its first step on."""
+        state = self.session.state
+        state.curriculum_epoch = state.sampler_epoch + (state.sampler_batch > 0)
+        state.sampler_epoch, state.sampler_batch = state.curriculum_epoch, 0
+        self.batches = batches(self.session)
 
     def _stage(self, name: str, end: int) -> None:
         """One stage, up to step ``end``."""
@@ -454,7 +464,11 @@ def batches(session: Session) -> Iterator[Batch]:
     """Batches from where the run stands, for ever; the position is part of the run's state."""
     config, dataset, state = session.config, session.train, session.state
     while True:
-        plan = session.sampler.epoch(state.sampler_epoch, session.accelerator.process_index)
+        plan = session.sampler.epoch(
+            state.sampler_epoch,
+            session.accelerator.process_index,
+            first=None if session.step < session.plan.warm_up else state.curriculum_epoch,
+        )
         for batch in DataLoader(
             dataset,
             batch_sampler=plan[state.sampler_batch :],

@@ -115,17 +115,20 @@ class BucketSampler:
         """Batches of one process in one epoch; the same for every process and epoch."""
         return sum(bucket.rounds for bucket in self._buckets)
 
-    def epoch(self, epoch: int, rank: int = 0) -> list[list[int]]:
+    def epoch(self, epoch: int, rank: int = 0, *, first: int | None = 0) -> list[list[int]]:
         """The batches of one process in one epoch, in order.
 
         Args:
             epoch: From 0.
             rank: The process, from 0.
+            first: The epoch that the curriculum counts from; None for an epoch without it.
 
         Returns:
             The positions of the recordings in ``lengths``, batch by batch.
         """
-        seen = self._curriculum.seen(epoch, self._batch_size * self._world) if self._curriculum else None
+        seen = None
+        if self._curriculum and first is not None:
+            seen = self._curriculum.seen(epoch - first, self._batch_size * self._world)
         if seen is not None:
             return self._epoch_of(seen, epoch, rank)
         return self._pass(np.random.default_rng([self._seed, epoch]), rank)

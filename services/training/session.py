@@ -181,6 +181,29 @@ def begin(config: TrainingConfig, accelerator: Accelerator) -> Session:
     )
 
 
+def check_strategy(session: Session) -> None:
+    """Refuse what would never come to its end in so many steps, which are known only with the data.
+
+    Raises:
+        ConfigError: The discriminator would never learn, or some recordings never be seen.
+    """
+    config, joint = session.config, session.plan.joint
+    problems = []
+    if config.frozen_discriminator_steps >= joint:
+        problems.append(
+            f"frozen_discriminator_steps {config.frozen_discriminator_steps} is not below the "
+            f"{counted(joint, 'step')} of joint training: the discriminator would never learn"
+        )
+    epochs = joint * config.gradient_accumulation_steps / session.sampler.batches_per_epoch
+    if config.curriculum and config.curriculum_epochs >= epochs:
+        problems.append(
+            f"curriculum_epochs {config.curriculum_epochs} is not below the {epochs:.3g} epochs that the "
+            f"{counted(joint, 'step')} of joint training are: the run would never see all recordings"
+        )
+    if problems:
+        raise ConfigError("The configuration does not suit this many recordings:", problems)
+
+
 def _curriculum(config: TrainingConfig, examples: Examples) -> Curriculum | None:
     """The order in which recordings come in, where the configuration asks for one."""
     if config.curriculum is None:

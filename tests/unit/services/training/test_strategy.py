@@ -18,8 +18,10 @@ from services.training.config import TrainingConfig, resolve
 from services.training.config_sources import load
 from services.training.dataset import Examples
 from services.training.loop import build_steps, freeze
-from services.training.session import Session, begin
-from services.training.steps import Seen, align, new_discriminator
+from services.training.resuming import Stop
+from services.training.session import Session, begin, check_strategy
+from services.training.steps import Seen, Steps, align, new_discriminator
+from services.training.tracking import Tracker
 from shared.errors import ConfigError
 
 MakeConfig = Callable[..., TrainingConfig]
@@ -199,33 +201,67 @@ def test_the_stages_before_joint_training_know_neither_noise_nor_annealing(
     assert steps._aligner(seen(small_examples, 0), 0) is align
 
 
+# -- A curriculum ----------------------------------------------------------------------------------
+
+
+def test_a_curriculum_begins_with_joint_training(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text stage ends within an epoch, and sees all recordings."""
+    session = begun(
+        make_config(
+            text_stage_steps=3, curriculum="length", curriculum_epochs=1, curriculum_start=0.5,
+            per_device_train_batch_size=2, max_steps=6,
+        )
+    )  # fmt: skip
+    steps: list[set[int]] = []
+
+    def note(_: Steps, parts: list[Seen], step: int) -> dict[str, Tensor]:
+        steps.append({index for part in parts for index in part.host.index.tolist()})
+        return {"mel": torch.tensor(1.0), "gradient_norm_generator": torch.tensor(1.0)}
+
+    monkeypatch.setattr(Steps, "take", note)
+    tracker = Tracker(
+        session.config.output_dir, enabled=False, tensorboard=False, total_steps=9, first_step=0
+    )
+    with tracker:
+        loop.Course(session, tracker, loop.Unsaved(), Stop()).run()
+    frames = [session.train.frames(example) for example in session.train.examples]
+    shortest = set(sorted(range(8), key=frames.__getitem__)[:4])
+    assert len(set.union(*steps[:3])) == 6
+    assert set.union(*steps[3:7]) == shortest
+    state = session.state
+    assert (state.curriculum_epoch, state.sampler_epoch, state.sampler_batch) == (1, 2, 2)
+
+
 # -- All of it, resumed ----------------------------------------------------------------------------
 
 
 def test_everything_that_changes_with_the_step_goes_on_as_if_never_stopped(
     make_config: MakeConfig, judged_model: Path, tmp_path: Path
 ) -> None:
-    """Byte for byte, stopped in the middle of each schedule."""
+    """Byte for byte, from the middle of each schedule."""
     settings: dict[str, Any] = {
         "model_name_or_path": str(judged_model),
         "learning_rate": 1e-3,
         "per_device_train_batch_size": 2,
         "curriculum": "difficulty",
-        "curriculum_epochs": 2,
+        "curriculum_epochs": 1,
         "curriculum_start": 0.5,
-        "frozen_discriminator_steps": 2,
+        "text_stage_steps": 3,
+        "max_steps": 6,
+        "frozen_discriminator_steps": 3,
         "freeze_schedule": {"decoder": [1, 4], "flow": [0, 2]},
         "alignment_noise": 0.5,
         "alignment_noise_steps": 5,
         "kl_annealing_steps": 5,
         "stft_discriminator": True,
-        "save_steps": 100,
+        "save_steps": 5,
     }
-    whole = loop.train(make_config(**settings, max_steps=6, output_dir=str(tmp_path / "whole")))
-    for steps in (3, 6):
-        stopped = loop.train(make_config(**settings, max_steps=steps))
+    whole = loop.train(make_config(**settings, output_dir=str(tmp_path / "whole")))
+    resumed = loop.train(make_config(**settings, resume_from_checkpoint=str(whole / "checkpoint-5")))
     ours, theirs = (
-        load_file(folder / "checkpoint-6" / "training_state.safetensors") for folder in (stopped, whole)
+        load_file(folder / "checkpoint-9" / "training_state.safetensors") for folder in (resumed, whole)
     )
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
@@ -259,6 +295,32 @@ def test_everything_that_changes_with_the_step_goes_on_as_if_never_stopped(
 def test_a_contradiction_is_explained(make_config: MakeConfig, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         make_config(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fits", "said"),
+    [
+        (
+            {"curriculum": "length", "curriculum_epochs": 2, "max_steps": 8},
+            {"max_steps": 9},
+            "the 2 epochs that the 8",
+        ),
+        (
+            {"frozen_discriminator_steps": 8, "num_train_epochs": 2},
+            {"num_train_epochs": 2.1},
+            "not below the 8 steps",
+        ),
+    ],
+    ids=["curriculum", "discriminator"],
+)
+def test_what_needs_the_number_of_recordings_is_held_against_them(
+    make_config: MakeConfig, judged_model: Path, changes: dict[str, Any], fits: dict[str, Any], said: str
+) -> None:
+    """Steps, where epochs are given, and epochs, where steps are: eight recordings, four batches an epoch."""
+    settings = {"model_name_or_path": str(judged_model), "per_device_train_batch_size": 2, **changes}
+    with pytest.raises(ConfigError, match=said):
+        loop.train(make_config(**settings))
+    check_strategy(begun(make_config(**settings | fits)))
 
 
 def test_the_command_line_takes_a_schedule_as_json(make_config: MakeConfig) -> None:

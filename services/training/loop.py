@@ -83,6 +83,8 @@ def train(config: TrainingConfig) -> Path:
         Tracker.of(session) as tracker,
         Publisher(session, tracker) as publisher,
     ):
+        if session.step == 0:
+            tracker.say(_announcement(session))
         try:
             Course(session, tracker, publisher, stop).run()
         except KeyboardInterrupt:
@@ -93,7 +95,22 @@ def train(config: TrainingConfig) -> Path:
         publisher.finish()
         if accelerator.is_main_process:
             report.write(session)
-    return config.output_dir
+
+
+def _announcement(session: Session) -> str:
+    """What a run is about to do."""
+    accelerator, plan = session.accelerator, session.plan
+    count = accelerator.num_processes
+    processes = "1 process" if count == 1 else f"{count} processes"
+    told = (
+        f"{processes}, {_PRECISIONS[accelerator.mixed_precision]}; {counted(plan.joint, 'step')}, "
+        f"{plan.per_epoch} an epoch"
+    )
+    if plan.new_modules:
+        told += f", after {plan.new_modules} that train only what the base lacks"
+    if plan.text:
+        told += f", after {plan.text} that train text and durations alone"
+    return told
 
 
 def _be_deterministic() -> None:
@@ -195,18 +212,6 @@ class Course:
     def _run(self) -> None:
         session, plan = self.session, self.session.plan
         if session.step == 0:
-            count = session.accelerator.num_processes
-            processes = "1 process" if count == 1 else f"{count} processes"
-            self.tracker.say(
-                f"{processes}, {_PRECISIONS[session.accelerator.mixed_precision]}; {counted(plan.joint, 'step')}, "
-                f"{plan.per_epoch} an epoch"
-                + (
-                    f", after {plan.new_modules} that train only what the base lacks"
-                    if plan.new_modules
-                    else ""
-                )
-                + (f", after {plan.text} that train text and durations alone" if plan.text else "")
-            )
             self._evaluate()
         if session.step < plan.new_modules:
             self._stage("warming up", plan.new_modules)

@@ -12,14 +12,18 @@ from accelerate import Accelerator
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from services.training.checkpoints import TrainerState
 from services.training.config import TrainingConfig
 from services.training.loop import Course, Unsaved
 from services.training.resuming import Stop
-from services.training.session import Session, begin, precision
+from services.training.session import Plan, Session, begin, precision
 from services.training.tracking import Tracker
+from shared.wording import counted
 
 #: Ranges of the trace that name a part; the loop and the steps open some of them themselves.
 PREFIX = "vits:"
+#: A run's stages, as traces and as tables call them.
+_STAGES = {"first": "first stage", "text": "text stage", "joint": "joint training"}
 #: Steps before the profile, which fill caches and make the optimisers' state.
 _UNMEASURED = 2
 #: What is in no part's range.
@@ -44,39 +48,64 @@ class Part:
 
 
 def run(config: TrainingConfig, steps: int) -> Path:
-    """Profile so many joint steps of a configuration, from its beginning, and stop: nothing is saved.
+    """Profile so many steps of each stage that a configuration has, from its beginning, and stop: nothing is saved.
 
     Args:
         config: The run's.
         steps: How many.
 
     Returns:
-        The folder with ``trace.json``, for chrome://tracing or Perfetto, and ``profile.txt``.
+        The folder with ``profile.txt`` and, for chrome://tracing or Perfetto, each stage's ``trace-STAGE.json``.
     """
     config = config.model_copy(update={"do_eval": False, "eval_strategy": "no", "report_to": ["tensorboard"]})
     folder = config.output_dir / "profile"
     folder.mkdir(parents=True, exist_ok=True)
     session = begin(config, Accelerator(mixed_precision=precision(config), cpu=config.use_cpu))
-    session.plan.warm_up, session.plan.text, session.plan.joint = 0, 0, _UNMEASURED
     tracker = Tracker(
         folder, enabled=True, tensorboard=True, total_steps=_UNMEASURED + steps, first_step=0, config=None
     )
+    tables = []
     with tracker, _named(session):
-        Course(session, tracker, Unsaved(), Stop()).run()
-        session.plan.joint = _UNMEASURED + steps
-        activities = [ProfilerActivity.CPU]
-        if session.accelerator.device.type == "cuda":
-            activities.append(ProfilerActivity.CUDA)
-        with profile(activities=activities) as profiler:
-            Course(session, tracker, Unsaved(), Stop()).run()
-    profiler.export_chrome_trace(str(folder / "trace.json"))
-    text = table(parts(profiler.events(), steps), steps)
+        for stage in _stages(session.plan):
+            tracker.say(f"{_STAGES[stage]}: {counted(steps, 'step')}, after {_UNMEASURED} that do not count")
+            profiler = _profiled(session, tracker, stage, steps)
+            profiler.export_chrome_trace(str(folder / f"trace-{stage}.json"))
+            tables.append(f"{_STAGES[stage]}, {table(parts(profiler.events(), steps), steps)}")
+    text = "\n\n".join(tables)
     (folder / "profile.txt").write_text(text + "\n", encoding="utf-8")
     print(text)
     print(
-        f"the trace, for chrome://tracing or ui.perfetto.dev, is {folder / 'trace.json'}; nothing was saved"
+        f"traces, for chrome://tracing or ui.perfetto.dev, are {folder / 'trace-*.json'}; nothing was saved"
     )
     return folder
+
+
+def _stages(plan: Plan) -> list[str]:
+    """The stages that a run has, in order."""
+    steps = {"first": plan.new_modules, "text": plan.text, "joint": plan.joint}
+    return [stage for stage in _STAGES if steps[stage]]
+
+
+def _profiled(session: Session, tracker: Tracker, stage: str, steps: int) -> profile:
+    """The profile of so many steps of one stage, as if the run had no other."""
+    session.state = TrainerState()
+    _limit(session.plan, stage, _UNMEASURED)
+    Course(session, tracker, Unsaved(), Stop()).run()
+    _limit(session.plan, stage, _UNMEASURED + steps)
+    activities = [ProfilerActivity.CPU]
+    if session.accelerator.device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    profiler = profile(activities=activities)
+    with profiler:
+        Course(session, tracker, Unsaved(), Stop()).run()
+    return profiler
+
+
+def _limit(plan: Plan, stage: str, steps: int) -> None:
+    """Make of a plan one of so many steps of one stage."""
+    plan.joint = steps if stage == "joint" else 0
+    plan.text = steps if stage == "text" else 0
+    plan.warm_up = steps - plan.joint
 
 
 # -- Names -----------------------------------------------------------------------------------------

@@ -21,8 +21,9 @@ def surroundings(small_discriminator: None, monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_a_real_profile_accounts_for_the_parts_of_a_step(
-    make_config: Any, monkeypatch: pytest.MonkeyPatch
+    make_config: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Of each stage that the run has: here, of the text stage and of joint training."""
     accounts: list[dict[str, Part]] = []
 
     def keep(events: Any, steps: int) -> dict[str, Part]:
@@ -30,9 +31,18 @@ def test_a_real_profile_accounts_for_the_parts_of_a_step(
         return accounts[-1]
 
     monkeypatch.setattr(profiling, "parts", keep)
-    config = make_config(max_steps=50, logging_steps=1)
+    config = make_config(max_steps=1, logging_steps=1, text_stage_steps=24)
     folder = profiling.run(config, 2)
-    (account,) = accounts
+    reading, account = accounts
+    told = capsys.readouterr().out
+    for stage in ("text stage", "joint training"):
+        assert f"{stage}: 2 steps, after 2 that do not count" in told
+        assert f"{stage}, milliseconds a step" in told
+    assert "first stage" not in told
+    for name in ("text encoder", "flow", "duration predictor"):
+        assert reading[name].backward > 0, name
+    assert {"decoder", "discriminators"} & reading.keys() == set()
+    assert reading["posterior encoder"].forward > 0  # latents, in the stage's first epoch
     both_ways = {
         "text encoder",
         "posterior encoder",
@@ -51,8 +61,15 @@ def test_a_real_profile_accounts_for_the_parts_of_a_step(
     assert rest.forward + rest.backward < 0.5 * whole
     text = (folder / "profile.txt").read_text()
     assert all(name in text for name in both_ways)
-    trace = json.loads((folder / "trace.json").read_text())
-    assert any(event.get("name") == "vits:decoder" for event in trace["traceEvents"])
+    traces = {
+        stage: json.loads((folder / f"trace-{stage}.json").read_text())["traceEvents"]
+        for stage in ("text", "joint")
+    }
+    decodes = {
+        stage: any(event.get("name") == "vits:decoder" for event in events)
+        for stage, events in traces.items()
+    }
+    assert decodes == {"text": False, "joint": True}
     assert sorted(path.name for path in config.output_dir.iterdir()) == ["profile"]
     assert not list(Path(str(config.store).removeprefix("file://")).rglob("*.json"))
 

@@ -28,6 +28,7 @@ from services.training.publishing import Publisher
 from services.training.resuming import TERMINATED, Stop, already_finished, catch_sigterm, resume
 from services.training.session import Session, begin, check_strategy, precision
 from services.training.steps import Seen, Steps
+from services.training.together import ending_together
 from services.training.tracking import Tracker
 from shared.errors import ConfigError, DivergenceError
 from shared.wording import counted
@@ -50,7 +51,7 @@ def train(config: TrainingConfig) -> Path:
     Raises:
         UserError: The configuration, the data or the base cannot be used; the message says what to do.
         StoreError: The store failed.
-        SystemExit: SIGTERM came; what was reached is saved.
+        SystemExit: SIGTERM came, and what was reached is saved; or another process has failed.
     """
     if config.full_determinism:
         _be_deterministic()
@@ -61,15 +62,22 @@ def train(config: TrainingConfig) -> Path:
     # Without being told, Accelerate starts no process group on machines that have only processors.
     cpu = config.use_cpu or not torch.accelerator.is_available()
     accelerator = Accelerator(mixed_precision=precision(config), cpu=cpu)
+    with ending_together(accelerator):
+        _train(config, accelerator)
+    return config.output_dir
+
+
+def _train(config: TrainingConfig, accelerator: Accelerator) -> None:
+    """Run a configuration on this process."""
     if accelerator.is_main_process:
         ckpt.remove_partial(config.output_dir)
     if config.do_train and not config.preprocessing_only and already_finished(config, accelerator):
-        return config.output_dir
+        return
     session = begin(config, accelerator)
     if config.preprocessing_only:
         if accelerator.is_main_process:
             print("preprocessing_only: the cache is filled; stopping here.")
-        return config.output_dir
+        return
     if not config.do_train:
         with Tracker.of(session) as tracker:
             figures = evaluation.run(session, tracker)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,7 @@ def keep(optimizer, _arguments, _options):
         save_file({str(i): g.contiguous() for i, g in enumerate(gradients)}, os.path.join(sys.argv[1], name))
 
 register_optimizer_step_pre_hook(keep)
+exec(os.environ.get("FAULT", ""))
 sys.exit(cli.main(["train", *sys.argv[2:]]))
 """
 
@@ -52,8 +54,10 @@ def still_model(spanish_model: Path, tmp_path_factory: pytest.TempPathFactory) -
     return folder
 
 
-def run(folder: Path, processes: int, configuration: dict[str, Any]) -> subprocess.CompletedProcess[str]:
-    """Train in ``folder`` on so many processes, over gloo on the loopback device."""
+def run(
+    folder: Path, processes: int, configuration: dict[str, Any], fault: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Train in ``folder`` on so many processes, over gloo on the loopback device; each runs ``fault`` first."""
     folder.mkdir(exist_ok=True)
     (folder / "trainer.py").write_text(TRAINER, encoding="utf-8")
     (folder / "config.json").write_text(json.dumps(configuration), encoding="utf-8")
@@ -61,7 +65,11 @@ def run(folder: Path, processes: int, configuration: dict[str, Any]) -> subproce
         "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--rdzv-backend", "c10d",
         "--rdzv-endpoint", "127.0.0.1:0",
     ]  # fmt: skip
-    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "VITS_CACHE": str(folder.parent / "cache")}
+    environment = os.environ | {
+        "GLOO_SOCKET_IFNAME": "lo",
+        "VITS_CACHE": str(folder.parent / "cache"),
+        "FAULT": fault,
+    }
     return subprocess.run(
         [sys.executable, *(launcher if processes > 1 else []), "trainer.py", str(folder), "--config", "config.json"],
         cwd=folder,
@@ -173,3 +181,49 @@ def test_two_processes_go_on_where_one_stopped(
     state = TrainerState.read(folder / "output")
     assert state is not None
     assert state.global_step == STEPS + 2
+
+
+#: One process's cache of recordings is spoiled on the way.
+BAD_DATA = """
+from services.training import loop
+from shared.errors import DataError
+
+def spoiled(course, take=loop.Course._next_batch):
+    if os.environ["RANK"] == "1" and course.session.step == 1:
+        raise DataError("The cache is spoiled:", ["clip01 is not there"])
+    return take(course)
+
+loop.Course._next_batch = spoiled
+"""
+
+#: The disk of the process that saves is full at the first checkpoint.
+FULL_DISK = """
+from services.training import checkpoints
+from shared.errors import UserError
+
+def full(*_, **__):
+    raise UserError("checkpoint-1: there is no room")
+
+checkpoints.write_checkpoint = full
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "failed", "said"),
+    [(BAD_DATA, 1, "The cache is spoiled:"), (FULL_DISK, 0, "checkpoint-1: there is no room")],
+    ids=["data", "disk"],
+)
+def test_an_error_on_one_process_ends_both_and_is_told_by_both(
+    still_model: Path, recordings_folder: Path, tmp_path: Path, fault: str, failed: int, said: str
+) -> None:
+    settings = configuration(
+        tmp_path, still_model, recordings_folder, 2, save_steps=1, do_eval=False, report_to=[]
+    )
+    done = run(tmp_path, 2, settings, fault)
+    assert done.returncode != 0
+    assert f"vits train: {said}" in done.stderr
+    assert f"vits train: stopped, as process {failed} did: {said}" in done.stderr
+    assert "Connection closed" not in done.stderr  # what came of it says nothing
+    exits = re.findall(r"exitcode +: (-?\d+)", done.stderr)  # the launcher may have sent SIGTERM first
+    assert len(exits) == 2
+    assert "0" not in exits

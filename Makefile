@@ -19,6 +19,10 @@ ONNX_GPU := $(shell grep '^onnxruntime-gpu==' constraints.txt)
 ENGINE      ?= $(shell for engine in docker podman; do if $$engine info >/dev/null 2>&1; then echo $$engine; break; fi; done)
 BASE_IMAGE  ?= python:3.11-slim-bookworm
 BUILD_FLAGS ?=
+# Anything: images for NVIDIA GPUs, called as deploy/kubernetes/components/gpu calls them. Torch's CUDA build is in its wheel;
+# ONNX Runtime needs the base's.
+GPU         ?=
+GPU_EXTRAS  := serve-gpu,phonemes
 SCRIPTS     := $(shell grep -slE '^\#!.*sh$$' .ci/* tests/infra/* tests/infra/kubernetes/* shared/protos/*.sh)
 
 .PHONY: help install demo train-hour test test-fast lint type bench images sbom monitoring e2e-kubernetes lint-gateway node proto lint-proto lock clean
@@ -100,14 +104,15 @@ lint-gateway: install
 	tests/infra/kubernetes/lint-gateway
 
 # BUILDAH_FORMAT: podman's own image format has no health check.
-build-image = BUILDAH_FORMAT=docker $(ENGINE) build --file Dockerfile.$(1) --tag vits-$(1) \
+build-image = BUILDAH_FORMAT=docker $(ENGINE) build --file Dockerfile.$(1) --tag vits-$(1)$(if $(GPU),-gpu) \
 	--build-arg BASE_IMAGE='$(BASE_IMAGE)' \
 	--build-arg VERSION="$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)" \
 	--build-arg REVISION="$$(git describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null)" $(BUILD_FLAGS) $(2) .
 
 images:
 	$(if $(ENGINE),,$(error no container engine answers: install podman, or start docker, or say which to use: make images ENGINE=...))
-	$(call build-image,serve)
+	$(if $(and $(GPU),$(filter file,$(origin BASE_IMAGE))),$(error $(BASE_IMAGE) has no CUDA: name a base with Python 3.11 and the CUDA and cuDNN that onnxruntime-gpu asks for, make images GPU=1 BASE_IMAGE=...))
+	$(call build-image,serve,$(if $(GPU),--build-arg EXTRAS='$(GPU_EXTRAS)'))
 	$(call build-image,train,--build-arg TORCH_INDEX='$(TORCH_INDEX)')
 
 # What is in the images, as CycloneDX documents.

@@ -51,13 +51,16 @@ def shipped(name: str) -> list[Object]:
     return render(KUBERNETES / name)
 
 
-def compose(folder: Path, *, resources: tuple[str, ...], components: tuple[str, ...]) -> list[Object]:
+def compose(
+    folder: Path, *, resources: tuple[str, ...], components: tuple[str, ...], namespace: str = "vits"
+) -> list[Object]:
     """Render an overlay that is made here of our own parts.
 
     Args:
         folder: An empty folder, for the overlay.
         resources: Paths below ``deploy/kubernetes``.
         components: Names below ``deploy/kubernetes/components``.
+        namespace: Of the overlay.
     """
 
     def path(*parts: str) -> str:
@@ -66,10 +69,13 @@ def compose(folder: Path, *, resources: tuple[str, ...], components: tuple[str, 
     kustomization = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
-        "namespace": "vits",
-        "resources": [path(name) for name in resources],
+        "namespace": namespace,
+        "resources": ["namespace.yaml", *(path(name) for name in resources)],
         "components": [path("components", name) for name in components],
     }
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    thing = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": labels}}
+    (folder / "namespace.yaml").write_text(yaml.safe_dump(thing))
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
     return render(folder)
 

@@ -43,11 +43,29 @@ def test_every_file_that_it_mounts_is_there(composed: dict[str, Any]) -> None:
         volume.split(":")[0]
         for service in composed["services"].values()
         for volume in service.get("volumes", [])
-        if volume.startswith("./")
+        if isinstance(volume, str) and volume.startswith("./")
     ]
     assert len(mounted) == 5
     for path in mounted:
         assert (FILE.parent / path).exists(), path
+
+
+@pytest.mark.parametrize("given", [None, "recordings", "./recordings", "/somewhere/recordings"])
+def test_folders_of_the_users_own_are_folders_and_not_volumes(given: str | None) -> None:
+    """Docker would make a volume of a bare name, and an empty folder of a wrong path."""
+    if shutil.which("podman") is None:
+        pytest.skip("podman-compose needs podman: .ci/images installs it")
+    variables = {} if given is None else {"DATA": given, "MODELS": given}
+    train = read(**variables)["services"]["train"]
+    data, models = (volume for volume in train["volumes"] if isinstance(volume, dict))
+    assert [(one["type"], one["target"], one["read_only"]) for one in (data, models)] == [
+        ("bind", "/data", True),
+        ("bind", "/models", True),
+    ]
+    assert [one["source"] for one in (data, models)] == (
+        ["../data", "../models"] if given is None else [given] * 2
+    )
+    assert data["bind"] == {"create_host_path": False}
 
 
 def test_nothing_is_published_beyond_the_loopback(composed: dict[str, Any]) -> None:

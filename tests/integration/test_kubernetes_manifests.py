@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from services.cli import SUBCOMMANDS
 from services.synthesis.settings import PREFIX, Settings
@@ -24,6 +25,7 @@ from tests.integration.manifests import (
     find,
     pod_templates,
     problems,
+    render,
     shipped,
 )
 
@@ -336,10 +338,26 @@ def test_both_autoscalers_aim_at_the_same(everything: dict[str, list[Object]]) -
     )
 
 
-def test_kedas_queries_are_of_the_namespace_it_scales(everything: dict[str, list[Object]]) -> None:
-    scaled = find(everything["keda"], "ScaledObject")
-    for trigger in scaled["spec"]["triggers"]:
-        assert f'namespace="{scaled["metadata"]["namespace"]}"' in trigger["metadata"]["query"]
+@pytest.mark.parametrize("name", ["keda", "scale-to-zero"])
+@pytest.mark.parametrize("namespace", ["vits", "speech"])
+def test_kedas_queries_are_of_the_namespace_it_scales(tmp_path: Path, name: str, namespace: str) -> None:
+    objects = compose(tmp_path, resources=("base",), components=(name,), namespace=namespace)
+    scaled = find(objects, "ScaledObject")
+    assert scaled["metadata"]["namespace"] == namespace
+    queries = [trigger["metadata"]["query"] for trigger in scaled["spec"]["triggers"]]
+    assert len(queries) == (3 if name == "scale-to-zero" else 2)
+    for query in queries:
+        assert re.findall(r'namespace="([^"]*)"', query) == [namespace]
+        assert query.count("{") == query.count("}") == 1
+
+
+def test_keda_is_refused_where_the_namespace_is_not_known(tmp_path: Path) -> None:
+    compose(tmp_path, resources=("base",), components=("keda",))
+    kustomization = yaml.safe_load((tmp_path / "kustomization.yaml").read_text())
+    kustomization["resources"].remove("namespace.yaml")
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    with pytest.raises(RenderError, match="Namespace"):
+        render(tmp_path)
 
 
 # Training
@@ -368,6 +386,8 @@ def test_the_shipped_run_is_a_configuration(kind: str, monkeypatch: pytest.Monke
     arguments = [str(run) if word == "/run/vits/run.json" else word for word in container["args"]]
     config, _ = load(*read_overrides(arguments))
     assert config.output_dir == Path("/output")
+    # One speaker's folder on the volume: what has the same name goes together when consent is withdrawn.
+    assert config.dataset_name == f"/data/{config.published_name}"
     mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
     assert {"/data", "/output", "/dev/shm"} <= mounts  # noqa: S108
     if config.metrics_port:

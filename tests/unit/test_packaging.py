@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
+import shlex
+import subprocess
 import tomllib
 from pathlib import Path
 
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -60,3 +65,52 @@ def test_make_bench_runs_every_benchmark() -> None:
     programs = [file.stem for file in (ROOT / "benchmarks").glob("*.py") if "__main__" in file.read_text()]
     assert programs
     assert [name for name in programs if f"-m benchmarks.{name}" not in recipe] == []
+
+
+def make_images(*variables: str) -> subprocess.CompletedProcess[str]:
+    """What 'make images' would do."""
+    command = ["make", "--dry-run", "images", "ENGINE=docker", *variables]
+    environment = {"PATH": os.environ["PATH"]}
+    return subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, check=False)
+
+
+def builds(output: str) -> dict[str, dict[str, str]]:
+    """The build arguments of every image that is built, by its name; ``FILE`` is its Dockerfile."""
+    found = {}
+    for line in output.replace("\\\n", " ").splitlines():
+        words = shlex.split(line)
+        pairs = list(itertools.pairwise(words))
+        options = {flag: value for flag, value in pairs if flag in {"--tag", "--file"}}
+        arguments = dict(value.split("=", 1) for flag, value in pairs if flag == "--build-arg")
+        found[options["--tag"]] = {"FILE": options["--file"], **arguments}
+    return found
+
+
+def test_make_images_builds_both() -> None:
+    built = builds(make_images("TORCH_INDEX=https://torch.example.com/cpu").stdout)
+    assert {name: one["FILE"] for name, one in built.items()} == {
+        "vits-serve": "Dockerfile.serve",
+        "vits-train": "Dockerfile.train",
+    }
+    assert "EXTRAS" not in built["vits-serve"]
+    assert built["vits-train"]["TORCH_INDEX"] == "https://torch.example.com/cpu"
+
+
+def test_make_images_builds_those_for_gpus_under_the_names_that_the_cluster_asks_for() -> None:
+    built = builds(make_images("GPU=1", "BASE_IMAGE=cuda-and-python").stdout)
+    component = ROOT / "deploy" / "kubernetes" / "components" / "gpu" / "kustomization.yaml"
+    asked = {image["newName"] for image in yaml.safe_load(component.read_text())["images"]}
+    assert built.keys() == asked
+    assert {one["BASE_IMAGE"] for one in built.values()} == {"cuda-and-python"}
+    extras = built["vits-serve-gpu"]["EXTRAS"].split(",")
+    assert "serve-gpu" in extras
+    assert set(extras) <= EXTRAS.keys()
+    assert built["vits-train-gpu"]["FILE"] == "Dockerfile.train"
+
+
+def test_make_images_does_not_build_for_gpus_on_a_base_without_their_libraries() -> None:
+    refused = make_images("GPU=1")
+    assert refused.returncode
+    assert refused.stdout == ""
+    assert "python:3.11-slim-bookworm has no CUDA" in refused.stderr
+    assert "BASE_IMAGE=..." in refused.stderr

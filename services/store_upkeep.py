@@ -343,6 +343,7 @@ def _purge(registry: Registry, kind: Kind, options: argparse.Namespace) -> None:
                     for version, why in plan.versions.values()
                 ],
                 "runs": plan.runs,
+                "datasets": plan.datasets,
                 "aliases": plan.aliases,
                 "undecided": plan.undecided,
                 "unreached": UNREACHED,
@@ -375,6 +376,10 @@ def _show_plan(plan: Plan) -> None:
         (
             "Aliases that will point to nothing; promote another version, or delete what uses them:",
             plan.aliases,
+        ),
+        (
+            "Recordings of which the store takes nothing any more; some that may be used after all need another name:",
+            plan.datasets,
         ),
         ("Cannot be told, and stays; look at each:", plan.undecided),
         ("Cannot be reached from here; delete it yourself:", UNREACHED),

@@ -124,17 +124,16 @@ class Cache:
             ) from error
         return folder
 
-    def forget(self, sha256: str) -> None:
-        """Remove a file from the cache, wherever it lies there. Who has it open keeps it until then.
+    def forget(self, entry: FileEntry) -> None:
+        """Remove a file from the cache, wherever it lies there, as a link or as a copy.
+
+        Who has it open keeps it until then.
 
         Raises:
             OSError: It cannot be removed.
         """
-        blob = self._blob(sha256)
-        paths = [self.folder / "tmp" / f"{sha256}.part", blob]
-        if blob.exists():
-            paths += [path for path in self._files() if path.samefile(blob)]
-        for path in paths:
+        (self.folder / "tmp" / f"{entry.sha256}.part").unlink(missing_ok=True)
+        for path in [path for path in self._files() if _is_sound(path, entry)]:
             path.unlink(missing_ok=True)
 
     # ------------------------------------------------------------------ files

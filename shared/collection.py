@@ -225,18 +225,12 @@ class Collector:
 def parents(version: Version, registry: Registry) -> list[str]:
     """The folders in the store of the versions that one was made from: the model of a voice, the base of a model.
 
-    A base that was named by an alias is the version that the alias pointed to when the model was published; one that
-    was named by its name alone, where there was no alias ``latest``, the newest version of then.
+    Training names the version. Before it did, manifests were written with what the user had typed: a base by alias
+    is the version that the alias pointed to when the model was published; one by its name alone, where there was no
+    alias ``latest``, the newest version of then.
     """
-    found = []
-    match version.manifest.lineage.get("model"):
-        case {"name": str(name), "version": str(id_)}:
-            found.append(f"models/{name}/{id_}")
-    base = str(version.manifest.lineage.get("base", ""))
-    name, separator, id_ = base.partition("/")
-    if separator and re.fullmatch(VERSION_PATTERN, id_):
-        found.append(f"models/{base}")
-    name, _, alias = base.partition("@")
+    found = list(version.manifest.made_from)
+    name, _, alias = str(version.manifest.lineage.get("base", "")).partition("@")
     if re.fullmatch(NAME_PATTERN, name) and (not alias or re.fullmatch(NAME_PATTERN, alias)):
         ids = _pointed_to(registry, name, alias or "latest", version)
         if not ids and not alias:

@@ -29,11 +29,13 @@ def copy_version(source: Store, version: Version, target: Registry, progress: Pr
     Raises:
         CorruptObjectError: A file of the source does not match the manifest; the target does not get the version.
         AlreadyExistsError: The target has another version of this id.
+        ConsentError: A speaker has withdrawn it, or what it was made of, from the target.
         StoreError: One of the stores failed, or what had been copied was removed as given up. Copying again goes on
             from there.
     """
     if _is_there(target.store, version):
         return False
+    target.check_consent(version.manifest)
     claim = _claim(source, version, target.store)
     total, done = version.manifest.total_bytes, 0
     for entry in version.manifest.files:
@@ -50,8 +52,7 @@ def copy_version(source: Store, version: Version, target: Registry, progress: Pr
         if progress:
             progress(done, total)
     target.check_claim(claim)
-    manifest = version.manifest
-    target.store.create(f"{version.prefix}/manifest.json", manifest.to_bytes(), nonce=manifest.nonce)
+    target.complete(version.manifest)
     return True
 
 

@@ -12,6 +12,7 @@
     │   ├── RequestError           a request that is not of the published form
     │   ├── AccessError            no token, or one that is not valid
     │   ├── NotFoundError          no such model, voice, version or alias
+    │   ├── ConsentError           made of what a speaker has withdrawn consent for
     │   ├── HubUnreachableError    a model hub could not be reached
     │   ├── MissingExtraError      an optional dependency is not installed
     │   └── ModelError             a model folder or file that cannot be used
@@ -96,6 +97,10 @@ class AccessError(UserError):
 
 class NotFoundError(UserError):
     """No such model, voice, version or alias."""
+
+
+class ConsentError(UserError):
+    """Made of recordings whose speaker has withdrawn consent, so that it must not be published."""
 
 
 class HubUnreachableError(UserError):

@@ -171,6 +171,18 @@ class Manifest(Record):
         """The size of all files together."""
         return sum(entry.bytes for entry in self.files)
 
+    @property
+    def made_from(self) -> tuple[str, ...]:
+        """The store's folders of the versions that its lineage names: the model of a voice, the base of a model."""
+        found = []
+        match self.lineage.get("model"):
+            case {"name": str(name), "version": str(version)}:
+                found.append(f"models/{name}/{version}")
+        base = str(self.lineage.get("base", ""))
+        if re.fullmatch(VERSION_PATTERN, base.partition("/")[2]):
+            found.append(f"models/{base}")
+        return tuple(found)
+
 
 class Alias(Record):
     """``aliases/<kind>/<name>/<alias>/<sequence>.json``: a move of an alias. The highest sequence counts."""
@@ -240,6 +252,9 @@ class Withdrawal(Record):
     asked: tuple[str, ...] = Field(description="what was asked for, in words")
     versions: tuple[WithdrawnVersion, ...]
     runs: tuple[str, ...] = Field(description="runs whose state is deleted")
+    datasets: tuple[str, ...] = Field(
+        default=(), description="recordings of which nothing is published any more, as lineages name them"
+    )
     aliases: tuple[str, ...] = Field(description="aliases that point to nothing from now on")
     undecided: tuple[str, ...] = Field(description="what stays because its lineage does not tell")
 

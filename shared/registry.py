@@ -19,8 +19,10 @@ from pathlib import Path
 from pydantic import JsonValue, ValidationError
 
 from shared.cache import Cache, default_cache, verify
+from shared.consent import refuse_withdrawn
 from shared.errors import (
     AlreadyExistsError,
+    ConsentError,
     CorruptObjectError,
     NotFoundError,
     StoreError,
@@ -154,6 +156,7 @@ class Registry:
 
         Raises:
             UserError: The name, the folder or the description cannot be published.
+            ConsentError: A speaker has withdrawn what it is made of. Nothing of it is left in the store.
             StoreError: The store failed. What was uploaded is removed, as far as that works.
         """
         check_name(name)
@@ -171,15 +174,45 @@ class Registry:
         prefix = f"{kind}/{name}/{claim.version}"
         try:
             entries = upload_files(self.store, prefix, files, progress=progress)
+            update = {"version": claim.version, "nonce": claim.nonce, "created": now(), "files": entries}
+            manifest = draft.model_copy(update=update)
             self.check_claim(claim)
+            self.check_consent(manifest)
         except BaseException:
             # An interrupt too. Once the manifest may have been written, nothing must be removed any more.
             self._withdraw(prefix)
             raise
-        update = {"version": claim.version, "nonce": claim.nonce, "created": now(), "files": entries}
-        manifest = draft.model_copy(update=update)
-        self.store.create(f"{prefix}/manifest.json", manifest.to_bytes(), nonce=manifest.nonce)
-        return Version(kind, name, claim.version, manifest)
+        return self.complete(manifest)
+
+    def check_consent(self, manifest: Manifest) -> None:
+        """Make sure that no speaker has withdrawn a version from this store, or what it was made of.
+
+        Raises:
+            ConsentError: Somebody has.
+            StoreError: The store failed.
+        """
+        prefix = f"{manifest.kind}/{manifest.name}/{manifest.version}"
+        dataset = manifest.lineage.get("dataset")
+        refuse_withdrawn(self.store, dataset=dataset, versions={prefix, *manifest.made_from})
+
+    def complete(self, manifest: Manifest) -> Version:
+        """Write the manifest of a version whose files are all there: from now on it exists.
+
+        Who withdraws consent writes that down first and looks for versions then; so a look for the record after the
+        manifest is written leaves no gap between the two.
+
+        Raises:
+            ConsentError: A speaker has withdrawn it at this very moment, and it is deleted again.
+            StoreError: The store failed.
+        """
+        version = Version(manifest.kind, manifest.name, manifest.version, manifest)
+        self.store.create(f"{version.prefix}/manifest.json", manifest.to_bytes(), nonce=manifest.nonce)
+        try:
+            self.check_consent(manifest)
+        except ConsentError:
+            self.delete(version)
+            raise
+        return version
 
     def _claim(self, draft: Manifest) -> Claim:
         """Take a version's id that nobody has, normally the draft's own."""

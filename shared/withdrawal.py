@@ -2,8 +2,9 @@
 
 Versions name the recordings that they were trained on (``dataset``), their run and their base, and voices name their
 model. From what is asked for, the search goes up to the recordings, and from these down to everything made of them.
-What is about to be deleted is written down first, as an object below ``audit/`` that nothing ever replaces, and what
-became of it in a second one at the end. Only one store can be reached from here: `UNREACHED` says what else there is.
+What is about to be deleted is written down first, as an object below ``audit/`` that nothing ever replaces and that
+keeps it from being published again (`shared.consent`), and what became of it in a second one at the end. Only one store
+can be reached from here: `UNREACHED` says what else there is.
 """
 
 from __future__ import annotations
@@ -25,11 +26,9 @@ from shared.manifests import (
     new_nonce,
     new_version_id,
     now,
-    parse,
     this_writer,
 )
 from shared.registry import Registry, Version
-from shared.store import Store
 
 #: What no program that has this store's address alone can delete.
 UNREACHED = (
@@ -49,6 +48,7 @@ class Plan:
     Attributes:
         versions: By folder in the store: the version, and why it is among them.
         runs: The runs whose state goes too.
+        datasets: The recordings, as lineages name them. Of these nothing is published any more.
         aliases: Aliases that will point to nothing, as ``kind/name@alias``.
         undecided: Versions whose lineage does not name the recordings or that were never completed, and runs that no
             version names.
@@ -56,6 +56,7 @@ class Plan:
 
     versions: dict[str, tuple[Version, str]] = field(default_factory=dict)
     runs: list[str] = field(default_factory=list)
+    datasets: list[str] = field(default_factory=list)
     aliases: list[str] = field(default_factory=list)
     undecided: list[str] = field(default_factory=list)
 
@@ -139,6 +140,7 @@ class Withdrawals:
                 for version, why in plan.versions.values()
             ),
             runs=tuple(plan.runs),
+            datasets=tuple(plan.datasets),
             aliases=tuple(plan.aliases),
             undecided=tuple(plan.undecided),
         )
@@ -151,8 +153,12 @@ class Withdrawals:
             self.registry.remove_leftovers(prefix)
             if self.store.root:  # what a killed writer left half written is in no listing
                 shutil.rmtree(self.store.root / prefix, ignore_errors=True)
-        self._forget(plan)
-        remaining = tuple(item.path for prefix in prefixes for item in self.store.list(prefix))
+        staying = list(self._all())
+        self._forget(plan, staying)
+        remaining = (
+            *(item.path for prefix in prefixes for item in self.store.list(prefix)),
+            *self._published_meanwhile(plan, staying),
+        )
         outcome = WithdrawalOutcome(id=record.id, nonce=new_nonce(), created=now(), remaining=remaining)
         done = f"audit/{record.id}-done.json"
         self.store.create(done, outcome.to_bytes(), nonce=outcome.nonce)
@@ -217,6 +223,8 @@ class Withdrawals:
                 models |= {prefix for prefix in parents(version, self.registry) if prefix in versions}
         for key in ("dataset", "run"):
             values = {versions[prefix].manifest.lineage.get(key) for prefix in models} - {None}
+            if key == "dataset":
+                plan.datasets = sorted(map(str, values))
             for version in versions.values():
                 value = version.manifest.lineage.get(key)
                 if value in values:
@@ -231,7 +239,7 @@ class Withdrawals:
                 if version.prefix in plan.versions:
                     continue
                 made_from = [prefix for prefix in parents(version, self.registry) if prefix in plan.versions]
-                base = str(version.manifest.lineage.get("base", ""))
+                base = str(version.manifest.lineage.get("base", ""))  # of old manifests, without the version
                 if made_from or ("/" not in base and base.partition("@")[0] in names):
                     why = f"made from {made_from[0] if made_from else f'some version of {base}'}"
                     plan.versions[version.prefix] = (version, why)
@@ -266,30 +274,21 @@ class Withdrawals:
                 for prefix in sorted(folders - set(versions))
             ]
 
-    def _forget(self, plan: Plan) -> None:
+    def _published_meanwhile(self, plan: Plan, staying: Sequence[Version]) -> Iterator[str]:
+        """The manifests of what was published between the search and the record, which keeps more from coming."""
+        for version in staying:
+            made_from = plan.versions.keys() & parents(version, self.registry)
+            if made_from or version.manifest.lineage.get("dataset") in plan.datasets:
+                yield f"{version.prefix}/manifest.json"
+
+    def _forget(self, plan: Plan, staying: Sequence[Version]) -> None:
         """Remove the files from this machine's cache, unless a version that stays has the same."""
-        kept = {entry.sha256 for version in self._all() for entry in version.manifest.files}
+        kept = {entry.sha256 for version in staying for entry in version.manifest.files}
         cache = Cache(self.registry.cache)
         for version, _ in plan.versions.values():
             for entry in version.manifest.files:
                 if entry.sha256 not in kept:
-                    cache.forget(entry.sha256)
-
-
-def withdrawn(store: Store, kind: Kind, name: str, version_id: str) -> str | None:
-    """The address of the record by which a version was withdrawn from a store; None if it was not.
-
-    Raises:
-        CorruptObjectError: A record cannot be read.
-        StoreError: The store failed.
-    """
-    for item in store.list("audit"):
-        if item.path.endswith("-done.json"):
-            continue
-        record = parse(Withdrawal, store.read(item.path), store.address(item.path))
-        if any((each.kind, each.name, each.version) == (kind, name, version_id) for each in record.versions):
-            return store.address(item.path)
-    return None
+                    cache.forget(entry)
 
 
 def _trained_on(version: Version, dataset: str) -> bool:

@@ -6,6 +6,7 @@ from services.synthesis.speaker import Spoken
 from shared.audio import encode_wav, to_pcm16
 from shared.errors import (
     ConfigError,
+    ConsentError,
     CorruptObjectError,
     DataError,
     DeadlineError,
@@ -33,6 +34,7 @@ _SERVERS_OWN: tuple[tuple[type[Exception], str], ...] = (
     (DataError, _INTERNAL),
     (DivergenceError, _INTERNAL),
     (DeadlineError, _LATE),
+    (ConsentError, _INTERNAL),
     (HubUnreachableError, _INTERNAL),
 )
 

@@ -31,6 +31,9 @@ class Base:
     """A loaded base."""
 
     folder: Path
+    reference: str
+    """What it is called in a lineage: a version of the store (``name/version``), whatever alias named it, or else the
+    folder or the hub's name. A folder's bare name begins with ``./``, lest it be taken for the store's."""
     model: VitsForTraining
     front_end: FrontEnd
     discriminator: dict[str, Tensor] | None
@@ -45,10 +48,13 @@ class Base:
     resumed_optimizers: list[dict[str, Any]] | None = None
 
 
-def find_base(config: TrainingConfig, store: Store) -> Path:
+def find_base(config: TrainingConfig, store: Store) -> tuple[Path, str]:
     """A local folder for ``model_name_or_path``, which, unlike other commands' models, the hub may have too.
 
     A folder wins; then the store, for a plain name, ``name@alias`` or ``name/version``; then the hub.
+
+    Returns:
+        The folder, and what it is called in a lineage; see ``Base.reference``.
 
     Raises:
         NotFoundError: The reference is the store's own, and the store does not have it.
@@ -57,18 +63,20 @@ def find_base(config: TrainingConfig, store: Store) -> Path:
     reference = config.model_name_or_path
     folder = Path(reference).expanduser()
     if folder.is_dir():
-        return folder
+        return folder, reference if "/" in reference else f"./{reference}"
     if reference.startswith((".", "/", "~")):
         raise ModelError(f"model_name_or_path: there is no folder {reference}")
     registry = Registry(store)
     try:
-        return registry.fetch(registry.resolve("models", reference))
+        version = registry.resolve("models", reference)
+        return registry.fetch(version), version.reference
     except UserError as error:  # not in the store, or not even a name that a store could have
         if "@" in reference or ("/" not in reference and not isinstance(error, NotFoundError)):
             raise
-    return fetch_from_hub(
+    fetched = fetch_from_hub(
         reference, revision=config.model_revision, token=config.token, cache_dir=config.cache_dir
     )
+    return fetched, reference
 
 
 def load_base(config: TrainingConfig, store: Store) -> Base:
@@ -79,12 +87,13 @@ def load_base(config: TrainingConfig, store: Store) -> Base:
     Raises:
         UserError: It cannot be found or used.
     """
-    folder = find_base(config, store)
+    folder, reference = find_base(config, store)
     notes: list[str] = []
     old_front_end, front_end = _front_ends(config, folder, notes)
     if config.train_from_scratch:
         return Base(
             folder=folder,
+            reference=reference,
             model=_from_scratch(config, folder, front_end, notes),
             front_end=front_end,
             discriminator=None,
@@ -104,6 +113,7 @@ def load_base(config: TrainingConfig, store: Store) -> Base:
             )
     return Base(
         folder=folder,
+        reference=reference,
         model=model,
         front_end=front_end,
         discriminator=discriminator,

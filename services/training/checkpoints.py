@@ -65,6 +65,8 @@ class TrainerState:
         extra="forbid", title="TrainerState", ser_json_inf_nan="constants"
     )
 
+    base: str | None = None
+    """What the run began from: a version of the store, or a folder or the hub's name; nothing in older states."""
     global_step: int = 0
     max_steps: int = 0
     warm_up_steps: int = 0

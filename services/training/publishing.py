@@ -5,7 +5,8 @@ it, publishes its model and removes what is superfluous. What fails there is tol
 
 - the store: training goes on, for the checkpoint is complete on the disk. It is sent with the next one, or
   at the end, and if that fails too, the run fails, with its model safe on the disk;
-- anything else (a full disk, a run that another process has taken over): the next call raises it.
+- anything else (a full disk, a run that another process has taken over, recordings whose speaker has withdrawn
+  consent): the next call raises it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -31,8 +33,10 @@ from services.training.model_card import CARD_FILE, write_model_card
 from services.training.session import Session
 from services.training.steps import Steps
 from services.training.tracking import Tracker
+from shared.consent import refuse_withdrawn
 from shared.errors import (
     ConfigError,
+    ConsentError,
     HubUnreachableError,
     LeaseLostError,
     ModelError,
@@ -45,7 +49,6 @@ from shared.modeling.loading import DISCRIMINATOR_FILE
 from shared.provenance import Provenance
 from shared.registry import Registry
 from shared.store import Store, digest_file
-from shared.withdrawal import withdrawn
 
 #: How many complete checkpoints of a run are kept in the store, for resuming.
 _STORED_CHECKPOINTS = 2
@@ -219,12 +222,19 @@ class Publisher:
         assert run is not None  # noqa: S101 - the main process has the lease
         folder = session.config.output_dir / f"checkpoint-{step}"
         try:
+            _refuse_if_withdrawn(session.config, session.store, state)
             run.save_checkpoint(step, folder)
             run.prune(_STORED_CHECKPOINTS)
             published = ""
             if step < state.max_steps:  # the last step's model is published as the final one
                 version = _publish(
-                    session.config, session.store, folder, ckpt.public_files(folder), session.provenance, step
+                    session.config,
+                    session.store,
+                    folder,
+                    ckpt.public_files(folder),
+                    session.provenance,
+                    base=state.base,
+                    step=step,
                 )
                 published = f", published {version}"
                 for entry in session.state.best:
@@ -244,6 +254,9 @@ class Publisher:
             self._failure = error
             self._tracker.checkpoint_failed()
             self._tracker.say(f"step {step}: saved {folder}, but it cannot be sent: {error}")
+            if isinstance(error, ConsentError):
+                with suppress(StoreError):
+                    run.clear()  # what was on its way when consent was withdrawn
         else:
             self._unsent = None
             self._tracker.checkpoint_saved(step, seconds + time.perf_counter() - begun)
@@ -389,7 +402,8 @@ def deliver(
         Whether there was anything to do.
 
     Raises:
-        ModelError: The model has to be sent, and the output folder no longer holds it, or its consent was withdrawn.
+        ModelError: The model has to be sent, and the output folder no longer holds it.
+        ConsentError: The model has to be sent, and a speaker has withdrawn consent to what it is made of.
         StoreError: The store failed; the model is safe in the output folder.
         ConfigError: The hub can have no such name; the model is safe in the output folder.
         HubUnreachableError: The hub failed; the model is safe in the output folder.
@@ -408,7 +422,7 @@ def _deliver_to_store(
     lost = state.final_version is not None and state.final_version not in registry.versions("models", name)
     if state.final_version is None or lost:
         if lost:
-            _refuse_if_withdrawn(config, store, str(state.final_version))
+            refuse_withdrawn(store, versions=[f"models/{name}/{state.final_version}"])
             say(f"{store.url} no longer has {name}/{state.final_version}: publishing it again")
         _check_final(config.output_dir, state)
         state.final_version = _publish(
@@ -417,7 +431,8 @@ def _deliver_to_store(
             config.output_dir,
             state.final_files,
             Provenance.read(config.output_dir),
-            _final_step(state),
+            base=state.base,
+            step=_final_step(state),
         )
         state.write(config.output_dir)
     elif _was_moved_to(registry, name, config.alias, state.final_version):
@@ -430,14 +445,9 @@ def _deliver_to_store(
     return True
 
 
-def _refuse_if_withdrawn(config: TrainingConfig, store: Store, version: str) -> None:
-    """What went because a speaker withdrew consent does not come back from a folder that was left."""
-    record = withdrawn(store, "models", config.published_name, version)
-    if record:
-        raise ModelError(
-            f"{config.published_name}/{version} was deleted because consent was withdrawn ({record}), so it is not "
-            f"published again. Delete {config.output_dir}; train on other recordings with another --output_dir."
-        )
+def _refuse_if_withdrawn(config: TrainingConfig, store: Store, state: ckpt.TrainerState) -> None:
+    """Not even the state of a run is sent whose recordings or base a speaker has withdrawn."""
+    refuse_withdrawn(store, dataset=str(config.dataset_name), versions={f"models/{state.base}"})
 
 
 def _final_step(state: ckpt.TrainerState) -> int:
@@ -478,6 +488,8 @@ def _publish(
     folder: Path,
     files: Collection[str],
     provenance: Provenance,
+    *,
+    base: str | None,
     step: int,
 ) -> str:
     """Publish files of a folder as a version of the model; its id."""
@@ -489,7 +501,7 @@ def _publish(
         sources=list(provenance.sources),
         consent=provenance.consent,
         lineage={
-            "base": config.model_name_or_path,
+            "base": base or config.model_name_or_path,
             "dataset": str(config.dataset_name),
             "run": config.run_id,
             "step": step,

@@ -172,6 +172,7 @@ def resume(session: Session) -> None:
     config, accelerator = session.config, session.accelerator
     session.state.max_steps, session.state.warm_up_steps = session.plan.total, session.plan.warm_up
     session.state.text_steps = session.plan.text
+    session.state.base = session.base.reference
     chosen = _on_main_process(accelerator, lambda: _begin_to_go_on(session))
     if chosen is None:
         return

@@ -37,6 +37,7 @@ from services.training.layout import keep_freed_memory, use_channels_last
 from services.training.sampler import BucketSampler, Curriculum, difficulty
 from services.training.steps import new_discriminator
 from shared.cache import default_cache
+from shared.consent import refuse_withdrawn
 from shared.errors import ConfigError, DataError
 from shared.modeling import VitsForTraining
 from shared.provenance import Provenance, commercial_warning
@@ -117,10 +118,11 @@ def begin(config: TrainingConfig, accelerator: Accelerator) -> Session:
     """Load the base, read and prepare the data, plan the steps.
 
     Raises:
-        UserError: The base or the data cannot be used; the message says what to do.
+        UserError: The base or the data cannot be used, or must not be any more; the message says what to do.
         StoreError: The store failed.
     """
     store = Store.open(config.store or default_store_url())
+    refuse_withdrawn(store, dataset=str(config.dataset_name))
     base = load_base(config, store)
     model = base.model
     settings = FeatureSettings(

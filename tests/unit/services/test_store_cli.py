@@ -354,6 +354,7 @@ def test_a_purge_is_shown_recorded_and_honest(
     answer = json.loads(capsys.readouterr().out)
     assert answer["deleted"]
     assert len(answer["audit"]) == 2
+    assert answer["datasets"] == []
     assert main(["voices", "list"]) == 0
     assert "holds no voices" in capsys.readouterr().out
 

@@ -150,6 +150,28 @@ def test_a_full_disk_is_cleared_of_what_nobody_uses_and_else_explained(
     assert (provide(cache, store, "b") / "w").read_bytes() == b"b" * KILOBYTE
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_what_is_forgotten_lies_nowhere(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    """Where there are no hard links, a version's file is a copy, and stays when the blob is cleared away."""
+    if not links:
+
+        def refuse(*_: object) -> None:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+        monkeypatch.setattr(os, "link", refuse)
+    cache = Cache(tmp_path)
+    for name in "ab":
+        provide(cache, store, name)
+    (tmp_path / "tmp" / f"{entry('a').sha256}.part").write_bytes(b"a")
+    cache._remove_loose_files()
+    cache.forget(entry("a"))
+    assert held(cache) == {"b"}
+    left = [path for path in tmp_path.rglob("*") if path.is_file() and path.read_bytes()[:1] == b"a"]
+    assert left == []
+
+
 @pytest.mark.parametrize(
     ("text", "size"), [("", 20 * 10**9), ("512MiB", 512 << 20), ("1.5 GB", 1_500_000_000), ("1000", 1000)]
 )

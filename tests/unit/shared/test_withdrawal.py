@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from shared.errors import NotFoundError
-from shared.manifests import Kind, Withdrawal, WithdrawalOutcome, new_nonce
+from shared.copying import copy_version
+from shared.errors import ConsentError, NotFoundError
+from shared.manifests import Kind, Withdrawal, WithdrawalOutcome, new_nonce, parse
 from shared.registry import Registry, Version
 from shared.runs import Run
 from shared.store import Store
@@ -87,6 +88,7 @@ def test_everything_made_of_the_recordings_is_found_from_any_end(
     plan = Withdrawals(registry).plan(kind, references, **options)
     assert names(family, plan) == ANAS
     assert plan.runs == ["ana"]
+    assert plan.datasets == ["ana.csv"]  # not Luis's, on which a model went on from Ana's
     assert set(plan.aliases) == {"models/ana@latest", "voices/ana@production"}
     left = [line.partition(":")[0] for line in plan.undecided]
     assert left == [family["unknown"].prefix, "runs/stray", CRASHED]
@@ -136,6 +138,94 @@ def test_the_record_is_written_before_anything_is_deleted(
         withdrawals.carry_out(withdrawals.plan("models", ["ana"]), asked=["models ana"], reason="letter")
     (record,) = registry.store.list("audit")
     assert "letter" in json.loads(registry.store.read(record.path))["reason"]
+
+
+def again(registry: Registry, tmp_path: Path, kind: Kind = "models", **lineage: object) -> Version:
+    folder = tmp_path / "folder"
+    return registry.publish(
+        kind,
+        "again",
+        folder,
+        licence="MIT",
+        sources=[],
+        consent=None,
+        lineage=lineage,  # type: ignore[arg-type]
+    )
+
+
+def purge(registry: Registry) -> str:
+    """Withdraw Ana's recordings; the address of the record."""
+    withdrawals = Withdrawals(registry)
+    plan = withdrawals.plan("models", datasets=["ana.csv"])
+    return withdrawals.carry_out(plan, asked=["dataset ana.csv"], reason="letter").audit[0]
+
+
+def test_nothing_made_of_what_was_withdrawn_is_published_any_more(
+    registry: Registry, family: dict[str, Version], tmp_path: Path
+) -> None:
+    elsewhere = Registry(Store.open("memory://"), tmp_path / "elsewhere")
+    for name in ("ana", "ana voice"):
+        copy_version(registry.store, family[name], elsewhere)
+    record, before = purge(registry), registry.store.list("models")
+    for kind, lineage in (
+        ("models", {"dataset": "ana.csv", "run": "new"}),
+        ("models", {"dataset": "new.csv", "base": family["child"].reference}),
+        ("voices", {"model": {"name": "ana", "version": family["ana"].id}}),
+    ):
+        with pytest.raises(ConsentError, match=rf"withdrawn \({record}\)"):
+            again(registry, tmp_path, kind, **lineage)  # type: ignore[arg-type]
+    for name in ("ana", "ana voice"):
+        with pytest.raises(ConsentError, match=rf"withdrawn \({record}\)"):
+            copy_version(elsewhere.store, family[name], registry)
+    assert registry.store.list("models") == before
+    # What only shares a base or a part of a name with it does.
+    again(registry, tmp_path, dataset="ana.csv.2", base=family["luis"].reference)
+    again(registry, tmp_path, dataset="other.csv")
+
+
+def test_what_is_withdrawn_just_as_it_is_published_is_deleted_again(
+    registry: Registry, family: dict[str, Version], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record comes after the publisher has looked for one, and the search ends before its manifest is there."""
+    create = Store.create
+
+    def then_withdrawn(self: Store, path: str, data: bytes, *, nonce: str) -> None:
+        if path.startswith("models/again/") and path.endswith("manifest.json"):
+            monkeypatch.setattr(Store, "create", create)
+            purge(registry)
+        create(self, path, data, nonce=nonce)
+
+    monkeypatch.setattr(Store, "create", then_withdrawn)
+    with pytest.raises(ConsentError):
+        again(registry, tmp_path, dataset="ana.csv")
+    assert registry.store.list("models/again") == []
+
+
+def test_what_is_published_between_the_search_and_the_record_is_told(
+    registry: Registry, family: dict[str, Version], tmp_path: Path
+) -> None:
+    withdrawals = Withdrawals(registry)
+    plan = withdrawals.plan("models", ["ana"])
+    late = [again(registry, tmp_path, dataset="ana.csv"), again(registry, tmp_path, base="ana@latest")]
+    outcome = withdrawals.carry_out(plan, asked=["models ana"], reason="letter")
+    assert sorted(outcome.remaining) == sorted(f"{version.prefix}/manifest.json" for version in late)
+
+
+def test_a_record_of_before_recordings_were_named_is_read() -> None:
+    record = {
+        "schema_version": 1,
+        "id": "20260102T030405-89abcdef",
+        "nonce": "0" * 32,
+        "writer": "host:1",
+        "created": "2026-01-02T03:04:05Z",
+        "reason": "letter",
+        "asked": ["models ana"],
+        "versions": [],
+        "runs": ["ana"],
+        "aliases": [],
+        "undecided": [],
+    }
+    assert parse(Withdrawal, json.dumps(record).encode(), "audit/1.json").datasets == ()
 
 
 @pytest.mark.parametrize("options", [{"datasets": ["anna.csv"]}, {"sources": ["nobody"]}])

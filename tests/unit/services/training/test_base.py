@@ -24,6 +24,7 @@ from services.training.steps import Seen, Steps, new_discriminator
 from shared.errors import ConfigError, ModelError
 from shared.modeling import load_model, save_model, synthesize
 from shared.modeling.loading import DISCRIMINATOR_FILE
+from shared.registry import Registry
 from shared.store import Store
 from shared.text import FrontEnd
 from tests.conftest import ALPHABET, write_small_model
@@ -52,6 +53,32 @@ def load(make_config: MakeConfig) -> Load:
 def model_folder(spanish_model: Path, tmp_path: Path) -> Path:
     """A copy of the small Spanish model to change."""
     return shutil.copytree(spanish_model, tmp_path / "base")
+
+
+@pytest.mark.parametrize("typed", ["base@best", "base", "base/{}"])
+def test_a_base_in_the_store_is_called_by_its_version(
+    make_config: MakeConfig, spanish_model: Path, typed: str
+) -> None:
+    config = make_config()
+    registry = Registry(Store.open(str(config.store)))
+    first, second = (
+        registry.publish("models", "base", spanish_model, licence="MIT", sources=[], consent=None, lineage={})
+        for _ in range(2)
+    )
+    registry.move_alias("models", "base", "best", first.id)
+    registry.move_alias("models", "base", "latest", first.id)
+    config = make_config(model_name_or_path=typed.format(first.id))
+    base = load_base(config, registry.store)
+    registry.move_alias("models", "base", "best", second.id)
+    assert base.reference == f"base/{first.id}"
+
+
+def test_a_base_in_a_folder_is_called_by_its_path(
+    load: Load, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load(model_name_or_path=str(model_folder)).reference == str(model_folder)
+    monkeypatch.chdir(model_folder.parent)
+    assert load(model_name_or_path=model_folder.name).reference == f"./{model_folder.name}"
 
 
 def weight(base: Base, name: str) -> Tensor:

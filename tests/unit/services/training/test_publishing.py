@@ -30,6 +30,7 @@ from services.training.steps import Steps, new_discriminator
 from services.training.tracking import Tracker
 from shared.errors import (
     ConfigError,
+    ConsentError,
     HubUnreachableError,
     LeaseLostError,
     ModelError,
@@ -627,9 +628,71 @@ def test_a_finished_model_whose_store_is_gone_is_published_again(finished: Trial
 def test_a_model_whose_consent_was_withdrawn_is_not_published_again(finished: Trial) -> None:
     withdrawals = Withdrawals(Registry(finished.store))
     outcome = withdrawals.carry_out(withdrawals.plan("models", ["voz"]), asked=["voz"], reason="letter")
-    with pytest.raises(ModelError, match=rf"consent was withdrawn \({outcome.audit[0]}\).*Delete"):
+    with pytest.raises(ConsentError, match=rf"consent was withdrawn \({outcome.audit[0]}\).*Delete"):
         delivered(finished)
     assert finished.published() == []
+
+
+def test_a_model_that_an_older_record_names_is_not_published_again(finished: Trial) -> None:
+    """Records did not name the recordings once."""
+    withdrawals = Withdrawals(Registry(finished.store))
+    plan = withdrawals.plan("models", ["voz"])
+    plan.datasets.clear()
+    withdrawals.carry_out(plan, asked=["voz"], reason="letter")
+    with pytest.raises(ConsentError, match=r"models/voz/.* was deleted because consent was withdrawn"):
+        delivered(finished)
+
+
+class WithdrawnOnItsWay(Store):
+    """Its first upload of a model is overtaken by a withdrawal."""
+
+    withdraw: Callable[[], object] | None = None
+
+    def upload(self, path: str, local: Path, *, progress: Progress | None = None) -> Digest:
+        if self.withdraw and path.startswith("models/"):
+            withdraw, self.withdraw = self.withdraw, None
+            withdraw()
+        return super().upload(path, local, progress=progress)
+
+
+@pytest.mark.parametrize("when", ["between two checkpoints", "on its way", "before the last"])
+def test_an_unfinished_run_ends_when_its_recordings_are_withdrawn(make_trial: MakeTrial, when: str) -> None:
+    """Neither a model nor the run's state comes back into the store, and the failure says why."""
+    store = WithdrawnOnItsWay.open("memory://")
+    trial = make_trial(store, total=2 if when == "before the last" else 10)
+    publisher = trial.publisher()
+    trial.step()
+    publisher.save(trial.steps, wait=True)
+    assert trial.published() == [1]
+    withdrawals = Withdrawals(Registry(store))
+    plan = withdrawals.plan("models", datasets=["recordings"])
+    store.withdraw = lambda: withdrawals.carry_out(plan, asked=["recordings"], reason="letter")
+    if when != "on its way":
+        store.withdraw()
+    trial.step()
+    with pytest.raises(ConsentError, match="recordings 'recordings' was withdrawn"):
+        publisher.save(trial.steps, wait=True)
+    assert trial.published() == []
+    assert trial.stored() == []
+    assert store.list("models") == []
+    assert trial.saved() == [1, 2]
+
+
+def test_a_model_names_the_version_that_its_run_began_from(make_trial: MakeTrial) -> None:
+    """However often the alias has moved since, in a later start that only delivers it too."""
+    trial = make_trial(total=2)
+    trial.session.state.base = "base/20260102T030405-89abcdef"
+    with trial.publisher() as publisher:
+        for _ in range(2):
+            trial.step()
+            publisher.save(trial.steps)
+        publisher.finish()
+    registry, other = Registry(trial.store), Store.open("memory://")
+    assert delivered(trial, other)
+    versions = [registry.resolve("models", f"voz/{one}") for one in registry.versions("models", "voz")]
+    for version in [*versions, Registry(other).resolve("models", "voz")]:
+        assert version.manifest.lineage["base"] == "base/20260102T030405-89abcdef"
+        assert version.manifest.made_from == ("models/base/20260102T030405-89abcdef",)
 
 
 def test_an_alias_that_moved_on_meanwhile_stays(finished: Trial, tmp_path: Path) -> None:

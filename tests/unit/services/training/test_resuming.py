@@ -61,7 +61,9 @@ class Disk:
             "accelerator": accelerator or one,
             "generator": nn.Linear(1, 1, bias=False),
             "discriminator": nn.Linear(1, 1, bias=False),
-            "base": SimpleNamespace(resumed_optimizers=None, speakers={}, front_end=FRONT_END),
+            "base": SimpleNamespace(
+                resumed_optimizers=None, speakers={}, front_end=FRONT_END, reference="base/now"
+            ),
             "plan": Plan(warm_up=0, joint=config.max_steps, per_epoch=10),
             "store": self.store,
             "state": TrainerState(),
@@ -126,6 +128,17 @@ def went_on(session: Session) -> float:
 
 
 # -- Going on --------------------------------------------------------------------------------------
+
+
+def test_a_run_keeps_the_base_that_it_began_from(disk: Disk) -> None:
+    """Its alias may have moved when the run goes on."""
+    session = disk.session()
+    resume(session)
+    assert session.state.base == "base/now"
+    disk.checkpoint(7, base="base/then")
+    session = disk.session()
+    resume(session)
+    assert session.state.base == "base/then"
 
 
 @pytest.mark.parametrize(

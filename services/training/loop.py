@@ -24,6 +24,7 @@ from services.training.dataset import Batch
 from services.training.diagnosis import Diagnosis, Size, is_out_of_memory, largest, remedies
 from services.training.early_stopping import out_of_patience
 from services.training.latents import Latents
+from services.training.optimizers import AdamW
 from services.training.publishing import Publisher
 from services.training.resuming import TERMINATED, Stop, already_finished, catch_sigterm, resume
 from services.training.session import Session, begin, check_strategy, precision
@@ -429,7 +430,7 @@ def _optimizer(config: TrainingConfig, network: nn.Module) -> torch.optim.Optimi
         return torch.optim.SGD(
             learning, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
-    return torch.optim.AdamW(
+    return AdamW(
         learning,
         lr=config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),

@@ -33,7 +33,7 @@ from services.training.dataset import (
 from services.training.discriminator import RESOLUTIONS, Discriminator
 from services.training.ema import Ema
 from services.training.features import FeatureSettings
-from services.training.layout import keep_freed_memory, use_channels_last
+from services.training.layout import keep_freed_memory, use_channels_last, use_tokens_of_channels
 from services.training.sampler import BucketSampler, Curriculum, difficulty
 from services.training.steps import new_discriminator
 from shared.cache import default_cache
@@ -231,6 +231,7 @@ def _prepare_networks(config: TrainingConfig, base: Base, accelerator: Accelerat
         keep_freed_memory()
         for network in (model.decoder, model.posterior_encoder, model.flow, discriminator):
             use_channels_last(network, grouped=accelerator.mixed_precision == "bf16")
+        use_tokens_of_channels(model.duration_predictor)
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     if config.torch_compile:

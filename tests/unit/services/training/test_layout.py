@@ -9,9 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
+from transformers import VitsConfig
+from transformers.models.vits.modeling_vits import VitsDilatedDepthSeparableConv
 
 from services.training import layout
-from services.training.layout import convolve_along_width, use_channels_last, weight_norm_along_width
+from services.training.layout import (
+    convolve_along_width,
+    use_channels_last,
+    use_tokens_of_channels,
+    weight_norm_along_width,
+)
 
 
 def gradients(network: nn.Module, inputs: Tensor, result: Tensor) -> list[Tensor]:
@@ -83,6 +90,23 @@ def test_along_the_width_is_along_the_height(
         torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("wide", [True, False])
+def test_one_row_is_an_image_of_one(monkeypatch: pytest.MonkeyPatch, wide: bool) -> None:
+    monkeypatch.setattr(layout, "_WIDE", 0 if wide else 10**9)
+    plain = nn.Conv1d(6, 10, 5, padding=2).double()
+    ours = weight_norm_along_width(layout.WideConv1d(6, 10, 5, padding=2).double())
+    plain = weight_norm(plain)
+    ours.load_state_dict(plain.state_dict())
+    values = torch.randn(2, 6, 31, dtype=torch.float64)
+    inputs = [values.clone().requires_grad_() for _ in range(2)]
+    results = [plain(inputs[0]), ours(inputs[1])]
+    torch.testing.assert_close(results[1], results[0])
+    for expected, found in zip(
+        gradients(plain, inputs[0], results[0]), gradients(ours, inputs[1], results[1]), strict=True
+    ):
+        torch.testing.assert_close(found, expected)
+
+
 def test_a_wide_layer_obeys_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "_WIDE", 0)
     convolution = weight_norm_along_width(nn.Conv2d(6, 10, (5, 1), (3, 1), (2, 0)))
@@ -97,3 +121,22 @@ def test_a_wide_layer_obeys_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     direction = dict(convolution.named_parameters())["parametrizations.weight.original1"]
     assert direction.grad is not None
     assert direction.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("conditioned", [True, False])
+def test_separable_convolutions_compute_the_same_token_by_token(conditioned: bool) -> None:
+    config = VitsConfig(hidden_size=12, duration_predictor_kernel_size=3, depth_separable_num_layers=3)
+    plain = VitsDilatedDepthSeparableConv(config).double()
+    ours = copy.deepcopy(plain)
+    use_tokens_of_channels(ours)
+    mask = torch.ones(3, 1, 40, dtype=torch.float64)
+    mask[1, :, 7:] = 0
+    values = torch.randn(3, 12, 40, dtype=torch.float64)
+    conditioning = torch.randn_like(values) if conditioned else None
+    inputs = [values.clone().requires_grad_() for _ in range(2)]
+    results = [network(one, mask, conditioning) for network, one in zip((plain, ours), inputs, strict=True)]
+    torch.testing.assert_close(results[1], results[0])
+    for expected, found in zip(
+        gradients(plain, inputs[0], results[0]), gradients(ours, inputs[1], results[1]), strict=True
+    ):
+        torch.testing.assert_close(found, expected)

@@ -132,7 +132,7 @@ def weight_norm_along_width(convolution: _Convolution) -> _Convolution:
     """
     kernel = _as_used(convolution.weight).contiguous(memory_format=torch.channels_last)
     convolution.weight = nn.Parameter(
-        (kernel.squeeze(2) if isinstance(convolution, nn.Conv1d) else kernel.transpose(2, 3)).detach()
+        (kernel.squeeze(2) if convolution.weight.ndim == 3 else kernel.transpose(2, 3)).detach()
     )
     parametrize.register_parametrization(convolution, "weight", _WeightNorm())
     return convolution

@@ -18,9 +18,10 @@ class AdamW(torch.optim.AdamW):
     """
 
     def _init_group(self, group: dict[str, Any], *lists: list[Tensor]) -> bool:
-        complex_there: bool = super()._init_group(group, *lists)  # type: ignore[misc]
+        complex_there: bool = super()._init_group(group, *lists)  # type: ignore[no-untyped-call]
         for place, parameter in enumerate(lists[0]):
-            order = sorted(range(parameter.ndim), key=lambda dimension: -parameter.stride(dimension))
+            strides = parameter.stride()
+            order = sorted(range(parameter.ndim), key=lambda dimension: -strides[dimension])
             for tensors in lists[:4]:  # parameters, gradients, first and second moments
                 tensors[place] = tensors[place].permute(order)
             lists[1][place] = lists[1][place].contiguous()

@@ -151,7 +151,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     (folder / "identities.json").write_text(json.dumps({"identities": [identity]}))
     weed = str(Path(sys.executable).with_name("weed"))
     command = [
-        *(weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=0.0.0.0", "-volume.max=20"),
+        *(weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=0.0.0.0", "-volume.max=100"),
         *("-master.volumeSizeLimitMB=256", "-filer", "-s3", f"-s3.port={S3_PORT}"),
         f"-s3.config={folder / 'identities.json'}",
     ]

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from services.cli import SUBCOMMANDS
+from services.synthesis.grpc.server import CONNECTION_MILLISECONDS
 from services.synthesis.settings import PREFIX, Settings
 from services.training.config_sources import load, read_overrides
 from shared.cache import default_limit
@@ -241,7 +242,8 @@ def test_a_pod_has_the_time_to_finish_what_it_speaks(overlay: str) -> None:
     pod = find(shipped(overlay), "Deployment")["spec"]["template"]["spec"]
     stop = serving(shipped(overlay))["lifecycle"]["preStop"]
     pause = stop["sleep"]["seconds"] if "sleep" in stop else int(re.findall(r"sleep\((\d+)\)", str(stop))[0])
-    assert pause == 5
+    # Connections are up to a tenth older than they should be, and load balancers hear of the end some seconds later.
+    assert pause >= 1.1 * CONNECTION_MILLISECONDS / 1000 + 3
     grace = Settings.from_environment(settings(shipped(overlay))).grace_seconds
     assert pod["terminationGracePeriodSeconds"] >= pause + grace + 10
 

@@ -32,6 +32,11 @@ KEEPALIVE_TIMEOUT_MILLISECONDS = 10_000
 #: Calls that are on their way when the last one ends are refused for so long; answers have as long to leave.
 LINGER_SECONDS = 0.5
 
+#: A connection is as old as this at most, in milliseconds, a tenth more or less; then clients are told to open
+#: another, and what runs on it goes on. So calls find servers that are new, and leave one that is about to go before it
+#: stops: a connection, once open, is no business of load balancers'. deploy/kubernetes has preStop wait as long.
+CONNECTION_MILLISECONDS = 10_000
+
 OPTIONS = (
     # Otherwise a second server would share the port silently, and get half of the calls.
     ("grpc.so_reuseport", 0),
@@ -39,6 +44,7 @@ OPTIONS = (
     ("grpc.max_send_message_length", -1),
     ("grpc.keepalive_time_ms", KEEPALIVE_MILLISECONDS),
     ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MILLISECONDS),
+    ("grpc.max_connection_age_ms", CONNECTION_MILLISECONDS),
     # Clients may ask as often whether we are still there.
     ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_TIMEOUT_MILLISECONDS),
 )

@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.synthesis.access import Access
-from services.synthesis.grpc import ERRORS, Tls
+from services.synthesis.grpc import ERRORS, Tls, server
 from services.synthesis.grpc.errors import DETAILS_KEY, MAX_MESSAGE_BYTES, InvalidError, describe
 from services.synthesis.grpc.incremental import MAX_WAITING_CHARACTERS
 from services.synthesis.grpc.requests import parse
@@ -375,6 +375,24 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def secure(server: Running) -> str:
     return f"grpcs://localhost:{server.server.port}"
+
+
+def test_connections_are_renewed_and_no_call_notices(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a client leaves a server that load balancers do not offer any more, before that stops."""
+    young = dict(server.OPTIONS) | {"grpc.max_connection_age_ms": 200}
+    monkeypatch.setattr(server, "OPTIONS", tuple(young.items()))
+    opened = []
+    with serve() as running, grpc.insecure_channel(running.address) as channel:
+        channel.subscribe(
+            lambda state: opened.append(state) if state == grpc.ChannelConnectivity.READY else None
+        )
+        stub = SynthesisServiceStub(channel)
+        deadline = time.monotonic() + 30
+        while len(opened) < 3 and time.monotonic() < deadline:
+            assert stub.Synthesize(pb.SynthesizeRequest(text="uno"), timeout=10).audio
+        # One that is being spoken when its connection is called old ends as it should.
+        assert stub.Synthesize(pb.SynthesizeRequest(text="uno " * 400), timeout=20).audio
+    assert len(opened) >= 3
 
 
 def test_tls(serve: Serve, certificates: Path) -> None:

@@ -178,8 +178,7 @@ def repeat(cases: Sequence[Case], folder: Path, repetitions: int, steps: int) ->
             told = json.loads(run(*arguments))
             results[case].seconds += told["seconds"]
             results[case].peak_bytes = max(results[case].peak_bytes, told["peak_bytes"])
-            if sys.stderr.isatty():
-                print(f"{case.batch} × {case.frames}, {case.name}: {told['seconds']}", file=sys.stderr)
+            print(f"{case.batch} × {case.frames}, {case.name}: {told['seconds']}", file=sys.stderr)
     return results
 
 

@@ -319,6 +319,12 @@ class TrainingConfig(BaseModel):
         "(by default a quarter as many again as the joint steps; 0 for none)",
     )
     new_modules_learning_rate: float = Field(5e-4, gt=0, description="learning rate of that first stage")
+    new_modules_weight_kl: float | None = Field(
+        None,
+        ge=0,
+        description="weight of the divergence in that first stage (by default weight_kl); little of it where the base "
+        "speaks another language, whose text encoder the new posterior encoder is not to please",
+    )
     text_stage_steps: int = Field(
         0,
         ge=0,

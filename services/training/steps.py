@@ -463,11 +463,15 @@ class Steps:
 
     def _weighted(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
         """What the generator minimises."""
-        annealing = 0 if self.discriminator is None else self.config.kl_annealing_steps
-        rising = min(1.0, (step - self.first_step + 1) / annealing) if annealing else 1.0
+        divergence = self.config.weight_kl
+        if self.discriminator is not None and self.config.kl_annealing_steps:
+            divergence *= min(1.0, (step - self.first_step + 1) / self.config.kl_annealing_steps)
+        elif self.discriminator is None and self.latents is None:  # the first stage
+            own = self.config.new_modules_weight_kl
+            divergence = divergence if own is None else own
         weights = {
             "mel": self.config.weight_mel,
-            "kl": self.config.weight_kl * rising,
+            "kl": divergence,
             "duration": self.config.weight_duration,
             "generator": self.config.weight_gen,
             "feature_maps": self.config.weight_fmaps,

@@ -118,9 +118,15 @@ class Town:
 
 
 @pytest.fixture(scope="module")
-def told() -> Callable[[str], None]:
+def told(pytestconfig: pytest.Config) -> Callable[[str], None]:
     """Say a figure, whatever becomes of the output of tests."""
-    return lambda line: print(f"\n  {line}", file=sys.__stderr__, flush=True)
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+
+    def tell(line: str) -> None:
+        with capture.global_and_fixture_disabled():
+            print(f"\n  {line}", flush=True)
+
+    return tell
 
 
 @pytest.fixture(scope="module")

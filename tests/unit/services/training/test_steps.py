@@ -477,6 +477,19 @@ def test_warming_up_moves_the_new_modules_and_nothing_else(
     assert gradients(generator) == {}
 
 
+@pytest.mark.parametrize("own", [None, 0.0, 0.25])
+def test_warming_up_has_a_weight_of_the_divergence_of_its_own(session: Session, own: float | None) -> None:
+    session.config = session.config.model_copy(update={"new_modules_weight_kl": own, "weight_kl": 1.5})
+    session.plan.warm_up = 6
+    losses = {"mel": torch.tensor(0.0), "kl": torch.tensor(1.0)}
+    first = build_steps(session, warming=True)
+    assert float(first._weighted(losses, 0)) == (1.5 if own is None else own)
+    session.plan.text, session.state.global_step = 4, 2
+    text = build_steps(session, warming=True)
+    assert text.latents is not None
+    assert float(text._weighted(losses, 2)) == 1.5
+
+
 def test_gradient_checkpointing_is_switched_on(
     make_config: Callable[..., TrainingConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ from typing import cast
 from shared.errors import (
     DeadlineError,
     EngineError,
+    HubUnreachableError,
     MissingExtraError,
     OverloadedError,
     QualityError,
@@ -68,6 +69,7 @@ NO_REPORTING = {"BENTOML_DO_NOT_TRACK": "True", "HF_HUB_DISABLE_TELEMETRY": "1",
 
 #: What the process answers its shell with; the first class that fits wins.
 EXIT_CODES: dict[type[VitsError], int] = {
+    HubUnreachableError: 8,  # not 2: a Job is to try again
     UserError: 2,
     QualityError: 3,
     StoreError: 4,

@@ -429,6 +429,11 @@ def test_gpus_go_to_servers_and_jobs(everything: dict[str, list[Object]]) -> Non
 def test_one_machine_keeps_its_store_on_a_volume(everything: dict[str, list[Object]]) -> None:
     objects = everything["overlays/dev"]
     assert settings(objects)["VITS_STORE"] == "file:///store"
+    # The service's, and nobody else's to delete.
+    claims = {name: [o for o in everything[name] if o["kind"] == "PersistentVolumeClaim"]
+              for name in ("overlays/dev", "one machine's training")}  # fmt: skip
+    assert [claim["metadata"]["name"] for claim in claims["overlays/dev"]] == ["vits-store"]
+    assert claims["one machine's training"] == []
     for _, template in [*pod_templates(objects), *pod_templates(everything["one machine's training"])]:
         for container in containers(template):
             assert "/store" in {mount["mountPath"] for mount in container["volumeMounts"]}

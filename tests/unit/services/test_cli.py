@@ -13,6 +13,7 @@ import pytest
 from services.cli import EXIT_CODES, SUBCOMMANDS, exit_code, main
 from shared.errors import (
     ConfigError,
+    HubUnreachableError,
     LeaseLostError,
     MissingExtraError,
     OverloadedError,
@@ -104,6 +105,7 @@ def test_every_error_has_an_exit_code(
 
 def test_exit_codes_tell_the_kinds_apart() -> None:
     assert exit_code(ConfigError("no", [])) == 2
+    assert exit_code(HubUnreachableError("no")) == 8  # a Job does not try again after a 2
     assert exit_code(QualityError("no")) == 3
     assert exit_code(LeaseLostError("no")) == exit_code(StoreError("no")) == 4
     assert len(set(EXIT_CODES.values())) == len(EXIT_CODES)

@@ -23,7 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.synthesis.access import Access
-from services.synthesis.grpc import ERRORS, Tls, server
+from services.synthesis.grpc import ERRORS, Tls
+from services.synthesis.grpc import server as grpc_server
 from services.synthesis.grpc.errors import DETAILS_KEY, MAX_MESSAGE_BYTES, InvalidError, describe
 from services.synthesis.grpc.incremental import MAX_WAITING_CHARACTERS
 from services.synthesis.grpc.requests import parse
@@ -379,8 +380,8 @@ def secure(server: Running) -> str:
 
 def test_connections_are_renewed_and_no_call_notices(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """So a client leaves a server that load balancers do not offer any more, before that stops."""
-    young = dict(server.OPTIONS) | {"grpc.max_connection_age_ms": 200}
-    monkeypatch.setattr(server, "OPTIONS", tuple(young.items()))
+    young = dict(grpc_server.OPTIONS) | {"grpc.max_connection_age_ms": 200}
+    monkeypatch.setattr(grpc_server, "OPTIONS", tuple(young.items()))
     opened = []
     with serve() as running, grpc.insecure_channel(running.address) as channel:
         channel.subscribe(

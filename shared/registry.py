@@ -361,8 +361,8 @@ class Registry:
         before = self._newest_move(kind, name, alias)
         move = self._append_move(kind, name, alias, version_id, before.sequence + 1 if before else 1)
         if not self._outlives_its_deletion(version):
-            if before:
-                self._append_move(kind, name, alias, before.version, move.sequence + 1)
+            if before:  # whoever has moved it since has the last word
+                self._write_move(kind, name, alias, before.version, move.sequence + 1)
             else:
                 self.store.delete(_alias_path(kind, name, alias, move.sequence))
             raise NotFoundError(
@@ -372,22 +372,28 @@ class Registry:
 
     def _append_move(self, kind: Kind, name: str, alias: str, version_id: str, sequence: int) -> Alias:
         while True:
-            move = Alias(
-                kind=kind,
-                name=name,
-                alias=alias,
-                sequence=sequence,
-                version=version_id,
-                nonce=new_nonce(),
-                writer=this_writer(),
-                created=now(),
-            )
-            try:
-                self.store.create(_alias_path(kind, name, alias, sequence), move.to_bytes(), nonce=move.nonce)
-            except AlreadyExistsError:
-                sequence += 1
-            else:
+            move = self._write_move(kind, name, alias, version_id, sequence)
+            if move:
                 return move
+            sequence += 1
+
+    def _write_move(self, kind: Kind, name: str, alias: str, version_id: str, sequence: int) -> Alias | None:
+        """One move, under a number of its own; None where that number is another's already."""
+        move = Alias(
+            kind=kind,
+            name=name,
+            alias=alias,
+            sequence=sequence,
+            version=version_id,
+            nonce=new_nonce(),
+            writer=this_writer(),
+            created=now(),
+        )
+        try:
+            self.store.create(_alias_path(kind, name, alias, sequence), move.to_bytes(), nonce=move.nonce)
+        except AlreadyExistsError:
+            return None
+        return move
 
     def _outlives_its_deletion(self, version: Version) -> bool:
         """Whether a version is there. Who deletes it looks once more for aliases, and then puts its manifest back."""

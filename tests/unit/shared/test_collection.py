@@ -241,6 +241,25 @@ def test_a_promotion_of_a_version_that_is_being_deleted_changes_nothing(
     assert registry.aliases("models", "joe") == {"production": new.id}
 
 
+def test_a_promotion_that_comes_to_nothing_leaves_a_later_one_alone(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the one finds that its version was deleted, somebody else promotes a third."""
+    first, doomed, later = (publish(registry, tmp_path) for _ in range(3))
+    registry.move_alias("models", "joe", "production", first.id)
+    outlives = registry._outlives_its_deletion
+
+    def meanwhile(version: Version) -> bool:
+        monkeypatch.setattr(registry, "_outlives_its_deletion", outlives)
+        registry.move_alias("models", "joe", "production", later.id)
+        return False
+
+    monkeypatch.setattr(registry, "_outlives_its_deletion", meanwhile)
+    with pytest.raises(NotFoundError, match="deleted meanwhile"):
+        registry.move_alias("models", "joe", "production", doomed.id)
+    assert registry.aliases("models", "joe") == {"production": later.id}
+
+
 def test_a_publisher_that_was_taken_for_crashed_completes_nothing(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -146,10 +146,12 @@ class Withdrawals:
         )
         begun = f"audit/{record.id}.json"
         self.store.create(begun, record.to_bytes(), nonce=record.nonce)
-        prefixes = [*plan.versions, *(f"runs/{run}" for run in plan.runs)]
-        for version, _ in plan.versions.values():
-            self.registry.delete(version)
+        prefixes = [*(f"runs/{run}" for run in plan.runs), *reversed(plan.versions)]
+        # From the far end, so that the same words find what is left if this breaks off: states of runs, which versions
+        # lead to; what was made of others before those; and what was named last.
         for prefix in prefixes:
+            if prefix in plan.versions:
+                self.registry.delete(plan.versions[prefix][0])
             self.registry.remove_leftovers(prefix)
             if self.store.root:  # what a killed writer left half written is in no listing
                 shutil.rmtree(self.store.root / prefix, ignore_errors=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
 import pytest
 
 from shared.copying import copy_version
-from shared.errors import ConsentError, NotFoundError
+from shared.errors import ConsentError, NotFoundError, StoreError
 from shared.manifests import Kind, Withdrawal, WithdrawalOutcome, new_nonce, parse
 from shared.registry import Registry, Version
 from shared.runs import Run
@@ -138,6 +139,40 @@ def test_the_record_is_written_before_anything_is_deleted(
         withdrawals.carry_out(withdrawals.plan("models", ["ana"]), asked=["models ana"], reason="letter")
     (record,) = registry.store.list("audit")
     assert "letter" in json.loads(registry.store.read(record.path))["reason"]
+
+
+@pytest.mark.parametrize(
+    ("references", "options"),
+    [(["ana"], {}), ([], {"datasets": ["ana.csv"]}), ([], {"sources": ["Ana, 1 May"]})],
+)
+def test_a_purge_that_breaks_off_again_and_again_comes_to_its_end(
+    registry: Registry,
+    family: dict[str, Version],
+    references: list[str],
+    options: dict[str, list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After every object that it deletes."""
+    delete, broken = Store.delete, [0]
+
+    def and_breaks(store: Store, path: str) -> None:
+        delete(store, path)
+        broken[0] += 1
+        raise StoreError("the store is away")
+
+    monkeypatch.setattr(Store, "delete", and_breaks)
+    withdrawals = Withdrawals(registry)
+    for _ in range(100):
+        try:
+            plan = withdrawals.plan("models", references, **options)  # type: ignore[arg-type]
+        except NotFoundError:
+            break
+        with contextlib.suppress(StoreError):
+            withdrawals.carry_out(plan, asked=["ana"], reason="letter")
+    assert broken[0] >= len(ANAS)
+    there = {version.prefix for version in withdrawals._all()}
+    assert there == {version.prefix for name, version in family.items() if name not in ANAS}
+    assert {item.path.split("/")[1] for item in registry.store.list("runs")} == {"luis", "stray"}
 
 
 def again(registry: Registry, tmp_path: Path, kind: Kind = "models", **lineage: object) -> Version:

@@ -52,7 +52,12 @@ def shipped(name: str) -> list[Object]:
 
 
 def compose(
-    folder: Path, *, resources: tuple[str, ...], components: tuple[str, ...], namespace: str = "vits"
+    folder: Path,
+    *,
+    resources: tuple[str, ...],
+    components: tuple[str, ...],
+    namespace: str = "vits",
+    suffix: str = "",
 ) -> list[Object]:
     """Render an overlay that is made here of our own parts.
 
@@ -61,6 +66,7 @@ def compose(
         resources: Paths below ``deploy/kubernetes``.
         components: Names below ``deploy/kubernetes/components``.
         namespace: Of the overlay.
+        suffix: Of all names in it.
     """
 
     def path(*parts: str) -> str:
@@ -70,6 +76,7 @@ def compose(
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "namespace": namespace,
+        "nameSuffix": suffix,
         "resources": ["namespace.yaml", *(path(name) for name in resources)],
         "components": [path("components", name) for name in components],
     }

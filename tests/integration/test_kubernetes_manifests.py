@@ -268,6 +268,20 @@ def test_a_rolling_update_never_has_fewer_pods() -> None:
     assert strategy == {"maxSurge": 1, "maxUnavailable": 0}
 
 
+def test_the_nodes_of_a_run_reach_each_other_and_name_each_other_under_any_name(tmp_path: Path) -> None:
+    policy = find(shipped("overlays/production"), "NetworkPolicy", "vits-train")["spec"]
+    trainers = policy["podSelector"]
+    assert policy["ingress"] == [{"from": [{"podSelector": trainers}]}]
+    assert policy["egress"] == [{"to": [{"podSelector": trainers}]}]
+    objects = compose(tmp_path, resources=("training/trainjob",), components=(), suffix="-ana")
+    ((_, template),) = pod_templates(objects)
+    assert trainers["matchLabels"].items() <= template["metadata"]["labels"].items()
+    runtime = find(objects, "TrainingRuntime")["metadata"]["name"]
+    assert runtime == find(objects, "TrainJob")["spec"]["runtimeRef"]["name"] == "vits-train-ana"
+    mounted = [v["configMap"]["name"] for v in template["spec"]["volumes"] if "configMap" in v]
+    assert mounted == [find(objects, "ConfigMap")["metadata"]["name"]]
+
+
 def test_everything_that_selects_finds_the_servers() -> None:
     objects = shipped("overlays/production")
     labels = find(objects, "Deployment")["spec"]["template"]["metadata"]["labels"]
@@ -279,7 +293,7 @@ def test_everything_that_selects_finds_the_servers() -> None:
         *(
             thing["spec"]["podSelector"]["matchLabels"]
             for thing in objects
-            if thing["kind"] == "NetworkPolicy"
+            if thing["kind"] == "NetworkPolicy" and thing["metadata"]["name"] != "vits-train"
         ),
     ]
     assert all(selector.items() <= labels.items() for selector in selectors)

@@ -164,7 +164,7 @@ def test_a_purge_that_breaks_off_again_and_again_comes_to_its_end(
     withdrawals = Withdrawals(registry)
     for _ in range(100):
         try:
-            plan = withdrawals.plan("models", references, **options)  # type: ignore[arg-type]
+            plan = withdrawals.plan("models", references, **options)
         except NotFoundError:
             break
         with contextlib.suppress(StoreError):

@@ -278,8 +278,10 @@ def test_a_finished_model_is_the_base_of_the_next(
     before, after = weights(finished[0] / "output"), weights(tmp_path / "output")
     for name, value in before.items():
         torch.testing.assert_close(after[name], value, rtol=1e-4, atol=1e-6)
-    manifest = Registry(Store.open(again["store"])).resolve("models", "otra@latest").manifest
-    assert manifest.lineage["base"] == "voz@latest"
+    registry = Registry(Store.open(again["store"]))
+    manifest = registry.resolve("models", "otra@latest").manifest
+    # The version itself: its alias may move.
+    assert manifest.lineage["base"] == registry.resolve("models", "voz@latest").reference
 
 
 def test_evaluation_comes_once_an_epoch_when_not_told(configuration: dict[str, Any], tmp_path: Path) -> None:
@@ -645,7 +647,7 @@ def test_without_the_hub_one_message_names_the_two_ways_to_go_on(
         timeout=60,
         check=False,
     )
-    assert result.returncode == 2, result.stderr
+    assert result.returncode == 8, result.stderr
     assert "ylacombe/mms-tts-spa-train" in result.stderr
     assert "a local folder" in result.stderr
     assert "a store" in result.stderr

@@ -463,12 +463,12 @@ class Steps:
 
     def _weighted(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
         """What the generator minimises."""
-        divergence = self.config.weight_kl
-        if self.discriminator is not None and self.config.kl_annealing_steps:
+        divergence, own = self.config.weight_kl, self.config.new_modules_weight_kl
+        first_stage = self.discriminator is None and self.latents is None
+        if first_stage and own is not None:
+            divergence = own
+        elif self.discriminator is not None and self.config.kl_annealing_steps:
             divergence *= min(1.0, (step - self.first_step + 1) / self.config.kl_annealing_steps)
-        elif self.discriminator is None and self.latents is None:  # the first stage
-            own = self.config.new_modules_weight_kl
-            divergence = divergence if own is None else own
         weights = {
             "mel": self.config.weight_mel,
             "kl": divergence,

@@ -13,6 +13,7 @@ import yaml
 
 from services.cli import SUBCOMMANDS
 from services.synthesis.grpc.server import CONNECTION_MILLISECONDS
+from services.synthesis.http.requests import MAX_BATCH_BYTES
 from services.synthesis.settings import PREFIX, Settings
 from services.training.config_sources import load, read_overrides
 from shared.cache import default_limit
@@ -451,6 +452,19 @@ def test_one_machine_keeps_its_store_on_a_volume(everything: dict[str, list[Obje
     for _, template in [*pod_templates(objects), *pod_templates(everything["one machine's training"])]:
         for container in containers(template):
             assert "/store" in {mount["mountPath"] for mount in container["volumeMounts"]}
+
+
+def test_one_machine_takes_its_own_images(everything: dict[str, list[Object]]) -> None:
+    """`latest` would be pulled, from where it is not."""
+    for owner, template in pod_templates(everything["overlays/dev"]):
+        for container in containers(template):
+            assert container["imagePullPolicy"] == "IfNotPresent", owner
+
+
+def test_an_ingress_takes_what_the_api_takes() -> None:
+    notes = find(shipped("overlays/production"), "Ingress")["metadata"]["annotations"]
+    size = notes["nginx.ingress.kubernetes.io/proxy-body-size"]
+    assert int(size.removesuffix("m")) * 2**20 == MAX_BATCH_BYTES
 
 
 def test_commands_in_the_manifests_are_commands() -> None:

@@ -313,6 +313,30 @@ def test_what_nobody_named_is_denied() -> None:
     assert not {"ingress", "egress"} & set(denied)
 
 
+def test_pods_may_ask_for_the_clouds_credentials_where_an_overlay_says_so() -> None:
+    """Metadata servers speak plain HTTP, and HTTPS is all that the base lets out."""
+    objects = shipped("overlays/production")
+    policy = find(objects, "NetworkPolicy", "vits-cloud-identity")["spec"]
+    # Of Google, Amazon and Azure; of GKE, behind the first; of EKS Pod Identity.
+    assert {
+        (to["ipBlock"]["cidr"], port["protocol"], port["port"])
+        for rule in policy["egress"]
+        for to in rule["to"]
+        for port in rule["ports"]
+    } == {
+        ("169.254.169.254/32", "TCP", 80),
+        ("169.254.169.252/32", "TCP", 988),
+        ("169.254.170.23/32", "TCP", 80),
+        ("fd00:ec2::23/128", "TCP", 80),
+    }
+    selected = policy["podSelector"]["matchLabels"]
+    for name in ("overlays/production", "training/job", "training/trainjob", "training/export"):
+        for owner, template in pod_templates(shipped(name)):
+            assert selected.items() <= template["metadata"]["labels"].items(), owner
+    # Nobody is given a way to the node's own identity unasked.
+    assert "169.254." not in str(shipped("overlays/dev"))
+
+
 # One autoscaler, never two
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from accelerate import Accelerator
 from torch.distributed import distributed_c10d
 
+from services.cli import exit_code
 from shared.errors import VitsError
 
 if TYPE_CHECKING:
@@ -33,12 +34,12 @@ _PATIENCE = 10.0
 #: Seconds that the others have to end by themselves, as they do once what they wait for breaks off: torchrun gives
 #: them as many before it kills them.
 _GRACE = 30.0
-#: What those that another one has ended answer the shell with, whatever ended that one.
-_FAILED = 2
+#: What a process answers the shell with that fails by an error that is not ours, as Python has it.
+_UNKNOWN = 1
 
 
 def ending_together(accelerator: Accelerator) -> AbstractContextManager[object]:
-    """While inside, an error on one process ends all of them.
+    """While inside, an error on one process ends all of them, with the exit code that it ends the one with.
 
     Raises:
         SystemExit: Another process has failed; which, and why, has been told.
@@ -66,6 +67,7 @@ class Together:
         self._store, self._rank, self._world, self._leave = store, rank, world, leave
         self._over = threading.Event()
         self._elsewhere = self._has_heard = False
+        self._code = _UNKNOWN
         self._thread = threading.Thread(target=self._look, name="looking for failures", daemon=True)
 
     def __enter__(self) -> Self:
@@ -83,12 +85,14 @@ class Together:
             self._hear()
         # What comes of the other's end alone says nothing: a connection that has gone, or the launcher's SIGTERM.
         if self._elsewhere and isinstance(error, Exception | SystemExit) and not isinstance(error, VitsError):
-            raise SystemExit(_FAILED) from error
+            raise SystemExit(self._code) from error
 
     def _announce(self, error: Exception) -> None:
         """Leave word of a failure, and give the others time to hear of it; or tell of the one that came before it."""
-        what = str(error) if isinstance(error, VitsError) else f"{type(error).__name__}: {error}"
-        said = self._store.compare_set(_FAILURE, "", f"{self._rank} {what}").decode()
+        code, what = _UNKNOWN, f"{type(error).__name__}: {error}"
+        if isinstance(error, VitsError):
+            code, what = exit_code(error), str(error)
+        said = self._store.compare_set(_FAILURE, "", f"{self._rank} {code} {what}").decode()
         if not isinstance(error, VitsError):
             self._tell(said)
         self._hear()
@@ -105,7 +109,7 @@ class Together:
             self._tell(self._store.get(_FAILURE).decode())
             self._hear()
         if self._elsewhere and not self._over.wait(_GRACE):
-            self._leave(_FAILED)
+            self._leave(self._code)
 
     def _hear(self) -> None:
         """Count as one that need not be waited for, once."""
@@ -115,7 +119,7 @@ class Together:
 
     def _tell(self, said: str) -> None:
         """Say what another process has failed of."""
-        rank, _, what = said.partition(" ")
+        rank, code, what = said.split(" ", 2)
         if int(rank) != self._rank:
-            self._elsewhere = True
+            self._elsewhere, self._code = True, int(code)
             print(f"vits train: stopped, as process {rank} did: {what}", file=sys.stderr, flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -431,9 +432,8 @@ def test_the_shipped_run_is_a_configuration(kind: str, monkeypatch: pytest.Monke
     assert config.dataset_name == f"/data/{config.published_name}"
     mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
     assert {"/data", "/output", "/dev/shm"} <= mounts  # noqa: S108
-    if config.metrics_port:
-        assert [port["containerPort"] for port in container["ports"]] == [config.metrics_port]
-        assert config.metrics_host == "0.0.0.0"  # noqa: S104 - Prometheus comes from outside the pod
+    assert [port["containerPort"] for port in container["ports"]] == [config.metrics_port]
+    assert config.metrics_host == "0.0.0.0"  # noqa: S104 - Prometheus comes from outside the pod
 
 
 def test_a_node_of_several_is_made_like_the_one(everything: dict[str, list[Object]]) -> None:
@@ -444,9 +444,35 @@ def test_a_node_of_several_is_made_like_the_one(everything: dict[str, list[Objec
         for volume in template["spec"]["volumes"]:
             volume.pop("configMap", None)  # named after its content in one of them
         (container,) = template["spec"]["containers"]
-        for differs in ("name", "command", "args", "ports"):
+        for differs in ("name", "command"):
             container.pop(differs, None)
     assert node["spec"] == one["spec"]
+
+
+def test_a_node_of_several_has_its_pods_time_to_save_and_tells_its_set_of_a_mistake() -> None:
+    """By themselves, torchrun kills the trainer after 30 s and hides its exit code, and a set starts it again."""
+    runtime = find(shipped("training/trainjob"), "TrainingRuntime")["spec"]["template"]["spec"]
+    ((_, template),) = pod_templates(shipped("training/trainjob"))
+    (container,) = containers(template)
+    python, module, launcher, timeout, *trainer = container["command"]
+    assert (python, module, trainer) == ("python", "-m", ["/opt/vits/bin/vits", "train"])
+    assert find_spec(launcher)
+    grace = template["spec"]["terminationGracePeriodSeconds"]
+    assert 60 <= int(timeout.removeprefix("--shutdown-timeout=")) <= grace - 10
+    (fatal,) = runtime["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"]
+    (plain, *_) = find(shipped("training/job"), "Job")["spec"]["podFailurePolicy"]["rules"]
+    assert fatal["onExitCodes"]["values"] == plain["onExitCodes"]["values"]
+    assert fatal["onExitCodes"]["containerName"] == container["name"]
+    (rule,) = runtime["failurePolicy"]["rules"]
+    assert (rule["action"], rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
+
+
+def test_of_several_nodes_the_one_is_scraped_that_answers() -> None:
+    (endpoint,) = find(shipped("overlays/production"), "PodMonitor")["spec"]["podMetricsEndpoints"]
+    (relabeling,) = endpoint["relabelings"]
+    assert relabeling["action"] == "drop"
+    # A plain Job's pod has no index.
+    assert [i for i in ("", "0", "1", "9", "10") if re.fullmatch(relabeling["regex"], i)] == ["1", "9", "10"]
 
 
 def test_queued_training_waits_and_names_its_queue(everything: dict[str, list[Object]]) -> None:

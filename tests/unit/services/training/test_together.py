@@ -9,7 +9,7 @@ from torch._C._distributed_c10d import HashStore
 
 from services.training import together
 from services.training.together import Together
-from shared.errors import DataError, DivergenceError
+from shared.errors import DataError, DivergenceError, StoreError
 
 
 @pytest.fixture(autouse=True)
@@ -75,8 +75,19 @@ def test_a_process_that_nothing_breaks_off_is_ended(
     other = Ended(store)
     fail(store, RuntimeError("a fault of the program's"))
     assert other.left.wait(30)
-    assert other.codes == [2]
+    assert other.codes == [1]
     assert "as process 0 did: RuntimeError: a fault of the program's" in capsys.readouterr().err
+
+
+def test_all_end_with_the_exit_code_of_the_one_that_failed() -> None:
+    """By it an orchestrator tells what is worth another try, and it may see any of them first."""
+    store = HashStore()
+    other = Ended(store, by=RuntimeError("Connection closed by peer"))
+    fail(store, StoreError("s3://vits does not answer"))
+    other.broken_off.set()
+    other.join(30)
+    assert isinstance(other.raised, SystemExit)
+    assert other.raised.code == 4
 
 
 def test_what_all_find_is_told_by_each_as_its_own() -> None:

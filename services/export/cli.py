@@ -8,13 +8,15 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import JsonValue
+
 from services.export.formats import FORMATS
-from shared.errors import UserError
+from shared.errors import NotFoundError, UserError
 from shared.manifests import check_name
 from shared.model_source import ModelSource, find_model
 from shared.provenance import UNKNOWN_LICENCE, commercial_warning
 from shared.registry import Registry, Version
-from shared.store import Store, default_store_url
+from shared.store import Store, default_store_url, digest_file
 
 EPILOG = """\
 what it does:
@@ -31,6 +33,7 @@ examples:
   vits export my-voice@latest                            a model in the store
   vits export my-voice@latest --variants fp32            the exact voice alone, in a minute
   vits export my-voice --alias production                and let servers of @production take it up
+  vits export my-voice@latest --if-new                   unless that was done before, for a script that is run again
   vits export output/my-voice --output voices/my-voice   into a folder, not into a store
   vits export my-voice --format sherpa-onnx --output ana for another program: one graph in its own format
 
@@ -67,6 +70,12 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         metavar="ALIAS",
         help="another alias, besides 'latest', to point to the new voice; may be given several times",
+    )
+    add(
+        "--if-new",
+        action="store_true",
+        help="do nothing if the store has a voice of this name that was made of this very version of the model with "
+        "these settings; aliases that have pointed to it stay where they are now",
     )
     add(
         "--output",
@@ -115,7 +124,14 @@ def main(argv: Sequence[str]) -> int:
     reference = arguments.model_option or arguments.model
     if not reference or (arguments.model and arguments.model_option):
         raise UserError("Name one model: a folder, or a model in the store such as my-voice@latest")
-    source = find_model(reference, arguments.store or default_store_url())
+    if arguments.if_new and (arguments.output or arguments.format):
+        raise UserError("--if-new asks the store what it has: leave out --output and --format, or --if-new")
+    store = arguments.store or default_store_url()
+    source = find_model(reference, store)
+    if arguments.if_new and source.version is None:
+        raise UserError(
+            f"--if-new goes by the model's version, and the folder {reference} has none: leave it out"
+        )
     if source.provenance.licence == UNKNOWN_LICENCE:
         print("Warning: nobody said what licence the model is under, so the voice says 'unknown'", flush=True)
     if warning := commercial_warning(f"the model {source.name}", source.provenance.licence):
@@ -123,6 +139,10 @@ def main(argv: Sequence[str]) -> int:
     if arguments.format:
         return write_other_format(source, arguments)
     name = check_name(arguments.name or source.name, "voice's name (give another with --name)")
+    lineage = lineage_of(source, arguments)
+    aliases = list(dict.fromkeys(["latest", *arguments.alias]))
+    if arguments.if_new and made_before(Registry(Store.open(store)), name, lineage, aliases):
+        return 0
 
     # Built aside, so that what stops half-way leaves nothing that looks like a voice.
     with tempfile.TemporaryDirectory(prefix="vits-export-") as temporary:
@@ -133,13 +153,65 @@ def main(argv: Sequence[str]) -> int:
             copy_voice(folder, arguments.output)
             print(f"Wrote the voice into {arguments.output}")
         if arguments.store is not None or arguments.output is None:
-            registry = Registry(Store.open(arguments.store or default_store_url()))
-            version = publish_voice(registry, name, folder, source)
+            registry = Registry(Store.open(store))
+            version = publish_voice(registry, name, folder, source, lineage)
             print(f"Published {version.reference} in {registry.store.url}")
-            for alias in dict.fromkeys(["latest", *arguments.alias]):
-                registry.move_alias("voices", name, alias, version.id)
-                print(f"{name}@{alias} is now {version.id}")
+            move_aliases(registry, version, aliases)
     return 0
+
+
+def lineage_of(source: ModelSource, arguments: argparse.Namespace) -> dict[str, JsonValue]:
+    """What a voice is made of: its model, and what was asked for that makes another voice of it.
+
+    Raises:
+        UserError: A file that was named cannot be read.
+    """
+    version = source.version
+    try:
+        sentences = arguments.sentences and digest_file(arguments.sentences).sha256
+    except OSError as error:
+        raise UserError(f"--sentences {arguments.sentences} cannot be read: {error.strerror}") from error
+    settings: dict[str, JsonValue] = {
+        "variants": sorted(set(arguments.variants)) if arguments.variants else None,
+        "gate": False if arguments.no_gate else None,
+        "language": arguments.language,
+        "sentences": sentences,
+        "recogniser": str(arguments.recogniser) if arguments.recogniser else None,
+    }
+    return {
+        "model": {"name": version.name, "version": version.id} if version else {"folder": str(source.folder)},
+        "settings": {key: value for key, value in settings.items() if value is not None},
+    }
+
+
+def made_before(registry: Registry, name: str, lineage: dict[str, JsonValue], aliases: Sequence[str]) -> bool:
+    """Whether the store has this very voice, which is said. Aliases that have never pointed to it are moved to it.
+
+    One that has pointed to it and does not now was moved on or rolled back, which is not to be undone; one that never has
+    was not asked for then, or the export broke off before it was moved.
+    """
+    for number in reversed(registry.versions("voices", name)):
+        version = registry.resolve("voices", f"{name}/{number}")
+        if version.manifest.lineage == lineage:
+            print(f"{registry.store.url} has {version.reference}, made of the same with the same settings")
+            move_aliases(registry, version, [a for a in aliases if not has_pointed(registry, a, version)])
+            return True
+    return False
+
+
+def has_pointed(registry: Registry, alias: str, version: Version) -> bool:
+    """Whether an alias points to a version of its name, or has done so."""
+    try:
+        return version.id in {move.version for move in registry.history(version.kind, version.name, alias)}
+    except NotFoundError:
+        return False
+
+
+def move_aliases(registry: Registry, version: Version, aliases: Sequence[str]) -> None:
+    """Point aliases of a voice to a version of it, a line for each."""
+    for alias in aliases:
+        registry.move_alias("voices", version.name, alias, version.id)
+        print(f"{version.name}@{alias} is now {version.id}")
 
 
 def write_voice(source: ModelSource, folder: Path, arguments: argparse.Namespace) -> None:
@@ -189,10 +261,10 @@ def copy_voice(folder: Path, output: Path) -> None:
         raise UserError(f"The voice cannot be written into {output}: {error}") from error
 
 
-def publish_voice(registry: Registry, name: str, folder: Path, source: ModelSource) -> Version:
+def publish_voice(
+    registry: Registry, name: str, folder: Path, source: ModelSource, lineage: dict[str, JsonValue]
+) -> Version:
     """Publish a voice folder with its origin."""
-    version = source.version
-    model = {"name": version.name, "version": version.id} if version else {"folder": str(source.folder)}
     return registry.publish(
         "voices",
         name,
@@ -200,5 +272,5 @@ def publish_voice(registry: Registry, name: str, folder: Path, source: ModelSour
         licence=source.provenance.licence,
         sources=list(source.provenance.sources),
         consent=source.provenance.consent,
-        lineage={"model": dict(model)},
+        lineage=lineage,
     )

@@ -94,7 +94,8 @@ def test_our_containers_are_confined_and_know_the_store(composed: dict[str, Any]
 def test_keys_of_the_users_own_reach_store_and_containers(composed: dict[str, Any]) -> None:
     services = read(AWS_SECRET_ACCESS_KEY="mine", VOICE="ana")["services"]  # noqa: S106
     assert {services[name]["environment"]["AWS_SECRET_ACCESS_KEY"] for name in ("store", "serve")} == {"mine"}
-    assert services["export"]["entrypoint"] == ["vits", "export", "ana@latest"]
+    # Every start exports: a new version each time would undo what was rolled back.
+    assert services["export"]["entrypoint"] == ["vits", "export", "ana@latest", "--if-new"]
 
 
 def test_prometheus_scrapes_what_runs_and_names_the_jobs_as_the_rules_do(composed: dict[str, Any]) -> None:

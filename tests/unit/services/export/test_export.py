@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import json
 import os
@@ -19,10 +20,11 @@ import torch
 from onnx import numpy_helper
 from transformers import VitsModel
 
-from services.export import export, parity
+from services.export import cli, export, parity
 from services.export.cli import main
 from services.export.export import export_voice
 from shared.errors import ModelError, NotFoundError, QualityError, StoreError, UserError
+from shared.model_source import ModelSource
 from shared.modeling import load_model
 from shared.provenance import Provenance
 from shared.registry import Registry
@@ -160,10 +162,80 @@ def test_a_registered_model_hands_down_its_origin(deterministic: Exported, tmp_p
         ("Allison",),
         "a letter",
     )
-    assert manifest.lineage == {"model": {"name": "eva", "version": model.id}}
+    assert manifest.lineage == {
+        "model": {"name": "eva", "version": model.id},
+        "settings": {"variants": ["fp32"]},
+    }
     spec = VoiceSpec.read(registry.fetch(registry.resolve("voices", "eva")))
     assert spec.model is not None
     assert (spec.model.version, spec.licence, spec.sources) == (model.id, "CC-BY-SA-3.0", ["Allison"])
+
+
+@pytest.fixture
+def published(deterministic: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """A store with the model ``eva``, of which voices are made at once."""
+
+    def write(source: ModelSource, folder: Path, arguments: argparse.Namespace) -> None:
+        shutil.copytree(deterministic.folder, folder, dirs_exist_ok=True)
+
+    monkeypatch.setattr(cli, "write_voice", write)
+    registry = Registry(Store.open(str(tmp_path / "store")))
+    publish(registry, deterministic)
+    return registry
+
+
+def publish(registry: Registry, exported: Exported) -> None:
+    registry.publish(
+        "models", "eva", exported.model_folder, licence="CC0-1.0", sources=[], consent=None, lineage={}
+    )
+
+
+def export_if_new(registry: Registry, *options: str) -> list[str]:
+    """Export the model ``eva``, if new; the voice's versions."""
+    arguments = ["eva", "--store", registry.store.url, "--variants", "fp32", "--if-new", *options]
+    assert main(arguments) == 0
+    return registry.versions("voices", "eva")
+
+
+def test_what_is_there_is_not_made_again_and_a_rollback_is_left_alone(
+    published: Registry, deterministic: Exported, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where a machine is started again whose start exports."""
+    (first,) = export_if_new(published)
+    publish(published, deterministic)
+    assert len(versions := export_if_new(published)) == 2  # of another version of the model
+    published.roll_back("voices", "eva", "latest")
+    assert export_if_new(published) == versions
+    assert published.alias("voices", "eva", "latest") == first
+    assert f"has eva/{versions[1]}, made of the same" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("other", [["--language", "es"], ["--variants", "fp32,fp32-openvino"], ["--no-gate"]])
+def test_the_same_model_with_other_settings_is_another_voice(published: Registry, other: list[str]) -> None:
+    assert len(export_if_new(published)) == 1
+    assert len(export_if_new(published, *other)) == 2
+    assert len(export_if_new(published, *other)) == 2
+
+
+def test_an_alias_that_has_never_pointed_to_it_does_so_then(published: Registry) -> None:
+    """It was not asked for the first time, or the export broke off between the voice and its alias."""
+    (voice,) = export_if_new(published)
+    export_if_new(published, "--alias", "production")
+    assert published.aliases("voices", "eva") == {"latest": voice, "production": voice}
+    published.store.delete("aliases/voices/eva/latest/0000000001.json")
+    assert export_if_new(published) == [voice]
+    assert published.alias("voices", "eva", "latest") == voice
+
+
+def test_if_new_needs_a_model_and_a_voice_in_the_store(published: Registry, deterministic: Exported) -> None:
+    store = ["--if-new", "--store", published.store.url]
+    with pytest.raises(UserError, match="has none"):
+        main([str(deterministic.model_folder), *store])
+    with pytest.raises(UserError, match="leave out --output"):
+        main(["eva", *store, "--output", "voice"])
+    with pytest.raises(UserError, match="nowhere cannot be read"):
+        main(["eva", *store, "--sentences", "nowhere"])
+    assert published.names("voices") == []
 
 
 def spoil(path: Path, number: float) -> None:

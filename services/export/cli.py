@@ -187,8 +187,8 @@ def lineage_of(source: ModelSource, arguments: argparse.Namespace) -> dict[str, 
 def made_before(registry: Registry, name: str, lineage: dict[str, JsonValue], aliases: Sequence[str]) -> bool:
     """Whether the store has this very voice, which is said. Aliases that have never pointed to it are moved to it.
 
-    One that has pointed to it and does not now was moved on or rolled back, which is not to be undone; one that never has
-    was not asked for then, or the export broke off before it was moved.
+    One that has pointed to it and does not now was moved on or rolled back, which is not to be undone; one that never
+    has was not asked for then, or the export broke off before it was moved.
     """
     for number in reversed(registry.versions("voices", name)):
         version = registry.resolve("voices", f"{name}/{number}")

@@ -94,7 +94,7 @@ def check(query: str, where: str) -> None:
 
 def test_prometheus_finds_the_rules_correct_and_true() -> None:
     promtool("check", "rules", str(HERE / "rules.yaml"))
-    promtool("test", "rules", str(HERE / "rules-test.yaml"))
+    promtool("test", "rules", *(str(HERE / name) for name in ("rules-test.yaml", "rules-days-test.yaml")))
 
 
 def test_every_rule_has_a_story() -> None:

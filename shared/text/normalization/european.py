@@ -66,7 +66,9 @@ class French(_European):
     feminine_mark = r"(?:re|ère|nde)s?$"
     hour = Noun("heure", "heures", feminine=True)
     minus, to, percent, permille, ratio = "moins", "à", "pour cent", "pour mille", "à"
-    symbols: ClassVar[Mapping[str, str]] = {"&": "et", "+": "plus", "=": "égale", "@": "arobase"}
+    symbols: ClassVar[Mapping[str, str]] = {
+        "&": "et", "+": "plus", "=": "égale", "@": "arobase", "<": "inférieur à", ">": "supérieur à",
+    }  # fmt: skip
     units: ClassVar[Mapping[str, Noun]] = {
         "km/h": Noun("kilomètre par heure", "kilomètres par heure"), "km": Noun("kilomètre", "kilomètres"),
         "m²": Noun("mètre carré", "mètres carrés"), "m": Noun("mètre", "mètres"),
@@ -101,7 +103,9 @@ class German(_European):
     hour_words = r"(?:Uhr|h)\b"
     one = "ein"
     minus, to, percent, permille, ratio = "minus", "bis", "Prozent", "Promille", "zu"
-    symbols: ClassVar[Mapping[str, str]] = {"&": "und", "+": "plus", "=": "gleich", "@": "at"}
+    symbols: ClassVar[Mapping[str, str]] = {
+        "&": "und", "+": "plus", "=": "gleich", "@": "at", "<": "kleiner als", ">": "größer als",
+    }  # fmt: skip
     units: ClassVar[Mapping[str, Noun]] = {
         "km/h": Noun("Kilometer pro Stunde", "Kilometer pro Stunde"), "km": Noun("Kilometer", "Kilometer"),
         "m²": Noun("Quadratmeter", "Quadratmeter"), "m": Noun("Meter", "Meter"), "cm": Noun("Zentimeter", "Zentimeter"),
@@ -139,7 +143,9 @@ class Italian(_European):
     and_minutes = "e"
     one = "un"
     minus, to, percent, permille, ratio = "meno", "a", "per cento", "per mille", "a"
-    symbols: ClassVar[Mapping[str, str]] = {"&": "e", "+": "più", "=": "uguale", "@": "chiocciola"}
+    symbols: ClassVar[Mapping[str, str]] = {
+        "&": "e", "+": "più", "=": "uguale", "@": "chiocciola", "<": "minore di", ">": "maggiore di",
+    }  # fmt: skip
     units: ClassVar[Mapping[str, Noun]] = {
         "km/h": Noun("chilometro all'ora", "chilometri all'ora"), "km": Noun("chilometro", "chilometri"),
         "m²": Noun("metro quadrato", "metri quadrati"), "m": Noun("metro", "metri"),
@@ -175,7 +181,9 @@ class Portuguese(_European):
     hour = Noun("hora", "horas", feminine=True)
     and_minutes = "e"
     minus, to, percent, permille, ratio = "menos", "a", "por cento", "por mil", "para"
-    symbols: ClassVar[Mapping[str, str]] = {"&": "e", "+": "mais", "=": "igual a", "@": "arroba"}
+    symbols: ClassVar[Mapping[str, str]] = {
+        "&": "e", "+": "mais", "=": "igual a", "@": "arroba", "<": "menor que", ">": "maior que",
+    }  # fmt: skip
     # num2words knows no reais beside euros.
     _euro = Currency(Noun("euro", "euros"), Noun("cêntimo", "cêntimos"))
     _real = Currency(Noun("real", "reais"), Noun("centavo", "centavos"))

@@ -570,7 +570,7 @@ class _Rules:
             yield self.rule(
                 "operator",
                 r"(?<=\s)[+=<>](?=\s)|(?<!\S)[+](?=\d)|[+=](?=\d)|(?<=\d)[+]",
-                lambda m: self.language.symbols[m.group()],
+                lambda m: self.language.symbols.get(m.group()),
                 digits=False,
             )
 

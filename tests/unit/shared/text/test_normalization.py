@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.text.normalization import language_of, normalize, readings, say_as
+from shared.text.normalization import _LANGUAGES, _THREE_LETTERS, language_of, normalize, readings, say_as
 
 GOLDEN = Path(__file__).parents[3] / "golden" / "normalization"
+
+#: What Unicode calls symbols, punctuation, and numbers that are no digits, as ½; without the scripts of East Asia
+#: and what comes after them.
+SIGNS = [
+    sign for sign in map(chr, range(0x3000)) if unicodedata.category(sign)[0] in "PS" or sign in "¹²³¼½¾"
+]
 
 
 def table(language: str) -> list[tuple[str, str]]:
@@ -101,6 +108,13 @@ def test_readings_never_fail_and_do_not_overlap(text: str, language: str) -> Non
     for reading in readings(text, language):
         assert position <= reading.start < reading.end <= len(text)
         position = reading.end
+
+
+@pytest.mark.parametrize("language", sorted({*_LANGUAGES, *_THREE_LETTERS.values()}))
+def test_every_sign_can_be_written_in_every_language(language: str) -> None:
+    # Languages without tables of their own have the same few rules, none of them for signs.
+    for sign in SIGNS if language in _LANGUAGES else SIGNS[:64]:
+        assert normalize(f"a {sign} b 2 {sign} 3 c 2{sign}3 d {sign}2 e 2{sign}, {sign}", language)
 
 
 @given(st.integers(0, 10**15 - 1), st.sampled_from(["es", "en", "fr", "de", "it", "pt"]))

@@ -101,7 +101,7 @@ class Context:
     Args:
         connection: What it answers to.
         call: On whose behalf.
-        options: How it is spoken. All sentences have the same seed.
+        options: How it is spoken. All sentences have the same seed and the same version of the voice.
     """
 
     def __init__(self, connection: Connection, call: Call, options: Start) -> None:
@@ -183,8 +183,9 @@ class Context:
             )
             if self._encoder is None:
                 self._encoder = delivery.encoder
-                # A seed that was drawn is that of all sentences.
-                self.options = self.options.model_copy(update={"seed": speaking.seed})
+                # From the first sentence on it is this seed, and this version even if another is published meanwhile.
+                pinned = {"seed": speaking.seed, "voice": f"{speaking.voice}/{speaking.voice_version}"}
+                self.options = self.options.model_copy(update=pinned)
                 await self._send("started", response_format=self.options.response_format, **delivery.facts())
             begins = self._seconds
             await self._send("sentence", text=sentence, start_seconds=begins, unknown=list(speaking.unknown))

@@ -39,7 +39,8 @@ class FakeSpeaking:
 
     def __init__(self, speaker: FakeSpeaker, order: Order) -> None:
         self.order = order
-        self.voice, self.voice_version = order.voice or "ana", "20260101T000000-00000000"
+        self.voice, _, version = (order.voice or "ana").partition("/")
+        self.voice_version = version or speaker.newest
         self.sampling_rate = SAMPLING_RATE
         self.seed = 12345 if order.seed is None else order.seed
         self.unknown = tuple(character for character in order.text if character in "你#")
@@ -92,12 +93,17 @@ class FakeSpeaking:
 
 @dataclass
 class FakeSpeaker:
-    """Keeps what it was asked for. Some texts go wrong."""
+    """Keeps what it was asked for. Some texts go wrong.
+
+    Attributes:
+        newest: The version that a voice's bare name stands for.
+    """
 
     registry: Registry
     metrics: Metrics
     spoken: list[FakeSpeaking] = field(default_factory=list)
     overloaded: int = 0
+    newest: str = "20260101T000000-00000000"
     gate: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -108,7 +114,7 @@ class FakeSpeaker:
         if self.overloaded:
             self.overloaded -= 1
             raise OverloadedError("busy. Try again in 0.02 s", retry_after_seconds=0.02)
-        if order.voice not in {"", *self.registry.names("voices")}:
+        if order.voice.partition("/")[0] not in {"", *self.registry.names("voices")}:
             raise NotFoundError(f"There is no voice {order.voice!r}")
         if order.speaker == "nobody":
             raise RequestError("there is no speaker 'nobody'", param="speaker")

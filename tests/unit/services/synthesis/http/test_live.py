@@ -63,6 +63,18 @@ def test_sentences_are_spoken_as_their_ends_arrive(http: TestClient, fake: FakeS
     )
 
 
+def test_a_context_keeps_its_version_when_another_is_published(http: TestClient, fake: FakeSpeaker) -> None:
+    with http.websocket_connect(LIVE) as socket:
+        socket.send_json({"type": "start", "response_format": "pcm", "voice": "luis"})
+        socket.send_json({"type": "text", "text": "uno. "})
+        version = until(socket, "audio")[0]["voice_version"]
+        fake.newest = "20270101T000000-00000000"
+        socket.send_json({"type": "text", "text": "dos"})
+        socket.send_json({"type": "end"})
+        until(socket, "done")
+    assert [speaking.voice_version for speaking in fake.spoken] == [version, version]
+
+
 def test_flush_and_an_encoded_stream(http: TestClient) -> None:
     with http.websocket_connect(LIVE) as socket:
         socket.send_json({"type": "start", "response_format": "mp3", "context_id": "a"})

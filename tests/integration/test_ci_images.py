@@ -1,0 +1,90 @@
+"""``.ci/images`` ends with 0 for images that are tested, and for a machine without a container engine; else never."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NOBODY = "echo 1000"
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Path:
+    """A folder with the script in it, on a machine with nothing but what a test puts into ``bin``."""
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "images", tmp_path / ".ci" / "images")
+    for name in ("bash", "dirname", "env"):
+        program = shutil.which(name)
+        assert program
+        put(tmp_path / "bin" / name, f'exec {program} "$@"')
+    for program in ("bin/make", "tests/infra/build-images", ".venv/bin/python"):
+        put(tmp_path / program, "exit 0")
+    put(tmp_path / "tests/infra/base-image", "echo base")
+    put(tmp_path / "bin/id", NOBODY)
+    return tmp_path
+
+
+def put(path: Path, script: str) -> None:
+    """A program that does as told."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+def run(machine: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(machine / ".ci" / "images")],
+        env={"PATH": str(machine / "bin")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_without_any_engine_it_says_that_nothing_was_tested(machine: Path) -> None:
+    done = run(machine)
+    assert done.returncode == 0, done.stderr
+    assert "SKIPPED, NO IMAGE WAS BUILT OR TESTED" in done.stderr
+    assert "done" not in done.stdout
+
+
+def test_an_engine_that_builds_and_runs_is_used(machine: Path) -> None:
+    put(machine / "bin/podman", "echo 1000000")
+    put(machine / "bin/prometheus", "exit 0")
+    done = run(machine)
+    assert done.returncode == 0, done.stderr
+    assert "both images are built" in done.stdout
+    assert "done" in done.stdout
+
+
+@pytest.mark.parametrize("engine", ["docker", "podman"])
+def test_an_engine_that_does_not_answer_is_a_failure(machine: Path, engine: str) -> None:
+    put(machine / "bin" / engine, "exit 1")
+    done = run(machine)
+    assert done.returncode == 1
+    assert "FAILED: no container engine answers" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("program", "script", "said"),
+    [
+        ("bin/podman", '[ "$1" != run ]', "base does not run in it"),
+        ("tests/infra/base-image", "echo no such image >&2; exit 125", "no such image"),
+        ("tests/infra/build-images", "echo no build >&2; exit 1", "no build"),
+        (".venv/bin/python", "echo no test passes >&2; exit 1", "no test passes"),
+    ],
+    ids=["base does not run", "no base", "no build", "tests fail"],
+)
+def test_an_engine_that_brings_no_tested_image_is_a_failure(
+    machine: Path, program: str, script: str, said: str
+) -> None:
+    put(machine / "bin/podman", "echo 1000000")
+    put(machine / "bin/prometheus", "exit 0")
+    put(machine / program, script)
+    done = run(machine)
+    assert done.returncode not in {0, 127}, done.stdout
+    assert said in done.stderr

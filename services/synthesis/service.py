@@ -17,6 +17,7 @@ from typing import Annotated, Any, cast
 
 import bentoml
 from bentoml._internal.configuration.containers import BentoMLContainer
+from bentoml._internal.server.http import instruments
 from bentoml._internal.server.metrics.prometheus import PrometheusClient
 from bentoml.validators import ContentType
 from starlette.middleware.errors import ServerErrorMiddleware
@@ -27,6 +28,7 @@ from services.synthesis.http import make_app
 from services.synthesis.http.bento import PATH as SYNTHESIZE_PATH
 from services.synthesis.http.bento import SynthesizeGuard, synthesized
 from services.synthesis.http.requests import ResponseFormat
+from services.synthesis.http.traffic import EndpointTraffic
 from services.synthesis.settings import Settings
 from services.synthesis.speaker import Speaker
 from services.synthesis.voices import VoiceShelf
@@ -53,6 +55,8 @@ http_app.state.loop = None
 # the moment in which one of them is made.
 os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
 BentoMLContainer.metrics_client.set(PrometheusClient(multiproc=False))
+# BentoML imports it when it makes the application.
+instruments.RunnerTrafficMetricsMiddleware = EndpointTraffic
 
 #: How often it is asked whether there is time to measure variants. An idle server waits once.
 SETTLE_SECONDS = 2

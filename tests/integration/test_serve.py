@@ -154,6 +154,28 @@ def test_metrics(server: Server, client: openai.OpenAI, channel: grpc.Channel) -
     assert any('service_name="vits-synthesis"' in name for name in after)
 
 
+def test_paths_that_are_not_served_make_no_metrics_of_their_own(server: Server) -> None:
+    def ask(number: int) -> set[str]:
+        for path in (
+            "/nothing",
+            "/v1/nothing",
+            "/v1/audio/voices/nobody",
+            "/synthesize/",
+            "/static_content/",
+        ):
+            assert httpx.get(f"{server.url}{path}{number}").status_code == 404
+            assert httpx.post(f"{server.url}{path}{number}").status_code in {404, 405}
+        with pytest.raises(httpx_ws.WebSocketUpgradeError):
+            httpx_ws.connect_ws(f"{server.url}/v1/nothing{number}", httpx.Client()).__enter__()
+        metrics = server.get("/metrics").splitlines()
+        return {line.rpartition(" ")[0] for line in metrics if line.startswith(("bentoml_", "vits_"))}
+
+    first = ask(0)
+    assert any('endpoint="other"' in name for name in first)
+    assert any('endpoint="/v1/audio/voices/{name}"' in name for name in first)
+    assert set.union(*map(ask, range(1, 4))) == first
+
+
 def test_say_in_process_and_through_the_server_are_the_same(world: World, server: Server) -> None:
     options = ["--seed", "7", "--speed", "1.5"]
     here, there = world.root / "here.wav", world.root / "there.wav"

@@ -26,6 +26,8 @@ ENDPOINTS: dict[tuple[str, str], Endpoint] = {
     ("GET", "/v1/models"): Endpoint(models),
 }
 LIVE_PATH = "/v1/audio/speech/live"
+OPENAPI_PATH = "/openapi.json"
+PAGE_SERVER_PATH = "/page/server.json"
 
 
 async def nothing(call: Call) -> Response:
@@ -51,6 +53,14 @@ def _fits(served: str, path: str) -> bool:
     return path.startswith(fixed) and "/" not in path[len(fixed) :] if variable else served == path
 
 
+def endpoint_of(path: str) -> str | None:
+    """The path of the table that a request's path fits; none where it is not served."""
+    fixed = (LIVE_PATH, OPENAPI_PATH, PAGE_SERVER_PATH, *PAGE_FILES)
+    return next(
+        (served for served in (*(served for _, served in ENDPOINTS), *fixed) if _fits(served, path)), None
+    )
+
+
 def make_app() -> Starlette:
     """The application.
 
@@ -65,8 +75,8 @@ def make_app() -> Starlette:
             WebSocketRoute(LIVE_PATH, live),
             # After the others, and without methods: whatever is left under /v1 is answered in OpenAI's shape.
             Route("/v1/{path:path}", Endpoint(nothing)),
-            Route("/openapi.json", openapi),
-            Route("/page/server.json", page_server),
+            Route(OPENAPI_PATH, openapi),
+            Route(PAGE_SERVER_PATH, page_server),
             *(Route(path, page_file) for path in PAGE_FILES),
         ]
     )

@@ -120,11 +120,12 @@ class Collector:
         items = self.store.list(garbage.prefix)
         if self._is_wanted(garbage, items):
             return False
-        if garbage.what == "leftover" and not items and self.store.root:
+        if garbage.what == "leftover" and items:
+            return self.registry.remove_given_up(garbage.prefix)
+        if garbage.what == "leftover" and self.store.root:
             (self.store.root / garbage.prefix).unlink(missing_ok=True)
-        # The claim first: a publisher that is alive after all then gives up. Of a checkpoint the manifest, so that
-        # what is half deleted does not exist.
-        for item in sorted(items, key=lambda item: not re.search(r"/(claim|manifest)\.json$", item.path)):
+        # The manifests of checkpoints first, so that what is half deleted does not exist.
+        for item in sorted(items, key=lambda item: not item.path.endswith("/manifest.json")):
             self.store.delete(item.path)
         return True
 

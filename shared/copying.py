@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 
 from shared.cache import verify
-from shared.errors import AlreadyExistsError, CorruptObjectError, NotFoundError
+from shared.errors import AlreadyExistsError, CorruptObjectError, NotFoundError, StoreError
 from shared.manifests import Claim, FileEntry, Manifest, parse
 from shared.registry import Registry, Version
 from shared.store import Digest, Progress, Store, counted_on
@@ -15,7 +15,8 @@ from shared.store import Digest, Progress, Store, counted_on
 def copy_version(source: Store, version: Version, target: Registry, progress: Progress | None = None) -> bool:
     """Copy a version with its id, licence and lineage as they are. It becomes visible in the target whole, at the end.
 
-    What an earlier attempt has copied is verified there, and not sent again.
+    What an earlier attempt has copied is verified there, and not sent again. Several may copy the same version at once:
+    nothing that is not sound ever lies in its place, so none of them has anything to take back.
 
     Args:
         source: Where it is.
@@ -36,22 +37,19 @@ def copy_version(source: Store, version: Version, target: Registry, progress: Pr
     if _is_there(target.store, version):
         return False
     target.check_consent(version.manifest)
-    claim = _claim(source, version, target.store)
+    _claim(source, version, target.store)
     total, done = version.manifest.total_bytes, 0
     for entry in version.manifest.files:
         path = f"{version.prefix}/{entry.path}"
         if not _has(target.store, path, entry):
             pieces = _watched(source.pieces(path), counted_on(progress, done, total))
-            digest = target.store.upload_pieces(path, pieces)
-            try:
-                verify(entry, digest, source.address(path))
-            except CorruptObjectError:
-                target.store.delete(path)
-                raise
+            target.store.upload_pieces(path, _sound(pieces, entry, source.address(path)))
         done += entry.bytes
         if progress:
             progress(done, total)
-    target.check_claim(claim)
+    target.check_consent(version.manifest)
+    target.check_claim(version.manifest)
+    _check_sizes(target.store, version)
     target.complete(version.manifest)
     return True
 
@@ -104,7 +102,7 @@ def _is_there(store: Store, version: Version) -> bool:
     return True
 
 
-def _claim(source: Store, version: Version, target: Store) -> Claim:
+def _claim(source: Store, version: Version, target: Store) -> None:
     """Take the id in the target as its first writer did, so that attempts after one another are one writer's."""
     path = f"{version.prefix}/claim.json"
     claim = parse(Claim, source.read(path), source.address(path))
@@ -115,7 +113,19 @@ def _claim(source: Store, version: Version, target: Store) -> Claim:
             raise AlreadyExistsError(
                 f"{target.address(path)} is another version of the same id, and stays as it is"
             ) from None
-    return claim
+
+
+def _check_sizes(store: Store, version: Version) -> None:
+    """Make sure that what an earlier attempt had left was not collected since it was found there.
+
+    Raises:
+        StoreError: It was.
+    """
+    sizes = {item.path: item.size for item in store.list(version.prefix)}
+    for entry in version.manifest.files:
+        path = f"{version.prefix}/{entry.path}"
+        if sizes.get(path) != entry.bytes:
+            raise StoreError(f"{store.address(path)} was removed while the version was copied. Copy it again")
 
 
 def _has(store: Store, path: str, entry: FileEntry) -> bool:
@@ -132,3 +142,21 @@ def _watched(pieces: Iterator[bytes], progress: Progress | None) -> Iterator[byt
         done += len(piece)
         if progress:
             progress(done, done)
+
+
+def _sound(pieces: Iterator[bytes], entry: FileEntry, where: str) -> Iterator[bytes]:
+    """A file's pieces, the last of which is held back until all of them match the manifest.
+
+    Raises:
+        CorruptObjectError: They do not, and what is written from them never becomes visible.
+    """
+    sha256, size, held = hashlib.sha256(), 0, b""
+    for piece in pieces:
+        if held:
+            yield held
+        sha256.update(piece)
+        size += len(piece)
+        held = piece
+    verify(entry, Digest(size, sha256.hexdigest()), where)
+    if held:
+        yield held

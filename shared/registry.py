@@ -176,8 +176,8 @@ class Registry:
             entries = upload_files(self.store, prefix, files, progress=progress)
             update = {"version": claim.version, "nonce": claim.nonce, "created": now(), "files": entries}
             manifest = draft.model_copy(update=update)
-            self.check_claim(claim)
             self.check_consent(manifest)
+            self.check_claim(manifest)  # last, since the look for consent takes its time
         except BaseException:
             # An interrupt too. Once the manifest may have been written, nothing must be removed any more.
             self._withdraw(prefix)
@@ -198,12 +198,13 @@ class Registry:
     def complete(self, manifest: Manifest) -> Version:
         """Write the manifest of a version whose files are all there: from now on it exists.
 
-        Who withdraws consent writes that down first and looks for versions then; so a look for the record after the
+        Who withdraws consent writes that down first and looks for versions then, and who takes a publication for given
+        up removes its claim first and looks for the manifest then; so a look for the record and for the claim after the
         manifest is written leaves no gap between the two.
 
         Raises:
             ConsentError: A speaker has withdrawn it at this very moment, and it is deleted again.
-            StoreError: The store failed.
+            StoreError: It was removed as given up at this very moment, and is deleted again; or the store failed.
         """
         version = Version(manifest.kind, manifest.name, manifest.version, manifest)
         self.store.create(f"{version.prefix}/manifest.json", manifest.to_bytes(), nonce=manifest.nonce)
@@ -212,6 +213,9 @@ class Registry:
         except ConsentError:
             self.delete(version)
             raise
+        if not self._is_claimed(manifest):
+            self.delete(version)
+            raise self._given_up(manifest)
         return version
 
     def _claim(self, draft: Manifest) -> Claim:
@@ -234,22 +238,28 @@ class Registry:
             else:
                 return claim
 
-    def check_claim(self, claim: Claim) -> None:
+    def check_claim(self, manifest: Manifest) -> None:
         """Make sure that nobody has taken a publication for one that was given up: it has lasted for days.
 
         Raises:
             StoreError: Somebody has.
         """
-        path = f"{claim.kind}/{claim.name}/{claim.version}/claim.json"
+        if not self._is_claimed(manifest):
+            raise self._given_up(manifest)
+
+    def _is_claimed(self, manifest: Manifest) -> bool:
+        path = f"{manifest.kind}/{manifest.name}/{manifest.version}/claim.json"
         try:
-            found = parse(Claim, self.store.read(path), self.store.address(path))
+            return parse(Claim, self.store.read(path), self.store.address(path)).nonce == manifest.nonce
         except NotFoundError:
-            found = None
-        if found is None or found.nonce != claim.nonce:
-            raise StoreError(
-                f"{self.store.address(path)} is gone: the upload took so long that it was removed as given up. "
-                "Publish or copy it again"
-            )
+            return False
+
+    def _given_up(self, manifest: Manifest) -> StoreError:
+        path = f"{manifest.kind}/{manifest.name}/{manifest.version}/claim.json"
+        return StoreError(
+            f"{self.store.address(path)} is gone: the version was deleted, or its upload took so long that it was "
+            "removed as given up. Publish or copy it again"
+        )
 
     def _withdraw(self, prefix: str) -> None:
         """Remove what a publisher that gives up has uploaded, the claim last."""
@@ -509,6 +519,8 @@ class Registry:
             self._put_back(version)
             return False
         self.remove_leftovers(version.prefix)
+        # A copy that found the claim there still may have completed the version once more. Others do not find it now.
+        self.store.delete(f"{version.prefix}/manifest.json")
         return True
 
     def _put_back(self, version: Version) -> None:
@@ -524,6 +536,24 @@ class Registry:
         paths = [item.path for item in self.store.list(prefix)]
         for path in sorted(paths, key=lambda path: path == f"{prefix}/claim.json"):
             self.store.delete(path)
+
+    def remove_given_up(self, prefix: str) -> bool:
+        """Remove what a publisher has left that seems dead, the claim first: one that is alive after all notices then.
+
+        Returns:
+            Whether it was removed: not if the version has been completed at this very moment.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        path = f"{prefix}/claim.json"
+        claim = self.store.read(path) if self.store.exists(path) else None
+        self.store.delete(path)
+        if claim and self.store.exists(f"{prefix}/manifest.json"):
+            self.store.write(path, claim)
+            return False
+        self.remove_leftovers(prefix)
+        return True
 
     # ------------------------------------------------------------------ fetching
 

@@ -121,7 +121,7 @@ def test_what_a_crashed_publisher_left_goes_with_its_claim_first(
     pass_time(monkeypatch, days=2)
     assert collect(registry) == [crashed]
     assert deleted[0] == f"{crashed}/claim.json"
-    assert len(deleted) == 3
+    assert set(deleted) == {f"{crashed}/{file}" for file in ("claim.json", "a", "manifest.jsonl")}
     registry.resolve("models", whole.reference)
 
 
@@ -275,6 +275,47 @@ def test_a_publisher_that_was_taken_for_crashed_completes_nothing(
     with pytest.raises(Exception, match="Publish or copy it again"):
         publish(registry, tmp_path)
     assert len(registry.versions("models", "joe")) == 1
+
+
+def test_a_publisher_that_pauses_before_its_last_write_completes_nothing_that_was_collected(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that sleeps for days between the last look at the claim and the manifest."""
+    create = Store.create
+
+    def after_the_collector(self: Store, path: str, data: bytes, *, nonce: str) -> None:
+        if path.endswith("manifest.json"):
+            pass_time(monkeypatch, days=2)
+            assert len(collect(registry)) == 1
+        create(self, path, data, nonce=nonce)
+
+    monkeypatch.setattr(Store, "create", after_the_collector)
+    with pytest.raises(StoreError, match=r"claim\.json is gone.*Publish or copy it again"):
+        publish(registry, tmp_path)
+    assert registry.store.list("models") == []
+
+
+def test_a_version_that_is_completed_while_it_is_collected_stays(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is complete after the collector's look for its manifest, and before the claim goes."""
+    version = publish(registry, tmp_path)
+    manifest = f"{version.prefix}/manifest.json"
+    registry.store.delete(manifest)
+    pass_time(monkeypatch, days=2)
+    collector = Collector(registry)
+    (garbage,) = collector.find()
+    is_wanted = collector._is_wanted
+
+    def then_completed(*arguments: object) -> bool:
+        found = is_wanted(*arguments)  # type: ignore[arg-type]
+        registry.complete(version.manifest)
+        return found
+
+    monkeypatch.setattr(collector, "_is_wanted", then_completed)
+    assert not collector.delete(garbage)
+    registry.fetch(version)
+    registry.check_claim(version.manifest)
 
 
 def test_what_was_completed_since_it_was_found_stays(

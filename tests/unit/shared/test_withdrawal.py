@@ -10,7 +10,7 @@ import pytest
 
 from shared.copying import copy_version
 from shared.errors import ConsentError, NotFoundError, StoreError
-from shared.manifests import Kind, Withdrawal, WithdrawalOutcome, new_nonce, parse
+from shared.manifests import Kind, Manifest, Withdrawal, WithdrawalOutcome, new_nonce, parse
 from shared.registry import Registry, Version
 from shared.runs import Run
 from shared.store import Store
@@ -234,6 +234,43 @@ def test_what_is_withdrawn_just_as_it_is_published_is_deleted_again(
     with pytest.raises(ConsentError):
         again(registry, tmp_path, dataset="ana.csv")
     assert registry.store.list("models/again") == []
+
+
+def test_a_publisher_looks_for_consent_before_its_last_look_at_the_claim(
+    registry: Registry, family: dict[str, Version], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading the records takes its time, and a claim may go in it: what it guards would be visible without files."""
+    check_consent, claims = registry.check_consent, []
+
+    def and_collected(manifest: Manifest) -> None:
+        check_consent(manifest)
+        claims.append(f"models/again/{manifest.version}/claim.json")
+        registry.store.delete(claims[0])
+
+    monkeypatch.setattr(registry, "check_consent", and_collected)
+    monkeypatch.setattr(registry, "complete", lambda _: pytest.fail("it was completed"))
+    with pytest.raises(StoreError, match="is gone"):
+        again(registry, tmp_path, dataset="new.csv")
+    assert registry.store.list("models/again") == []
+
+
+def test_a_copy_that_outlasts_the_consent_does_not_become_visible(
+    registry: Registry, family: dict[str, Version], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = Registry(Store.open("memory://"), tmp_path / "elsewhere")
+    copy_version(registry.store, family["ana"], elsewhere)
+    purge(registry)
+    looks, check_consent = [0], registry.check_consent
+
+    def not_at_first(manifest: Manifest) -> None:
+        looks[0] += 1
+        if looks[0] > 1:
+            check_consent(manifest)
+
+    monkeypatch.setattr(registry, "check_consent", not_at_first)
+    monkeypatch.setattr(registry, "complete", lambda _: pytest.fail("it was completed"))
+    with pytest.raises(ConsentError, match="withdrawn"):
+        copy_version(elsewhere.store, family["ana"], registry)
 
 
 def test_what_is_published_between_the_search_and_the_record_is_told(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -143,13 +143,16 @@ def run_upkeep(registry: Registry, kind: Kind, options: argparse.Namespace) -> i
 
 
 def _verify(registry: Registry, kind: Kind, references: list[str], all_of_them: bool, as_json: bool) -> None:
+    from shared.collection import every_version
     from shared.copying import damage
 
     if bool(references) == all_of_them:
         raise UserError("name the versions to verify, or say --all")
     problems: dict[str, list[str]] = {}
     for version in (
-        _every(registry, kind) if all_of_them else (registry.resolve(kind, each) for each in references)
+        every_version(registry, [kind])
+        if all_of_them
+        else (registry.resolve(kind, each) for each in references)
     ):
         with byte_bar(f"Verifying {version.reference}") as progress:
             problems[version.reference] = damage(registry.store, version, progress)
@@ -171,12 +174,6 @@ def _verify(registry: Registry, kind: Kind, references: list[str], all_of_them: 
         raise CorruptObjectError(
             f"{bad} of {len(problems)} are damaged: publish them again, or copy them from elsewhere"
         )
-
-
-def _every(registry: Registry, kind: Kind) -> Iterable[Version]:
-    for name in registry.names(kind):
-        for id_ in registry.versions(kind, name):
-            yield registry.resolve(kind, f"{name}/{id_}")
 
 
 def _copy(registry: Registry, kind: Kind, options: argparse.Namespace) -> None:
@@ -283,10 +280,11 @@ def _delete(registry: Registry, kind: Kind, options: argparse.Namespace) -> None
                 f"{reference!r} may be another version tomorrow: to delete what it is now, name {version.reference}"
             )
         _refuse_if_pointed_to(registry, version)
+        _refuse_if_made_from(registry, version, but=versions)
     if not options.dry_run:
         _ask(f"Delete {len(versions)} of the {kind} in {registry.store.url}?", options.yes)
-        for version in versions:
-            _delete_unless_pointed_to(registry, version)
+        for version in sorted(versions, key=lambda version: version.manifest.created, reverse=True):
+            _delete_unless_needed(registry, version)
     if options.json:
         print_json([{"reference": version.reference, "deleted": not options.dry_run} for version in versions])
         return
@@ -309,10 +307,29 @@ def _refuse_if_pointed_to(registry: Registry, version: Version) -> None:
         )
 
 
-def _delete_unless_pointed_to(registry: Registry, version: Version) -> None:
-    """Delete a version after a look at its aliases once more: the question may have stood there for an hour."""
-    if not registry.delete(version, keep_if=lambda: bool(_pointing(registry, version))):
+def _refuse_if_made_from(registry: Registry, version: Version, *, but: Collection[Version] = ()) -> None:
+    """Refuse to delete what others come from, but for those that are deleted with it."""
+    from shared.collection import descendants
+
+    found = [each for each in descendants(version, registry) if each not in {other.prefix for other in but}]
+    if found:
+        raise UserError(
+            f"{version.reference} stays, because of what comes from it and is found by way of it when a speaker "
+            f"withdraws consent: {', '.join(found)}. Delete such versions first; an unfinished run has to end, or to "
+            "be idle until 'vits models gc' removes its state (--idle 1d: after a day)"
+        )
+
+
+def _delete_unless_needed(registry: Registry, version: Version) -> None:
+    """Delete a version after another look at what needs it: the question may have stood there for an hour."""
+    from shared.collection import descendants
+
+    def is_needed() -> bool:
+        return bool(_pointing(registry, version) or descendants(version, registry))
+
+    if not registry.delete(version, keep_if=is_needed):
         _refuse_if_pointed_to(registry, version)
+        _refuse_if_made_from(registry, version)
 
 
 def _purge(registry: Registry, kind: Kind, options: argparse.Namespace) -> None:
@@ -342,6 +359,7 @@ def _purge(registry: Registry, kind: Kind, options: argparse.Namespace) -> None:
                     {"kind": version.kind, "reference": version.reference, "why": why}
                     for version, why in plan.versions.values()
                 ],
+                "gone": plan.gone,
                 "runs": plan.runs,
                 "datasets": plan.datasets,
                 "aliases": plan.aliases,
@@ -369,7 +387,11 @@ def _show_plan(plan: Plan) -> None:
         ["goes", "size", "why"],
         [
             *([prefix, size(v.manifest.total_bytes), why] for prefix, (v, why) in plan.versions.items()),
-            *([f"runs/{run}", "", "the state of a run that made them"] for run in plan.runs),
+            *([prefix, "", "not there any more; what was made from it goes"] for prefix in plan.gone),
+            *(
+                [f"runs/{run}", "", "the state of a run that made them, or began from one"]
+                for run in plan.runs
+            ),
         ],
     )
     for heading, lines in [

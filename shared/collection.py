@@ -1,12 +1,15 @@
 """Garbage collection: what nobody can want any more is found first, shown, and then deleted.
 
-What an alias points to, or has pointed to in its last moves, is kept, and so are a name's newest versions, whatever a
-kept version was made from, and everything younger than a day. The rest may go: superseded versions, what crashed
-publishers left behind, and the state of runs that have been idle for a month.
+What an alias points to, or has pointed to in its last moves, is kept, and so are a name's newest versions, what an
+unfinished run began from, whatever a kept version was made from, and everything younger than a day. The rest may go:
+superseded versions, what crashed publishers left behind, and the state of runs that have been idle for a month.
+
+No version goes before what was made from it: it is by their lineage that versions are found when a speaker withdraws
+consent (`shared.withdrawal`).
 
 Nothing is lost to a race. Before a version goes the aliases are read again, and once more when its manifest is deleted:
 when somebody has promoted the version meanwhile, the manifest is put back (and `Registry.move_alias` looks again
-after its move). A publisher makes sure that its claim is still there before it completes a version.
+after its move). A publisher makes sure that its claim is still there, before it completes a version and after.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from typing import Literal
 from shared.errors import NotFoundError
 from shared.manifests import KINDS, NAME_PATTERN, VERSION_PATTERN, Kind, now
 from shared.registry import Registry, Version
+from shared.runs import bases_of_unfinished
 from shared.store import ObjectInfo
 
 #: Nothing younger is ever collected, whatever else is asked for: somebody may be at work on it.
@@ -59,6 +63,7 @@ class Garbage:
         modified: When anything in it was last written.
         why: The reason, for people.
         version: The version, if it is one.
+        children: The folders of the versions that were made from it, which go before it.
     """
 
     what: What
@@ -67,6 +72,12 @@ class Garbage:
     modified: datetime
     why: str
     version: Version | None = field(default=None, repr=False)
+    children: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def since(self) -> datetime:
+        """When it came to be: later than what it was made from."""
+        return self.version.manifest.created if self.version else self.modified
 
 
 class Collector:
@@ -81,32 +92,38 @@ class Collector:
         self._idle_before = now() - max(rules.idle, YOUNGEST)
 
     def find(self, kinds: Sequence[Kind] = KINDS) -> list[Garbage]:
-        """What may be deleted, by path. With models among the kinds, the state of runs too.
+        """What may be deleted, in the order in which to do it: the youngest first.
+
+        With models among the kinds, the state of runs too.
 
         Raises:
-            CorruptObjectError: A manifest or an alias cannot be read, so that it is not known what it reaches.
+            CorruptObjectError: A manifest, an alias or a run's state cannot be read, so that it is not known what it
+                reaches.
             StoreError: The store failed.
         """
         folders = {kind: self._folders(kind) for kind in KINDS}
-        kept, versions = self._reached(folders)
+        versions = {version.prefix: version for version in every_version(self.registry)}
+        made_from = {prefix: parents(version, self.registry) for prefix, version in versions.items()}
+        kept = self._reached(folders, versions, made_from, kinds)
+        children = defaultdict(list)
+        for prefix, its_parents in made_from.items():
+            for parent in its_parents:
+                children[parent].append(prefix)
         found: list[Garbage] = []
-        for kind in kinds:
-            for prefix, items in folders[kind].items():
-                age = max(item.modified for item in items)
-                if age >= self._before or prefix in kept:
-                    continue
-                size = sum(item.size for item in items)
-                if prefix in versions:
-                    why = (
-                        f"no alias's last {self.rules.history} moves reach it, and it is not among the newest"
-                    )
-                    found.append(Garbage("version", prefix, size, age, why, versions[prefix]))
-                else:
-                    found.append(Garbage("leftover", prefix, size, age, "never completed"))
+        for prefix, items in ((prefix, items) for kind in kinds for prefix, items in folders[kind].items()):
+            if prefix in kept:
+                continue
+            size, age = sum(item.size for item in items), _modified(items)
+            if prefix in versions:
+                why = f"no alias's last {self.rules.history} moves reach it, and it is not among the newest"
+                version = versions[prefix]
+                found.append(Garbage("version", prefix, size, age, why, version, tuple(children[prefix])))
+            else:
+                found.append(Garbage("leftover", prefix, size, age, "never completed"))
         if "models" in kinds:
             found += self._idle_runs()
         found += self._staged(kinds)
-        return sorted(found, key=lambda each: each.prefix)
+        return sorted(found, key=lambda each: (each.since, each.prefix), reverse=True)
 
     def delete(self, garbage: Garbage) -> bool:
         """Delete what was found, unless it is wanted by now; whether it was deleted.
@@ -115,8 +132,7 @@ class Collector:
             StoreError: The store failed.
         """
         if garbage.version:
-            version = garbage.version
-            return self.registry.delete(version, keep_if=lambda: version.id in self._aliased(version))
+            return self.registry.delete(garbage.version, keep_if=lambda: self._is_needed(garbage))
         items = self.store.list(garbage.prefix)
         if self._is_wanted(garbage, items):
             return False
@@ -128,6 +144,14 @@ class Collector:
         for item in sorted(items, key=lambda item: not item.path.endswith("/manifest.json")):
             self.store.delete(item.path)
         return True
+
+    def _is_needed(self, garbage: Garbage) -> bool:
+        """Whether an alias reaches a version by now, or a version that was made from it has stayed."""
+        version = garbage.version
+        assert version is not None  # noqa: S101 - only versions are asked about
+        return version.id in self._aliased_of(version.kind, version.name) or any(
+            self.store.exists(f"{child}/manifest.json") for child in garbage.children
+        )
 
     def _is_wanted(self, garbage: Garbage, items: list[ObjectInfo]) -> bool:
         """Whether anybody has completed it, or written anything there, since it was found."""
@@ -149,30 +173,23 @@ class Collector:
         return folders
 
     def _reached(
-        self, folders: dict[Kind, dict[str, list[ObjectInfo]]]
-    ) -> tuple[set[str], dict[str, Version]]:
-        """The folders of versions that are kept, and all versions by folder."""
-        kept: set[str] = set()
-        versions: dict[str, Version] = {}
+        self,
+        folders: dict[Kind, dict[str, list[ObjectInfo]]],
+        versions: dict[str, Version],
+        made_from: dict[str, list[str]],
+        kinds: Sequence[Kind],
+    ) -> set[str]:
+        """The folders of what is kept."""
+        kept = set(bases_of_unfinished(self.store).values())
+        of_name: dict[tuple[Kind, str], list[str]] = defaultdict(list)
+        for prefix, version in versions.items():
+            of_name[version.kind, version.name].append(prefix)
+        for (kind, name), prefixes in of_name.items():
+            kept |= {*(prefixes if kind not in kinds else prefixes[-max(self.rules.newest, 1) :])}
+            kept |= {f"{kind}/{name}/{version}" for version in self._aliased_of(kind, name)}
         for kind in KINDS:
-            complete = {
-                prefix
-                for prefix, items in folders[kind].items()
-                if any(item.path == f"{prefix}/manifest.json" for item in items)
-            }
-            for name in sorted({prefix.split("/")[1] for prefix in complete}):
-                of_name = [
-                    self.registry.resolve(kind, f"{name}/{version}")
-                    for version in self.registry.versions(kind, name)
-                ]
-                versions |= {version.prefix: version for version in of_name}
-                kept |= {version.prefix for version in of_name[-max(self.rules.newest, 1) :]}
-                kept |= {version.prefix for version in of_name if version.manifest.created >= self._before}
-                kept |= {f"{kind}/{name}/{version}" for version in self._aliased_of(kind, name)}
-        return kept | set(self._ancestors(kept, versions)), versions
-
-    def _aliased(self, version: Version) -> set[str]:
-        return self._aliased_of(version.kind, version.name)
+            kept |= {prefix for prefix, items in folders[kind].items() if _modified(items) >= self._before}
+        return kept | set(_ancestors(kept, made_from))
 
     def _aliased_of(self, kind: Kind, name: str) -> set[str]:
         """The ids that a name's aliases point to, or pointed to in their last moves."""
@@ -182,17 +199,6 @@ class Collector:
             for move in self.registry.history(kind, name, alias)[-max(self.rules.history, 1) :]
         }
 
-    def _ancestors(self, kept: set[str], versions: dict[str, Version]) -> Iterator[str]:
-        """The versions that kept ones were made from, and those that these were made from."""
-        waiting, seen = list(kept), set(kept)
-        while waiting:
-            version = versions.get(waiting.pop())
-            for parent in parents(version, self.registry) if version else ():
-                if parent not in seen:
-                    seen.add(parent)
-                    waiting.append(parent)
-                    yield parent
-
     # ------------------------------------------------------------------ runs and unfinished files
 
     def _idle_runs(self) -> Iterator[Garbage]:
@@ -200,7 +206,7 @@ class Collector:
         for item in self.store.list("runs"):
             runs["/".join(item.path.split("/")[:2])].append(item)
         for prefix, items in runs.items():
-            modified = max(item.modified for item in items)
+            modified = _modified(items)
             if modified < self._idle_before:
                 size = sum(item.size for item in items)
                 why = f"idle for {(now() - modified).days} days"
@@ -221,6 +227,47 @@ class Collector:
                     if modified < self._before:
                         prefix = path.relative_to(str(root)).as_posix()
                         yield Garbage("leftover", prefix, status.st_size, modified, "half written")
+
+
+def every_version(registry: Registry, kinds: Sequence[Kind] = KINDS) -> Iterator[Version]:
+    """All versions of a store, name by name, the newest of each last.
+
+    Raises:
+        CorruptObjectError: A manifest cannot be read.
+        StoreError: The store failed.
+    """
+    for kind in kinds:
+        for name in registry.names(kind):
+            for version in registry.versions(kind, name):
+                yield registry.resolve(kind, f"{name}/{version}")
+
+
+def descendants(version: Version, registry: Registry) -> list[str]:
+    """The folders in the store of what comes from a version itself: other versions, and runs that go on.
+
+    Raises:
+        CorruptObjectError: A manifest or a run's state cannot be read.
+        StoreError: The store failed.
+    """
+    made = [each.prefix for each in every_version(registry) if version.prefix in parents(each, registry)]
+    begun = bases_of_unfinished(registry.store).items()
+    return made + [f"runs/{run}" for run, base in begun if base == version.prefix]
+
+
+def _ancestors(kept: set[str], made_from: dict[str, list[str]]) -> Iterator[str]:
+    """What kept versions were made from, and what that was made from."""
+    waiting, seen = list(kept), set(kept)
+    while waiting:
+        for parent in made_from.get(waiting.pop(), ()):
+            if parent not in seen:
+                seen.add(parent)
+                waiting.append(parent)
+                yield parent
+
+
+def _modified(items: Sequence[ObjectInfo]) -> datetime:
+    """When anything of it was last written."""
+    return max(item.modified for item in items)
 
 
 def parents(version: Version, registry: Registry) -> list[str]:

@@ -76,6 +76,13 @@ def check_path(path: str) -> str:
     return path
 
 
+def model_folder(reference: JsonValue) -> str | None:
+    """The store's folder of the version of a model that a lineage names; None if it names something else."""
+    name, _, version = str(reference).partition("/")
+    is_version = re.fullmatch(NAME_PATTERN, name) and re.fullmatch(VERSION_PATTERN, version)
+    return f"models/{reference}" if is_version else None
+
+
 def new_version_id() -> str:
     """A version's id: UTC time to the second, and 8 random hex digits."""
     return f"{now():%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
@@ -174,14 +181,11 @@ class Manifest(Record):
     @property
     def made_from(self) -> tuple[str, ...]:
         """The store's folders of the versions that its lineage names: the model of a voice, the base of a model."""
-        found = []
+        references = [self.lineage.get("base")]
         match self.lineage.get("model"):
             case {"name": str(name), "version": str(version)}:
-                found.append(f"models/{name}/{version}")
-        base = str(self.lineage.get("base", ""))
-        if re.fullmatch(VERSION_PATTERN, base.partition("/")[2]):
-            found.append(f"models/{base}")
-        return tuple(found)
+                references.insert(0, f"{name}/{version}")
+        return tuple(folder for reference in references if (folder := model_folder(reference)))
 
 
 class Alias(Record):

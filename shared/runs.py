@@ -12,18 +12,32 @@ cannot spoil a checkpoint of its successor. Nothing here is ever unpickled: file
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from shared.cache import verify
 from shared.errors import AlreadyExistsError, CorruptObjectError, LeaseLostError, NotFoundError, UserError
-from shared.manifests import Checkpoint, Lease, check_name, new_nonce, now, parse, this_writer
+from shared.manifests import (
+    Checkpoint,
+    Lease,
+    check_name,
+    model_folder,
+    new_nonce,
+    now,
+    parse,
+    this_writer,
+)
 from shared.registry import files_to_publish, upload_files
 from shared.store import Store
+
+#: The file of a state that says where its run stands; its schema is ``shared/schemas/training_state.json``.
+TRAINER_FILE = "trainer_state.json"
 
 
 @dataclass(frozen=True)
@@ -235,6 +249,42 @@ class Run:
 
     def _files_prefix(self, step: int, lease: int) -> str:
         return f"{self.prefix}/checkpoints/{step:010d}/{lease:010d}"
+
+
+def bases_of_unfinished(store: Store) -> dict[str, str]:
+    """What unfinished runs began from, by run: the folders in the store of versions, which may be gone by now.
+
+    Left out are runs that have saved nothing yet, and those that began from something that is in no store.
+
+    Raises:
+        CorruptObjectError: A run's state cannot be read, so that it is not known what it needs.
+        StoreError: The store failed.
+    """
+    found = {}
+    for run_id in sorted({item.path.split("/")[1] for item in store.list("runs")}):
+        state = _newest_state(Run(store, run_id, sequence=0))  # it only reads
+        base = model_folder(state.get("base"))
+        if base and state.get("global_step", 0) < state.get("max_steps", 0):
+            found[run_id] = base
+    return found
+
+
+def _newest_state(run: Run) -> dict[str, Any]:
+    """Where a run stood when it was saved last; nothing if it does not say."""
+    steps = run.checkpoints()
+    try:
+        checkpoint = run.checkpoint(steps[-1]) if steps else None
+        if checkpoint is None or TRAINER_FILE not in {entry.path for entry in checkpoint.files}:
+            return {}
+        path = f"{run._files_prefix(checkpoint.step, checkpoint.lease)}/{TRAINER_FILE}"
+        state: dict[str, Any] = json.loads(run.store.read(path))
+    except NotFoundError:  # it has just begun anew
+        return {}
+    except ValueError as error:
+        raise CorruptObjectError(
+            f"{run.store.address(path)} is damaged: {error}. Remove this state, with its manifest first"
+        ) from error
+    return state
 
 
 def _lease_path(run_id: str, sequence: int) -> str:

@@ -2,6 +2,8 @@
 
 Versions name the recordings that they were trained on (``dataset``), their run and their base, and voices name their
 model. From what is asked for, the search goes up to the recordings, and from these down to everything made of them.
+A version that is not there leads to what was made from it all the same, but not to its own recordings. So none is
+deleted while something comes from it (`shared.collection`); where one is missing nevertheless, the user is told.
 What is about to be deleted is written down first, as an object below ``audit/`` that nothing ever replaces and that
 keeps it from being published again (`shared.consent`), and what became of it in a second one at the end. Only one store
 can be reached from here: `UNREACHED` says what else there is.
@@ -14,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from shared.cache import Cache
-from shared.collection import parents
+from shared.collection import every_version, parents
 from shared.errors import NotFoundError, nearest
 from shared.manifests import (
     KINDS,
@@ -29,6 +31,7 @@ from shared.manifests import (
     this_writer,
 )
 from shared.registry import Registry, Version
+from shared.runs import bases_of_unfinished
 
 #: What no program that has this store's address alone can delete.
 UNREACHED = (
@@ -47,18 +50,25 @@ class Plan:
 
     Attributes:
         versions: By folder in the store: the version, and why it is among them.
+        gone: Folders of versions that are not there any more, from which others were made that go.
         runs: The runs whose state goes too.
         datasets: The recordings, as lineages name them. Of these nothing is published any more.
         aliases: Aliases that will point to nothing, as ``kind/name@alias``.
-        undecided: Versions whose lineage does not name the recordings or that were never completed, and runs that no
-            version names.
+        undecided: Versions whose lineage does not name the recordings, or names a version that is not there;
+            what was never completed, and runs that no version names.
     """
 
     versions: dict[str, tuple[Version, str]] = field(default_factory=dict)
+    gone: list[str] = field(default_factory=list)
     runs: list[str] = field(default_factory=list)
     datasets: list[str] = field(default_factory=list)
     aliases: list[str] = field(default_factory=list)
     undecided: list[str] = field(default_factory=list)
+
+    @property
+    def folders(self) -> set[str]:
+        """The folders of all versions, there or not."""
+        return {*self.versions, *self.gone}
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,21 @@ class Outcome:
 
     audit: tuple[str, str]
     remaining: tuple[str, ...]
+
+
+class _Family:
+    """The versions of a store, and which was made from which.
+
+    Attributes:
+        versions: By folder in the store.
+        parents: The folders of what each was made from.
+        gone: The folders of what versions were made from and is not there.
+    """
+
+    def __init__(self, registry: Registry) -> None:
+        self.versions = {version.prefix: version for version in every_version(registry)}
+        self.parents = {prefix: parents(version, registry) for prefix, version in self.versions.items()}
+        self.gone = {each for made_from in self.parents.values() for each in made_from} - self.versions.keys()
 
 
 class Withdrawals:
@@ -99,16 +124,19 @@ class Withdrawals:
 
         Raises:
             NotFoundError: One of them names nothing; the message lists what there is.
-            CorruptObjectError: A manifest cannot be read.
+            CorruptObjectError: A manifest or a run's state cannot be read.
             StoreError: The store failed.
         """
-        versions = {version.prefix: version for version in self._all()}
+        family = _Family(self.registry)
         plan = Plan()
-        for version, why in self._named(kind, references, datasets, sources, versions):
-            plan.versions.setdefault(version.prefix, (version, why))
-        self._add_same_recordings(plan, versions)
-        self._add_descendants(plan, versions)
-        self._complete(plan, versions)
+        for prefix, why in self._named(kind, references, datasets, sources, family):
+            if prefix in family.gone:
+                plan.gone.append(prefix)
+            else:
+                plan.versions.setdefault(prefix, (family.versions[prefix], why))
+        self._add_same_recordings(plan, family)
+        self._add_descendants(plan, family)
+        self._complete(plan, family)
         return plan
 
     def carry_out(self, plan: Plan, *, asked: Sequence[str], reason: str) -> Outcome:
@@ -138,7 +166,8 @@ class Withdrawals:
                     bytes=version.manifest.total_bytes,
                 )
                 for version, why in plan.versions.values()
-            ),
+            )
+            + tuple(map(_already_gone, plan.gone)),
             runs=tuple(plan.runs),
             datasets=tuple(plan.datasets),
             aliases=tuple(plan.aliases),
@@ -146,7 +175,7 @@ class Withdrawals:
         )
         begun = f"audit/{record.id}.json"
         self.store.create(begun, record.to_bytes(), nonce=record.nonce)
-        prefixes = [*(f"runs/{run}" for run in plan.runs), *reversed(plan.versions)]
+        prefixes = [*(f"runs/{run}" for run in plan.runs), *reversed(plan.versions), *plan.gone]
         # From the far end, so that the same words find what is left if this breaks off: states of runs, which versions
         # lead to; what was made of others before those; and what was named last.
         for prefix in prefixes:
@@ -155,7 +184,7 @@ class Withdrawals:
             self.registry.remove_leftovers(prefix)
             if self.store.root:  # what a killed writer left half written is in no listing
                 shutil.rmtree(self.store.root / prefix, ignore_errors=True)
-        staying = list(self._all())
+        staying = list(every_version(self.registry))
         self._forget(plan, staying)
         remaining = (
             *(item.path for prefix in prefixes for item in self.store.list(prefix)),
@@ -168,40 +197,34 @@ class Withdrawals:
 
     # ------------------------------------------------------------------ finding
 
-    def _all(self) -> Iterator[Version]:
-        for kind in KINDS:
-            for name in self.registry.names(kind):
-                for version in self.registry.versions(kind, name):
-                    yield self.registry.resolve(kind, f"{name}/{version}")
-
     def _named(
         self,
         kind: Kind,
         references: Sequence[str],
         datasets: Sequence[str],
         sources: Sequence[str],
-        versions: dict[str, Version],
-    ) -> Iterator[tuple[Version, str]]:
+        family: _Family,
+    ) -> Iterator[tuple[str, str]]:
+        """The folders of versions that are asked for, and why each is."""
         for reference in references:
-            if "@" in reference or "/" in reference:
-                yield self.registry.resolve(kind, reference), "named"
-                continue
-            self.registry.resolve(kind, f"{check_name(reference)}/{self._newest(kind, reference)}")
-            for version in versions.values():
-                if (version.kind, version.name) == (kind, reference):
-                    yield version, "named"
+            if f"{kind}/{reference}" in family.gone:
+                yield f"{kind}/{reference}", "named"
+            elif "@" in reference or "/" in reference:
+                yield self.registry.resolve(kind, reference).prefix, "named"
+            else:
+                folder = f"{kind}/{check_name(reference)}/"
+                found = [prefix for prefix in (*family.versions, *family.gone) if prefix.startswith(folder)]
+                if not found:
+                    self.registry.resolve(kind, reference)  # which says what there is
+                yield from ((prefix, "named") for prefix in found)
         for dataset in datasets:
-            yield from self._matching(dataset, versions, "dataset", _trained_on)
+            yield from self._matching(dataset, family.versions, "dataset", _trained_on)
         for source in sources:
-            yield from self._matching(source, versions, "source", _mentions)
-
-    def _newest(self, kind: Kind, name: str) -> str:
-        versions = self.registry.versions(kind, name)
-        return versions[-1] if versions else self.registry.resolve(kind, name).id
+            yield from self._matching(source, family.versions, "source", _mentions)
 
     def _matching(
         self, word: str, versions: dict[str, Version], what: str, matches: Callable[[Version, str], bool]
-    ) -> Iterator[tuple[Version, str]]:
+    ) -> Iterator[tuple[str, str]]:
         found = [version for version in versions.values() if matches(version, word)]
         if not found:
             known = sorted(
@@ -215,41 +238,44 @@ class Withdrawals:
                 f"nothing in {self.store.url} has the {what} {word!r}{nearest(word, known) or '.'} "
                 f"Recordings that lineages name: {', '.join(known) or 'none'}"
             )
-        yield from ((version, f"{what} {word}") for version in found)
+        yield from ((version.prefix, f"{what} {word}") for version in found)
 
-    def _add_same_recordings(self, plan: Plan, versions: dict[str, Version]) -> None:
+    def _add_same_recordings(self, plan: Plan, family: _Family) -> None:
         """From what is named, by way of its recordings and runs, to all that was trained on them."""
         models = {prefix for prefix, (version, _) in plan.versions.items() if version.kind == "models"}
-        for version, _ in plan.versions.values():
+        for prefix, (version, _) in plan.versions.items():
             if version.kind == "voices":
-                models |= {prefix for prefix in parents(version, self.registry) if prefix in versions}
+                models.update(family.parents[prefix])
+        plan.gone = sorted({*plan.gone, *(models & family.gone)})
         for key in ("dataset", "run"):
-            values = {versions[prefix].manifest.lineage.get(key) for prefix in models} - {None}
+            values = {family.versions[each].manifest.lineage.get(key) for each in models - family.gone}
+            values.discard(None)
             if key == "dataset":
                 plan.datasets = sorted(map(str, values))
-            for version in versions.values():
+            for version in family.versions.values():
                 value = version.manifest.lineage.get(key)
                 if value in values:
                     plan.versions.setdefault(version.prefix, (version, f"same {key}: {value}"))
 
-    def _add_descendants(self, plan: Plan, versions: dict[str, Version]) -> None:
+    def _add_descendants(self, plan: Plan, family: _Family) -> None:
         grown = True
         while grown:
             grown = False
-            names = {version.name for version, _ in plan.versions.values() if version.kind == "models"}
-            for version in versions.values():
-                if version.prefix in plan.versions:
+            names = {prefix.split("/")[1] for prefix in plan.folders if prefix.startswith("models/")}
+            for prefix, version in family.versions.items():
+                if prefix in plan.versions:
                     continue
-                made_from = [prefix for prefix in parents(version, self.registry) if prefix in plan.versions]
+                made_from = [parent for parent in family.parents[prefix] if parent in plan.folders]
                 base = str(version.manifest.lineage.get("base", ""))  # of old manifests, without the version
                 if made_from or ("/" not in base and base.partition("@")[0] in names):
                     why = f"made from {made_from[0] if made_from else f'some version of {base}'}"
-                    plan.versions[version.prefix] = (version, why)
+                    plan.versions[prefix] = (version, why)
                     grown = True
 
-    def _complete(self, plan: Plan, versions: dict[str, Version]) -> None:
-        runs = {str(version.manifest.lineage.get("run")) for version, _ in plan.versions.values()}
+    def _complete(self, plan: Plan, family: _Family) -> None:
         stored = {item.path.split("/")[1] for item in self.store.list("runs")}
+        runs = {str(version.manifest.lineage.get("run")) for version, _ in plan.versions.values()}
+        runs |= {run for run, base in bases_of_unfinished(self.store).items() if base in plan.folders}
         plan.runs = sorted(runs & stored)
         for kind in KINDS:
             for name in sorted(
@@ -260,26 +286,35 @@ class Withdrawals:
                     for alias, id_ in self.registry.aliases(kind, name).items()
                     if f"{kind}/{name}/{id_}" in plan.versions
                 ]
-        named = {str(version.manifest.lineage.get("run")) for version in versions.values()}
-        plan.undecided = [
-            f"{version.prefix}: its lineage names neither recordings nor a model"
-            for version in versions.values()
-            if version.prefix not in plan.versions
-            and not version.manifest.lineage.get("dataset")
-            and not any(prefix in versions for prefix in parents(version, self.registry))
-        ]
-        plan.undecided += [f"runs/{run}: no version names it" for run in sorted(stored - named)]
+        plan.undecided = [*self._undecided(plan, family, stored)]
+
+    def _undecided(self, plan: Plan, family: _Family, stored: set[str]) -> Iterator[str]:
+        for prefix in plan.gone:
+            yield f"{prefix}: not there any more, so that its recordings and its base are not known; name them too"
+        for prefix, version in family.versions.items():
+            if prefix in plan.versions:
+                continue
+            missing = [parent for parent in family.parents[prefix] if parent in family.gone]
+            if missing:
+                yield (
+                    f"{prefix}: made from {missing[0]}, which is not there; if that was made of these recordings, "
+                    f"'vits models delete {missing[0].removeprefix('models/')} --purge' deletes what comes from it"
+                )
+            elif not version.manifest.lineage.get("dataset") and not family.parents[prefix]:
+                yield f"{prefix}: its lineage names neither recordings nor a model"
+        named = {str(version.manifest.lineage.get("run")) for version in family.versions.values()}
+        yield from (f"runs/{run}: no version names it" for run in sorted(stored - named - {*plan.runs}))
         for kind in KINDS:
             folders = {"/".join(item.path.split("/")[:3]) for item in self.store.list(kind)}
-            plan.undecided += [
+            yield from (
                 f"{prefix}: never completed; 'vits {kind} gc' deletes it a day after its last write"
-                for prefix in sorted(folders - set(versions))
-            ]
+                for prefix in sorted(folders - {*family.versions, *plan.gone})
+            )
 
     def _published_meanwhile(self, plan: Plan, staying: Sequence[Version]) -> Iterator[str]:
         """The manifests of what was published between the search and the record, which keeps more from coming."""
         for version in staying:
-            made_from = plan.versions.keys() & parents(version, self.registry)
+            made_from = plan.folders.intersection(parents(version, self.registry))
             if made_from or version.manifest.lineage.get("dataset") in plan.datasets:
                 yield f"{version.prefix}/manifest.json"
 
@@ -291,6 +326,14 @@ class Withdrawals:
             for entry in version.manifest.files:
                 if entry.sha256 not in kept:
                     cache.forget(entry)
+
+
+def _already_gone(prefix: str) -> WithdrawnVersion:
+    """How the record names a version that was deleted before."""
+    _, name, version = prefix.split("/")
+    return WithdrawnVersion(
+        kind="models", name=name, version=version, why="named, not there any more", bytes=0
+    )
 
 
 def _trained_on(version: Version, dataset: str) -> bool:

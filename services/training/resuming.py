@@ -24,7 +24,7 @@ from services.training.config import SECRETS, TrainingConfig
 from services.training.publishing import deliver
 from services.training.session import Session
 from shared.errors import ConfigError, NotFoundError, UserError
-from shared.runs import Run
+from shared.runs import TRAINER_FILE, Run
 from shared.store import Store, default_store_url, digest_file
 from shared.text import FrontEnd
 
@@ -327,7 +327,7 @@ def _go_back(config: TrainingConfig, run: Run, asked: Path) -> Path:
     """
     step = ckpt.checkpoint_step(asked)
     assert step is not None  # noqa: S101 - it is a complete checkpoint
-    (config.output_dir / ckpt.TRAINER_FILE).unlink(missing_ok=True)  # it may call the run finished
+    (config.output_dir / TRAINER_FILE).unlink(missing_ok=True)  # it may call the run finished
     here = config.output_dir / asked.name
     comes_from_elsewhere = here.resolve() != asked
     for folder in ckpt.checkpoints(config.output_dir):
@@ -356,7 +356,7 @@ def _size(folder: Path) -> int:
 
 def _discard_checkpoints(output_dir: Path, run: Run) -> None:
     """Make a run begin at its beginning: nothing on the disk or in the store is left to go on from."""
-    (output_dir / ckpt.TRAINER_FILE).unlink(missing_ok=True)  # it would call the new run finished
+    (output_dir / TRAINER_FILE).unlink(missing_ok=True)  # it would call the new run finished
     for stale in ckpt.checkpoints(output_dir):
         shutil.rmtree(stale)
     run.clear()

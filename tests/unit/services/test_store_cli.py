@@ -14,9 +14,10 @@ from services import cli
 from services.store_cli import main
 from shared.copying import copy_version
 from shared.errors import CorruptObjectError, NotFoundError, StoreError, UserError
-from shared.manifests import now
+from shared.manifests import Kind, now
 from shared.provenance import Provenance
 from shared.registry import Registry, Version
+from shared.runs import TRAINER_FILE, Run
 from shared.store import Digest, Store
 
 
@@ -293,6 +294,88 @@ def test_delete_wants_to_be_sure(
     assert main(["voices", "delete", old.reference, "--yes"]) == 0
     with pytest.raises(NotFoundError):
         main(["voices", "show", old.reference])
+
+
+@pytest.fixture
+def generations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Version]:
+    """A model, one that was made from it, and that one's voice."""
+    monkeypatch.setenv("VITS_STORE", str(tmp_path / "store"))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "config.json").write_text("{}")
+    registry = Registry(Store.open(str(tmp_path / "store")))
+
+    def publish(kind: Kind, **lineage: Any) -> Version:
+        return registry.publish(
+            kind, "ana", tmp_path / "folder", licence="MIT", sources=[], consent=None, lineage=lineage
+        )
+
+    base = publish("models", dataset="ana.csv")
+    child = publish("models", base=base.reference, dataset="more.csv")
+    return [base, child, publish("voices", model={"name": "ana", "version": child.id})]
+
+
+def test_a_version_from_which_something_comes_is_not_deleted(
+    generations: list[Version], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A purge finds it by that version."""
+    base, child, voice = generations
+    for options in (["--yes"], ["--dry-run"]):
+        with pytest.raises(UserError, match=rf"{base.reference} stays.*consent: {child.prefix}\. Delete"):
+            main(["models", "delete", base.reference, *options])
+    with pytest.raises(UserError, match=rf"{child.reference} stays.*{voice.prefix}"):
+        main(["models", "delete", base.reference, child.reference, "--yes"])
+    (tmp_path / "state").mkdir()
+    state = {"base": child.reference, "global_step": 1, "max_steps": 2}
+    (tmp_path / "state" / TRAINER_FILE).write_text(json.dumps(state))
+    Run.acquire(Store.open(str(tmp_path / "store")), "further").save_checkpoint(1, tmp_path / "state")
+    assert main(["voices", "delete", voice.reference, "--yes"]) == 0
+    with pytest.raises(UserError, match=r"runs/further.*gc"):
+        main(["models", "delete", child.reference, "--yes"])
+    assert main(["models", "show", child.reference]) == 0
+
+
+def test_a_family_is_deleted_at_once_the_youngest_first(generations: list[Version]) -> None:
+    base, child, voice = generations
+    assert main(["voices", "delete", voice.reference, "--yes"]) == 0
+    assert main(["models", "delete", base.reference, child.reference, "--yes"]) == 0
+    with pytest.raises(NotFoundError):
+        main(["models", "show", "ana"])
+
+
+def test_what_is_made_from_a_version_while_delete_asks_keeps_it(
+    generations: list[Version], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, child, voice = generations
+    assert main(["voices", "delete", voice.reference, "--yes"]) == 0
+    registry = Registry(Store.open(str(tmp_path / "store")))
+
+    def meanwhile(*_: object) -> None:
+        lineage: dict[str, Any] = {"model": {"name": "ana", "version": child.id}}
+        registry.publish(
+            "voices", "new", tmp_path / "folder", licence="MIT", sources=[], consent=None, lineage=lineage
+        )
+
+    monkeypatch.setattr("services.store_upkeep._ask", meanwhile)
+    with pytest.raises(UserError, match=rf"{child.reference} stays.*voices/new"):
+        main(["models", "delete", child.reference])
+    assert main(["models", "show", child.reference]) == 0
+
+
+def test_a_purge_by_a_version_that_is_gone_is_shown_and_recorded(
+    generations: list[Version], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, child, voice = generations
+    Registry(Store.open(str(tmp_path / "store"))).delete(base)
+    assert main(["models", "delete", "--purge", "--dataset", "more.csv", "--dry-run"]) == 0
+    assert main(["models", "delete", base.reference, "--purge", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "not there any more; what was made from it goes" in out
+    assert main(["models", "delete", base.reference, "--purge", "--reason", "letter", "--yes", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["gone"] == [base.prefix]
+    assert {each["reference"] for each in answer["versions"]} == {child.reference, voice.reference}
+    record = json.loads(Path(answer["audit"][0].removeprefix("file://")).read_text())
+    assert base.id in {each["version"] for each in record["versions"]}
 
 
 def test_a_version_that_is_promoted_while_delete_asks_stays(

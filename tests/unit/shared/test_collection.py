@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from shared.collection import Collector, Garbage, Rules
 from shared.errors import CorruptObjectError, NotFoundError, StoreError
 from shared.manifests import Kind, new_nonce, now
 from shared.registry import Registry, Version
-from shared.runs import Run
+from shared.runs import TRAINER_FILE, Run
 from shared.store import Store
 
 
@@ -59,7 +61,7 @@ def test_aliases_their_history_the_newest_and_what_these_were_made_from_stay(
         registry.move_alias("models", "joe", "production", version.id)
     pass_time(monkeypatch, days=2)
     rules = Rules(history=2, newest=1)
-    assert collect(registry, rules) == sorted([moved[0].prefix, loose.prefix])
+    assert sorted(collect(registry, rules)) == sorted([moved[0].prefix, loose.prefix])
     for version in [base, *moved[1:], newest]:
         registry.resolve("models", version.reference)
     registry.resolve("voices", voice.reference)
@@ -159,6 +161,91 @@ def test_idle_runs_go_and_others_stay(
     assert Collector(registry).find(["voices"]) == []
     assert collect(registry) == ["runs/old"]
     assert registry.store.list("runs") == []
+
+
+def save_state(registry: Registry, tmp_path: Path, step: int, **state: object) -> None:
+    folder = tmp_path / "state"
+    folder.mkdir(exist_ok=True)
+    (folder / TRAINER_FILE).write_text(json.dumps({"global_step": step, "max_steps": 2, **state}))
+    Run.acquire(registry.store, "ana").save_checkpoint(step, folder)
+
+
+def test_what_an_unfinished_run_began_from_stays_until_it_has_ended(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it publishes next names a base by which it has to be found when a speaker withdraws consent."""
+    base, _ = publish(registry, tmp_path), publish(registry, tmp_path)
+    save_state(registry, tmp_path, 1, base=base.reference)
+    pass_time(monkeypatch, days=2)
+    rules = Rules(newest=1)
+    assert collect(registry, rules) == []
+    save_state(registry, tmp_path, 2, base=base.reference)
+    assert collect(registry, rules) == [base.prefix]
+
+
+@pytest.mark.parametrize("base", [None, "./joe", "facebook/mms-tts-spa", "joe/20260102T030405-89abcdef"])
+def test_a_run_that_began_elsewhere_keeps_nothing(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str | None
+) -> None:
+    old, _ = publish(registry, tmp_path), publish(registry, tmp_path)
+    save_state(registry, tmp_path, 1, base=base)
+    pass_time(monkeypatch, days=2)
+    assert collect(registry, Rules(newest=1)) == [old.prefix]
+
+
+def test_nothing_is_collected_where_a_runs_state_cannot_be_read(registry: Registry, tmp_path: Path) -> None:
+    save_state(registry, tmp_path, 1)
+    (path,) = (item.path for item in registry.store.list("runs") if item.path.endswith(TRAINER_FILE))
+    registry.store.write(path, b"{")
+    with pytest.raises(CorruptObjectError, match=rf"{path} is damaged.*Remove this state"):
+        Collector(registry).find()
+
+
+def test_the_model_of_a_voice_that_is_not_collected_now_stays(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = publish(registry, tmp_path), publish(registry, tmp_path)
+    voice = publish(registry, tmp_path, "voices", model={"name": "joe", "version": model.id})
+    publish(registry, tmp_path, "voices")
+    pass_time(monkeypatch, days=2)
+    collector = Collector(registry, Rules(newest=1))
+    assert collector.find(["models"]) == []
+    assert [garbage.prefix for garbage in collector.find()] == [voice.prefix, model.prefix]
+
+
+def test_what_was_made_from_a_version_goes_before_it_or_both_stay(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever they are called; and somebody promotes the child between the search and the deletion."""
+    base = publish(registry, tmp_path, name="a")
+    child = publish(registry, tmp_path, name="b", base=base.reference)
+    for name in "ab":
+        publish(registry, tmp_path, name=name)
+    pass_time(monkeypatch, days=2)
+    collector = Collector(registry, Rules(newest=1))
+    found = collector.find()
+    assert [garbage.prefix for garbage in found] == [child.prefix, base.prefix]
+    assert not collector.delete(found[1])  # the other way round
+    registry.move_alias("models", "b", "production", child.id)
+    assert not any(collector.delete(garbage) for garbage in found)
+    for version in (base, child):
+        registry.fetch(registry.resolve("models", version.reference))
+
+
+def test_what_a_copy_of_today_was_made_from_stays_however_old_both_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(Store.open(str(tmp_path / "store")))
+    with monkeypatch.context() as long_ago:
+        before = now() - timedelta(days=9)
+        long_ago.setattr("shared.registry.now", lambda: before)
+        base = publish(registry, tmp_path)
+        child = publish(registry, tmp_path, base=base.reference)
+        publish(registry, tmp_path)
+    for file in (tmp_path / "store" / base.prefix).iterdir():
+        os.utime(file, (before.timestamp(), before.timestamp()))
+    assert collect(registry, Rules(newest=1)) == []
+    registry.resolve("models", child.reference)
 
 
 def test_a_version_that_is_promoted_while_it_is_deleted_stays(

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from shared.collection import every_version
 from shared.copying import copy_version
 from shared.errors import ConsentError, NotFoundError, StoreError
 from shared.manifests import Kind, Manifest, Withdrawal, WithdrawalOutcome, new_nonce, parse
 from shared.registry import Registry, Version
-from shared.runs import Run
+from shared.runs import TRAINER_FILE, Run
 from shared.store import Store
 from shared.withdrawal import Plan, Withdrawals
 
@@ -95,6 +96,61 @@ def test_everything_made_of_the_recordings_is_found_from_any_end(
     assert left == [family["unknown"].prefix, "runs/stray", CRASHED]
 
 
+@pytest.mark.parametrize("asked", ["ana", "ana/version"])
+def test_what_was_made_from_a_version_that_is_gone_is_found_by_its_name(
+    registry: Registry, family: dict[str, Version], tmp_path: Path, asked: str
+) -> None:
+    ana = family["ana"]
+    registry.delete(ana)
+    withdrawals = Withdrawals(registry)
+    plan = withdrawals.plan("models", [asked.replace("version", ana.id)])
+    assert names(family, plan) == {"child", "child voice", "ana voice"}
+    assert plan.gone == [ana.prefix]
+    assert plan.undecided[0].startswith(f"{ana.prefix}: not there any more")
+    outcome = withdrawals.carry_out(plan, asked=["models ana"], reason="letter")
+    assert outcome.remaining == ()
+    with pytest.raises(ConsentError, match=ana.reference):
+        again(registry, tmp_path, base=ana.reference)
+
+
+def test_what_may_come_from_the_recordings_by_way_of_a_version_that_is_gone_is_told(
+    registry: Registry, family: dict[str, Version]
+) -> None:
+    registry.delete(family["ana"])
+    plan = Withdrawals(registry).plan("models", datasets=["ana.csv"])
+    assert names(family, plan) == {"again", "again voice"}
+    for name in ("child", "ana voice"):
+        (line,) = (line for line in plan.undecided if line.startswith(f"{family[name].prefix}: made from"))
+        assert f"{family['ana'].prefix}, which is not there" in line
+        assert f"vits models delete {family['ana'].reference} --purge" in line
+
+
+def test_voices_of_a_model_that_is_gone_are_found_from_one_another(
+    registry: Registry, family: dict[str, Version], tmp_path: Path
+) -> None:
+    ana = family["ana"]
+    second = again(registry, tmp_path, "voices", model={"name": "ana", "version": ana.id})
+    registry.delete(ana)
+    plan = Withdrawals(registry).plan("voices", ["again"])
+    assert set(plan.versions) == {
+        second.prefix,
+        *(family[n].prefix for n in ("ana voice", "child", "child voice")),
+    }
+    assert plan.gone == [ana.prefix]
+
+
+def test_a_run_that_began_from_what_goes_loses_its_state(
+    registry: Registry, family: dict[str, Version], tmp_path: Path
+) -> None:
+    (tmp_path / "state").mkdir()
+    state = {"base": family["child"].reference, "global_step": 1, "max_steps": 2}
+    (tmp_path / "state" / TRAINER_FILE).write_text(json.dumps(state))
+    Run.acquire(registry.store, "further").save_checkpoint(1, tmp_path / "state")
+    plan = Withdrawals(registry).plan("models", ["ana"])
+    assert plan.runs == ["ana", "further"]
+    assert not any("further" in line for line in plan.undecided)
+
+
 def test_a_purge_deletes_what_was_planned_and_leaves_a_record(
     registry: Registry, family: dict[str, Version]
 ) -> None:
@@ -170,7 +226,7 @@ def test_a_purge_that_breaks_off_again_and_again_comes_to_its_end(
         with contextlib.suppress(StoreError):
             withdrawals.carry_out(plan, asked=["ana"], reason="letter")
     assert broken[0] >= len(ANAS)
-    there = {version.prefix for version in withdrawals._all()}
+    there = {version.prefix for version in every_version(registry)}
     assert there == {version.prefix for name, version in family.items() if name not in ANAS}
     assert {item.path.split("/")[1] for item in registry.store.list("runs")} == {"luis", "stray"}
 

@@ -23,7 +23,6 @@ from services.training.checkpoints import (
     OPTIMIZERS_FILE,
     PRIVATE_FILES,
     STATE_FILE,
-    TRAINER_FILE,
     Snapshot,
     TrainerState,
     checkpoint_step,
@@ -43,6 +42,7 @@ from services.training.session import Plan, Session
 from services.training.steps import Steps, new_discriminator
 from shared.errors import ModelError, UserError
 from shared.modeling import VitsForTraining, load_model
+from shared.runs import TRAINER_FILE
 
 SCHEMA = Path(__file__).parents[4] / "shared/schemas/training_state.json"
 

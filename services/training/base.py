@@ -14,6 +14,7 @@ from transformers import VitsConfig
 from services.training.config import TrainingConfig
 from services.training.discriminator import stored_periods
 from shared.errors import ModelError, NotFoundError, UserError
+from shared.manifests import model_folder
 from shared.modeling import VitsForTraining, load_model, read_discriminator
 from shared.modeling.loading import fetch_from_hub, load_config
 from shared.modeling.presets import apply_presets
@@ -48,19 +49,46 @@ class Base:
     resumed_optimizers: list[dict[str, Any]] | None = None
 
 
-def find_base(config: TrainingConfig, store: Store) -> tuple[Path, str]:
-    """A local folder for ``model_name_or_path``, which, unlike other commands' models, the hub may have too.
+@dataclass(frozen=True)
+class Origin:
+    """Where a run comes from that goes on; pickled on its way to other processes."""
 
-    A folder wins; then the store, for a plain name, ``name@alias`` or ``name/version``; then the hub.
+    reference: str
+    """What it began from, as a lineage calls it: its alias may have moved since."""
+    checkpoint: Path
+    """The folder of the state that it goes on from, which holds all that has become of the base."""
+
+
+def find_base(config: TrainingConfig, store: Store, origin: Origin | None = None) -> tuple[Path, str]:
+    """A local folder for what a run begins from, or began from.
+
+    Args:
+        config: Its ``model_name_or_path`` is what a new run begins from.
+        store: The store.
+        origin: Where a run comes from that goes on. If that is there no more, its checkpoint serves as well.
 
     Returns:
-        The folder, and what it is called in a lineage; see ``Base.reference``.
+        The folder, and what the base is called in a lineage; see ``Base.reference``.
 
     Raises:
         NotFoundError: The reference is the store's own, and the store does not have it.
         HubUnreachableError: Only the hub could have it, and it cannot be reached.
     """
-    reference = config.model_name_or_path
+    if origin is None:
+        return _find(config, store, config.model_name_or_path)
+    try:
+        return _find(config, store, origin.reference)
+    except UserError:
+        if not origin.checkpoint.is_dir():  # another machine's
+            raise
+        return origin.checkpoint, origin.reference
+
+
+def _find(config: TrainingConfig, store: Store, reference: str) -> tuple[Path, str]:
+    """A local folder for a reference, which, unlike other commands', the hub may have too.
+
+    A folder wins; then the store, for a plain name, ``name@alias`` or ``name/version``; then the hub.
+    """
     folder = Path(reference).expanduser()
     if folder.is_dir():
         return folder, reference if "/" in reference else f"./{reference}"
@@ -71,7 +99,8 @@ def find_base(config: TrainingConfig, store: Store) -> tuple[Path, str]:
         version = registry.resolve("models", reference)
         return registry.fetch(version), version.reference
     except UserError as error:  # not in the store, or not even a name that a store could have
-        if "@" in reference or ("/" not in reference and not isinstance(error, NotFoundError)):
+        is_the_stores = "@" in reference or model_folder(reference)
+        if is_the_stores or ("/" not in reference and not isinstance(error, NotFoundError)):
             raise
     fetched = fetch_from_hub(
         reference, revision=config.model_revision, token=config.token, cache_dir=config.cache_dir
@@ -79,16 +108,23 @@ def find_base(config: TrainingConfig, store: Store) -> tuple[Path, str]:
     return fetched, reference
 
 
-def load_base(config: TrainingConfig, store: Store) -> Base:
+def load_base(config: TrainingConfig, store: Store, origin: Origin | None = None) -> Base:
     """Find the base, take over what the configuration wants of it, and make the rest afresh.
 
     Everything that is drawn here depends on the seed alone, so that every process of a run starts alike.
 
+    Args:
+        config: The configuration.
+        store: The store.
+        origin: Where a run comes from that goes on.
+
     Raises:
         UserError: It cannot be found or used.
     """
-    folder, reference = find_base(config, store)
+    folder, reference = find_base(config, store, origin)
     notes: list[str] = []
+    if origin and folder == origin.checkpoint:
+        notes.append(f"base: {reference} cannot be found any more; {folder} has all that came of it")
     old_front_end, front_end = _front_ends(config, folder, notes)
     if config.train_from_scratch:
         return Base(

@@ -26,7 +26,14 @@ from services.training.early_stopping import out_of_patience
 from services.training.latents import Latents
 from services.training.optimizers import AdamW
 from services.training.publishing import Publisher
-from services.training.resuming import TERMINATED, Stop, already_finished, catch_sigterm, resume
+from services.training.resuming import (
+    TERMINATED,
+    Stop,
+    already_finished,
+    catch_sigterm,
+    find_origin,
+    resume,
+)
 from services.training.session import Session, begin, check_strategy, precision
 from services.training.steps import Seen, Steps
 from services.training.together import ending_together
@@ -72,9 +79,12 @@ def _train(config: TrainingConfig, accelerator: Accelerator) -> None:
     """Run a configuration on this process."""
     if accelerator.is_main_process:
         ckpt.remove_partial(config.output_dir)
-    if config.do_train and not config.preprocessing_only and already_finished(config, accelerator):
-        return
-    session = begin(config, accelerator)
+    origin = None
+    if config.do_train and not config.preprocessing_only:
+        if already_finished(config, accelerator):
+            return
+        origin = find_origin(config, accelerator)
+    session = begin(config, accelerator, origin)
     if config.preprocessing_only:
         if accelerator.is_main_process:
             print("preprocessing_only: the cache is filled; stopping here.")

@@ -207,8 +207,11 @@ class Publisher:
 
     def _prune(self, state: ckpt.TrainerState) -> None:
         """Remove superfluous checkpoints from the disk; none may be being sent."""
-        config = self._session.config
-        ckpt.prune(config.output_dir, config.save_total_limit, spare={entry["step"] for entry in state.best})
+        config, base = self._session.config, self._session.base.folder
+        spare = {entry["step"] for entry in state.best}
+        if base.resolve().parent == config.output_dir.resolve():
+            spare.add(ckpt.checkpoint_step(base))  # it stands in for the run's base, which is gone
+        ckpt.prune(config.output_dir, config.save_total_limit, spare)
 
     def _send(self, state: ckpt.TrainerState, seconds: float = 0.0) -> None:
         """The newest checkpoint to the store, as the run's state and as a version of the model.

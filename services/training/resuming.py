@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 from services.training import checkpoints as ckpt
+from services.training.base import Origin
 from services.training.config import SECRETS, TrainingConfig
 from services.training.publishing import deliver
 from services.training.session import Session
@@ -158,6 +159,38 @@ def _asks_for_more(config: TrainingConfig, state: ckpt.TrainerState) -> bool:
 # -- Going on --------------------------------------------------------------------------------------
 
 
+def find_origin(config: TrainingConfig, accelerator: Accelerator) -> Origin | None:
+    """Where a run comes from if it goes on, so that it is not given what its base's alias points to now.
+
+    It takes no lease: `resume` does, and looks again.
+
+    Args:
+        config: The run's configuration.
+        accelerator: All processes ask, and get the main one's answer.
+
+    Returns:
+        Nothing for a run that begins, and for one that an older release began, which did not note it.
+
+    Raises:
+        ConfigError: The checkpoint that was asked for is not complete, or belongs to another run.
+        ModelError: The checkpoint cannot be read.
+        StoreError: The store failed.
+    """
+    return _on_main_process(accelerator, lambda: _find_origin(config))
+
+
+def _find_origin(config: TrainingConfig) -> Origin | None:
+    folder = _explicit_checkpoint(config)
+    if folder is None and not _starts_over(config):
+        store = Store.open(config.store or default_store_url())
+        folder = _newest_of_disk_and_store(config, Run(store, config.run_id, sequence=0))
+    if folder is None:
+        return None
+    check_same_run(config, folder)
+    state = ckpt.TrainerState.read(folder)
+    return Origin(state.base, folder) if state and state.base else None
+
+
 def resume(session: Session) -> None:
     """Take the run's lease, and go on from its newest complete state, wherever that is.
 
@@ -277,12 +310,18 @@ def _newest_checkpoint(config: TrainingConfig, run: Run) -> Path | None:
     if _starts_over(config):
         _discard_checkpoints(config.output_dir, run)
         return None
+    folder = _newest_of_disk_and_store(config, run)
+    if folder is not None:
+        check_same_run(config, folder)
+    return folder
+
+
+def _newest_of_disk_and_store(config: TrainingConfig, run: Run) -> Path | None:
+    """The newest complete checkpoint, on the disk; the store's is fetched if it is newer."""
     local, stored = ckpt.checkpoints(config.output_dir), run.checkpoints()
     folder = local[-1] if local else None
     if stored and (folder is None or (ckpt.checkpoint_step(folder) or 0) < stored[-1]):
         folder = _fetch(config, run, stored[-1])
-    if folder is not None:
-        check_same_run(config, folder)
     return folder
 
 

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from services.training import checkpoints as ckpt
 from services.training.activations import remember_once
-from services.training.base import Base, fit_speakers, load_base
+from services.training.base import Base, Origin, fit_speakers, load_base
 from services.training.checkpointing import enable_gradient_checkpointing
 from services.training.config import TrainingConfig
 from services.training.data import read_recordings
@@ -114,16 +114,22 @@ def precision(config: TrainingConfig) -> str:
     return "bf16" if has_bf16() else "no"
 
 
-def begin(config: TrainingConfig, accelerator: Accelerator) -> Session:
+def begin(config: TrainingConfig, accelerator: Accelerator, origin: Origin | None = None) -> Session:
     """Load the base, read and prepare the data, plan the steps.
+
+    Args:
+        config: The configuration.
+        accelerator: The processes.
+        origin: Where a run comes from that goes on.
 
     Raises:
         UserError: The base or the data cannot be used, or must not be any more; the message says what to do.
         StoreError: The store failed.
     """
     store = Store.open(config.store or default_store_url())
-    refuse_withdrawn(store, dataset=str(config.dataset_name))
-    base = load_base(config, store)
+    came_from = [f"models/{origin.reference}"] if origin else []
+    refuse_withdrawn(store, dataset=str(config.dataset_name), versions=came_from)
+    base = load_base(config, store, origin)
     model = base.model
     settings = FeatureSettings(
         sampling_rate=model.config.sampling_rate,

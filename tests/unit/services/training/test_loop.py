@@ -14,13 +14,18 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from services.training import checkpoints, loop
+from services.training.base import Origin
 from services.training.config import TrainingConfig
 from services.training.ema import Ema
 from services.training.loop import build_steps, set_learning_rates
 from services.training.session import Session, begin, precision
 from services.training.steps import Seen, Steps, align
-from shared.errors import ConfigError, DivergenceError
+from shared.errors import ConfigError, ConsentError, DivergenceError
 from shared.modeling import load_model
+from shared.provenance import Provenance
+from shared.registry import Registry, Version
+from shared.store import Store
+from shared.withdrawal import Withdrawals
 
 MakeConfig = Callable[..., TrainingConfig]
 
@@ -272,6 +277,68 @@ def test_a_run_does_not_go_on_with_other_speakers(
     with_speakers(recordings_folder, later, data)
     with pytest.raises(ConfigError, match=r"speakers: were ana \(0\), luis \(1\); are "):
         loop.train(make_config(**settings, max_steps=2))
+
+
+def in_store(config: TrainingConfig, model: Path) -> Version:
+    """A model as the newest version of ``base``, under its alias."""
+    registry = Registry(Store.open(str(config.store)))
+    version = registry.publish("models", "base", model, licence="MIT", sources=[], consent=None, lineage={})
+    registry.move_alias("models", "base", "latest", version.id)
+    return version
+
+
+def with_symbols_turned_round(model: Path, folder: Path) -> Path:
+    """A model whose every symbol means something else, under another licence."""
+    shutil.copytree(model, folder)
+    vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    turned = dict(zip(vocabulary, reversed(vocabulary.values()), strict=True))
+    (folder / "vocab.json").write_text(json.dumps(turned), encoding="utf-8")
+    Provenance(licence="GPL-3.0-only").write(folder)
+    return folder
+
+
+def files(folder: Path) -> set[str]:
+    return {file.name for file in folder.iterdir() if file.is_file()}
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["base there", "base and disk gone"])
+def test_a_run_goes_on_from_the_version_that_it_began_from(
+    make_config: MakeConfig, spanish_model: Path, tmp_path: Path, gone: bool
+) -> None:
+    """Wherever its alias points to by now; and without that version, if nobody has it any more."""
+    settings: dict[str, Any] = {"model_name": "voz", "save_steps": 1, "save_total_limit": 1}
+    config = make_config(**settings, model_name_or_path="base", max_steps=1)
+    model = shutil.copytree(spanish_model, tmp_path / "model")
+    (model / "preprocessor_config.json").write_text('{"sampling_rate": 16000}', encoding="utf-8")
+    began_from = in_store(config, model)
+    loop.train(config)
+    in_store(config, with_symbols_turned_round(spanish_model, tmp_path / "other"))
+    registry = Registry(Store.open(str(config.store)))
+    if gone:
+        registry.delete(began_from)
+        shutil.rmtree(config.output_dir)
+    ours = loop.train(make_config(**settings, model_name_or_path="base", max_steps=3))
+    manifest = registry.resolve("models", "voz").manifest
+    assert manifest.lineage["base"] == began_from.reference
+    assert "GPL" not in manifest.licence
+    # As a run that never stopped, with a base that never changed.
+    settings |= {"model_name_or_path": str(model), "output_dir": str(tmp_path / "whole")}
+    theirs = loop.train(make_config(**settings, max_steps=3))
+    expected = load_model(theirs).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in load_model(ours).state_dict().items())
+    assert (ours / "vocab.json").read_bytes() == (theirs / "vocab.json").read_bytes()
+    assert files(ours) == files(theirs)
+
+
+def test_a_run_whose_base_was_withdrawn_does_not_go_on_without_it(
+    make_config: MakeConfig, spanish_model: Path
+) -> None:
+    config = make_config(max_steps=2)
+    base, registry = in_store(config, spanish_model), Registry(Store.open(str(config.store)))
+    withdrawals = Withdrawals(registry)
+    withdrawals.carry_out(withdrawals.plan("models", ["base"]), asked=["base"], reason="letter")
+    with pytest.raises(ConsentError, match=base.reference):
+        begin(config, Accelerator(cpu=True), Origin(base.reference, spanish_model))
 
 
 def test_a_resumed_run_obeys_the_optimisers_settings_of_now(make_config: MakeConfig) -> None:

@@ -26,7 +26,7 @@ class Handler(BaseHTTPRequestHandler):
         for fault in list(self.server.faults):
             if fault(self):
                 return
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self.server.receive(self, int(self.headers.get("Content-Length", 0)))
         connection = http.client.HTTPConnection(self.server.upstream, timeout=60)
         connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
         for name, value in self.headers.items():  # Host as the client signed it
@@ -73,6 +73,11 @@ def whole(handler: Handler, content: bytes) -> None:
     handler.wfile.write(content)
 
 
+def at_once(handler: Handler, length: int) -> bytes:
+    """Read a request's body as it comes."""
+    return handler.rfile.read(length)
+
+
 class FaultyProxy(ThreadingHTTPServer):
     """The proxy.
 
@@ -81,6 +86,7 @@ class FaultyProxy(ThreadingHTTPServer):
         faults: Asked of every request, in order.
         requests: Every request so far, as ``METHOD path``.
         send: Sends an answer's body.
+        receive: Reads a request's body of so many bytes.
     """
 
     daemon_threads = True
@@ -91,6 +97,7 @@ class FaultyProxy(ThreadingHTTPServer):
         self.faults: list[Fault] = []
         self.requests: list[str] = []
         self.send: Callable[[Handler, bytes], None] = whole
+        self.receive: Callable[[Handler, int], bytes] = at_once
 
     @property
     def endpoint(self) -> str:
@@ -138,3 +145,16 @@ def slowly(bytes_per_second: int, *, step: int = 4096) -> Callable[[Handler, byt
             time.sleep(step / bytes_per_second)
 
     return send
+
+
+def slowly_read(bytes_per_second: int, *, step: int = 4096) -> Callable[[Handler, int], bytes]:
+    """Read requests at a rate."""
+
+    def receive(handler: Handler, length: int) -> bytes:
+        pieces = []
+        for at in range(0, length, step):
+            pieces.append(handler.rfile.read(min(step, length - at)))
+            time.sleep(step / bytes_per_second)
+        return b"".join(pieces)
+
+    return receive

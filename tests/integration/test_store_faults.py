@@ -24,7 +24,7 @@ from shared.errors import AlreadyExistsError, CorruptObjectError, NotFoundError,
 from shared.manifests import new_version_id, now
 from shared.registry import Registry, Version
 from shared.store import Store
-from tests.infra.faulty_proxy import FaultyProxy, Handler, proxy_before, slowly, times
+from tests.infra.faulty_proxy import FaultyProxy, Handler, proxy_before, slowly, slowly_read, times
 from tests.infra.s3_server import S3Server, running
 
 #: S3's smallest part of a multipart upload.
@@ -200,6 +200,28 @@ def test_a_slow_link_only_takes_time(registry: Registry, proxy: FaultyProxy, fol
     registry.fetch(version, progress=lambda done, _: seen.append(done))
     assert seen == sorted(seen)
     assert seen[-1] == version.manifest.total_bytes
+
+
+def test_an_upload_over_a_slow_link_only_takes_time(
+    registry: Registry, proxy: FaultyProxy, folder: Path
+) -> None:
+    proxy.receive = slowly_read(200_000)
+    seen: list[int] = []
+    version = registry.publish(
+        "voices",
+        "joe",
+        folder,
+        licence="MIT",
+        sources=[],
+        consent=None,
+        lineage={},
+        progress=lambda done, _: seen.append(done),
+    )
+    assert seen == sorted(seen)
+    assert seen[-1] == version.manifest.total_bytes
+    sent = [line for line in proxy.requests if line.startswith("PUT")]
+    assert len(sent) == len(set(sent)) == 4  # claim, two files, manifest: none was given up and sent again
+    assert damage(registry.store, version) == []
 
 
 def test_a_reader_cut_off_goes_on_in_its_next_attempt(
@@ -378,6 +400,38 @@ def test_a_reader_of_a_version_that_goes_meanwhile_is_told_so(
     registry.delete(version)
     with pytest.raises(NotFoundError, match=rf"{version.reference} was deleted.*Use another version"):
         registry.fetch(version)
+
+
+def test_a_reader_in_the_middle_of_a_file_that_is_collected_is_told_so_and_uses_nothing_of_it(
+    registry: Registry, proxy: FaultyProxy, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = publish_whole(registry, folder, monkeypatch)
+    (folder / "voice.json").write_text('{"number": 2}')
+    monkeypatch.setattr("shared.registry.new_version_id", lambda: f"{now():%Y}1231T235959-89abcdef")
+    new = publish_whole(registry, folder, monkeypatch)
+    monkeypatch.setattr(shared.store, "CHUNK_BYTES", 10_000)
+    monkeypatch.setattr(shared.store, "CONCURRENT_CHUNKS", 1)
+    later = now() + timedelta(days=2)
+    monkeypatch.setattr(shared.collection, "now", lambda: later)
+    collector = Collector(registry, Rules(newest=1))
+    (garbage,) = collector.find()
+    pieces, gone = [0], [False]
+
+    def collected_at_the_third_piece(handler: Handler) -> bool:
+        if handler.command == "GET" and "decoder.onnx" in handler.path:
+            pieces[0] += 1
+            if pieces[0] == 3:
+                gone[0] = collector.delete(garbage)
+        return False
+
+    proxy.faults.append(collected_at_the_third_piece)
+    with pytest.raises(NotFoundError, match=rf"{old.reference} was deleted.*Use another version"):
+        registry.fetch(old)
+    assert gone == [True]
+    assert pieces == [3]
+    assert not list(registry.cache.rglob("decoder.onnx"))
+    assert contents(registry.fetch(registry.resolve("voices", "joe"))) == contents(folder)
+    assert registry.versions("voices", "joe") == [new.id]
 
 
 # ---------------------------------------------------------------------- damage

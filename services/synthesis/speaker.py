@@ -24,7 +24,14 @@ from numpy.typing import NDArray
 from services.synthesis import tracing
 from services.synthesis.access import audio_too_long
 from services.synthesis.voices import LoadedVoice, VoiceShelf
-from shared.errors import DeadlineError, OverloadedError, UserError
+from shared.errors import (
+    CorruptObjectError,
+    DeadlineError,
+    NotFoundError,
+    OverloadedError,
+    UserError,
+    nearest,
+)
 from shared.metrics import Metrics
 from shared.registry import Version
 from shared.text.script import Script
@@ -477,7 +484,7 @@ class Speaker:
         )
 
     async def voices(self) -> list[Version]:
-        """The versions that the names of the store's voices stand for.
+        """The versions that the names of the store's voices stand for; one that cannot be read hides no other.
 
         Raises:
             StoreError: The store failed.
@@ -486,7 +493,29 @@ class Speaker:
 
     def _voices(self) -> list[Version]:
         registry = self.shelf.registry
-        return [registry.resolve("voices", name) for name in registry.names("voices")]
+        found = []
+        for name in registry.names("voices"):
+            try:
+                found.append(registry.resolve("voices", name))
+            except (CorruptObjectError, NotFoundError) as error:  # damaged, or deleted in this moment
+                logger.error("voice %s is not listed: %s", name, error)
+        return found
+
+    async def voice(self, name: str) -> Version:
+        """The version that a name stands for.
+
+        Raises:
+            NotFoundError: There is no voice of that name.
+            CorruptObjectError: Its manifest is damaged.
+            StoreError: The store failed.
+        """
+        registry = self.shelf.registry
+        names = await asyncio.to_thread(registry.names, "voices")
+        if name not in names:
+            raise NotFoundError(
+                f"There is no voice {name!r}{nearest(name, names)}; there are: {', '.join(names) or 'none'}"
+            )
+        return await asyncio.to_thread(registry.resolve, "voices", name)
 
     def drain(self) -> None:
         """Take no more orders. Those that run go on."""

@@ -29,7 +29,7 @@ from services.synthesis.grpc.errors import (
 from services.synthesis.grpc.incremental import Conversation
 from services.synthesis.grpc.packing import Packer, pack_whole, speech_start, timestamps
 from services.synthesis.grpc.requests import Wanted, parse
-from services.synthesis.http.catalogue import describe
+from services.synthesis.http.catalogue import listed
 from services.synthesis.speaker import Order, Speaker
 from shared.errors import DeadlineError, OverloadedError, QuotaError, RequestError, StoppingError
 from shared.protos.vits.synthesis.v1 import synthesis_pb2 as pb
@@ -285,13 +285,12 @@ class SynthesisServicer(pb_grpc.SynthesisServiceServicer):
     ) -> pb.ListVoicesResponse:
         """List the voices."""
         async with self._answering(request, context, speaking=False):
-            listed = pb.ListVoicesResponse()
+            response = pb.ListVoicesResponse()
             default = await asyncio.to_thread(self._speaker.shelf.get)
-            for version in await self._speaker.voices():
-                told = await describe(self._speaker, version)
+            for version, told in await listed(self._speaker):
                 created = Timestamp()
                 created.FromDatetime(version.manifest.created)
-                listed.voices.add(
+                response.voices.add(
                     name=version.name,
                     version=version.id,
                     create_time=created,
@@ -303,7 +302,7 @@ class SynthesisServicer(pb_grpc.SynthesisServiceServicer):
                     speakers=told.get("speakers", ()),
                     is_default=version.name == default.version.name,
                 )
-            return listed
+            return response
         raise AssertionError("an error ends the call")
 
 

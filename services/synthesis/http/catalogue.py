@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from functools import lru_cache
 from typing import Any
 
@@ -12,8 +13,10 @@ from starlette.responses import JSONResponse, Response
 from services.synthesis.http.door import Call
 from services.synthesis.http.requests import OPENAI_MODELS, OUR_MODEL
 from services.synthesis.speaker import Speaker
-from shared.errors import NotFoundError, nearest
+from shared.errors import CorruptObjectError, NotFoundError
 from shared.registry import Registry, Version
+
+logger = logging.getLogger("vits.http")
 
 #: What the voices API tells of ``voice.json``.
 _SPEC_FIELDS = ("language", "sampling_rate", "num_speakers", "speakers", "defaults")
@@ -21,27 +24,39 @@ _SPEC_FIELDS = ("language", "sampling_rate", "num_speakers", "speakers", "defaul
 
 async def voices(call: Call) -> Response:
     """``GET /v1/audio/voices``."""
-    versions = await call.speaker.voices()
-    listed = await asyncio.gather(*(describe(call.speaker, version) for version in versions))
-    return JSONResponse({"voices": listed})
+    return JSONResponse({"voices": [told for _, told in await listed(call.speaker)]})
 
 
 async def voice(call: Call) -> Response:
     """``GET /v1/audio/voices/{name}``."""
-    name = call.request.path_params["name"]
-    versions = {version.name: version for version in await call.speaker.voices()}
-    if name not in versions:
-        raise NotFoundError(
-            f"There is no voice {name!r}{nearest(name, list(versions))}; "
-            f"there are: {', '.join(versions) or 'none'}"
-        )
-    return JSONResponse(await describe(call.speaker, versions[name]))
+    version = await call.speaker.voice(call.request.path_params["name"])
+    return JSONResponse(await describe(call.speaker, version))
+
+
+async def listed(speaker: Speaker) -> list[tuple[Version, dict[str, Any]]]:
+    """The voices, with what `describe` tells of each; one that cannot be read hides no other.
+
+    Raises:
+        StoreError: The store failed.
+    """
+    found = []
+    for version in await speaker.voices():
+        try:
+            found.append((version, await describe(speaker, version)))
+        except (CorruptObjectError, NotFoundError) as error:  # damaged, or deleted in this moment
+            logger.error("voice %s is not listed: %s", version.reference, error)
+    return found
 
 
 async def describe(speaker: Speaker, version: Version) -> dict[str, Any]:
     """Name, version, licence, sources and consent of a voice, and what can be asked of it.
 
     ``variant`` is what it speaks with here; None while it is not loaded.
+
+    Raises:
+        NotFoundError: It was deleted.
+        CorruptObjectError: It is damaged.
+        StoreError: The store failed.
     """
     spec = await asyncio.to_thread(_spec, speaker.shelf.registry, version.reference, version.prefix)
     return {
@@ -60,7 +75,11 @@ async def describe(speaker: Speaker, version: Version) -> dict[str, Any]:
 @lru_cache(maxsize=1000)
 def _spec(registry: Registry, reference: str, prefix: str) -> dict[str, Any]:
     """``voice.json`` of a version, which never changes, so it is read once."""
-    content = json.loads(registry.store.read(f"{prefix}/voice.json"))
+    path = f"{prefix}/voice.json"
+    try:
+        content = json.loads(registry.store.read(path))
+    except ValueError as error:
+        raise CorruptObjectError(f"{registry.store.address(path)} is not JSON: {error}") from error
     return content if isinstance(content, dict) else {}
 
 

@@ -6,6 +6,7 @@ import asyncio
 import io
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -68,6 +69,34 @@ def test_synthesize(speaker: Speaker) -> None:
     assert list(response.unknown) == ["你"]
     pcm = call(speaker, text="Hola 你", seed=7, audio_format=pb.AUDIO_FORMAT_PCM)
     assert pcm.audio == samples.tobytes()
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "voice.json"])
+def test_a_damaged_voice_hides_no_other(speaker: Speaker, tmp_path: Path, file: str) -> None:
+    from services.synthesis.http import make_app
+
+    damaged = next((tmp_path / "store/voices/luis").glob(f"*/{file}"))
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    app = make_app()
+    app.state.speaker = speaker
+    with TestClient(app) as http:
+        assert [voice["name"] for voice in http.get("/v1/audio/voices").json()["voices"]] == ["ana"]
+        assert http.get("/v1/audio/voices/ana").json()["name"] == "ana"
+        assert http.get("/v1/audio/voices/luis").json()["error"]["code"] == "voice_unusable"
+        assert "ana" in {model["id"] for model in http.get("/v1/models").json()["data"]}
+
+    async def scene(channel: grpc.aio.Channel, _: transport.GrpcServer) -> Any:
+        return await SynthesisServiceStub(channel).ListVoices(pb.ListVoicesRequest())
+
+    assert [voice.name for voice in on_server(speaker, scene).voices] == ["ana"]
+
+
+def test_a_voice_that_is_deleted_while_they_are_listed_hides_no_other(
+    speaker: Speaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = speaker.shelf.registry
+    monkeypatch.setattr(registry, "names", lambda _: ["ana", "gone", "luis"])
+    assert [version.name for version in asyncio.run(speaker.voices())] == ["ana", "luis"]
 
 
 def test_both_transports_give_the_same_samples(speaker: Speaker) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from services.synthesis.http import make_app
-from services.synthesis.speaker import Order
+from services.synthesis.speaker import Order, Speaker
 from shared.errors import EngineError, NotFoundError, OverloadedError, RequestError, TextError
 from shared.metrics import Metrics
 from shared.registry import Registry, Version
@@ -129,6 +129,9 @@ class FakeSpeaker:
 
     async def voices(self) -> list[Version]:
         return [self.registry.resolve("voices", name) for name in self.registry.names("voices")]
+
+    async def voice(self, name: str) -> Version:
+        return await Speaker.voice(cast("Speaker", self), name)
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from services.synthesis.access import Access, add_token
 from services.synthesis.logs import configure_logging
@@ -241,6 +242,7 @@ def serve(settings: Settings, taken: socket.socket, *, started: float) -> None:
     import uvicorn
     from bentoml._internal.context import server_context
 
+    from services.synthesis.http.connections import HttpConnection, LiveConnection
     from services.synthesis.service import SynthesisService, http_app
 
     service: Any = SynthesisService  # made a bentoml.Service by its decorator
@@ -265,8 +267,11 @@ def serve(settings: Settings, taken: socket.socket, *, started: float) -> None:
                 signal.signal(number, self.handle_exit)
             yield
 
+    patience: Any = {"patience_seconds": settings.reader_patience_seconds}
     config = uvicorn.Config(
         service.to_asgi(is_main=True),
+        http=cast("Any", partial(HttpConnection, **patience)),
+        ws=cast("Any", partial(LiveConnection, **patience)),
         log_config=None,
         access_log=False,
         server_header=False,

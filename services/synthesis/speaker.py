@@ -292,7 +292,8 @@ class Speaker:
         self.ready = False
         self._max_audio_seconds = max_audio_seconds
         self._log_text = log_text
-        self._draining = False
+        #: Set once the server is about to stop: what has begun goes on, and nothing new is taken.
+        self.draining = asyncio.Event()
         self._in_flight = 0
         self._planners = ThreadPoolExecutor(PLANNERS, thread_name_prefix="planner")
         # One thread of its own: texts that nobody has to measure do not wait for those that are measured.
@@ -307,7 +308,7 @@ class Speaker:
             VitsError: The voice cannot be found, loaded or used.
         """
         loaded = await asyncio.get_running_loop().run_in_executor(self._loader, self.shelf.get)
-        self.ready = not self._draining
+        self.ready = not self.draining.is_set()
         return loaded
 
     async def refresh(self) -> None:
@@ -317,7 +318,7 @@ class Speaker:
     async def settle(self) -> None:
         """Measure which variants of the voices are the fastest, if nobody is speaking; see `VoiceShelf.settle`."""
         await asyncio.get_running_loop().run_in_executor(
-            self._settler, self.shelf.settle, lambda: not self._in_flight and not self._draining
+            self._settler, self.shelf.settle, lambda: not self._in_flight and not self.draining.is_set()
         )
 
     async def start(self, order: Order) -> Speaking:
@@ -359,7 +360,7 @@ class Speaker:
         return speaking
 
     async def _begin(self, order: Order, begun: float) -> Speaking:
-        if self._draining:
+        if self.draining.is_set():
             raise stopping()
         loop = asyncio.get_running_loop()
         loaded = self.shelf.lease_loaded(order.voice) or await self._lease(order.voice)
@@ -520,7 +521,7 @@ class Speaker:
     def drain(self) -> None:
         """Take no more orders. Those that run go on."""
         self.ready = False
-        self._draining = True
+        self.draining.set()
 
     def close(self) -> None:
         """Tell who still waits that the server stops, and unload the voices."""

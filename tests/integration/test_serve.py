@@ -30,6 +30,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from shared.audio import read_audio, to_pcm16
 from shared.protos.vits.synthesis.v1 import synthesis_pb2 as pb
 from shared.protos.vits.synthesis.v1.synthesis_pb2_grpc import SynthesisServiceStub
+from shared.text.segmentation import SENTENCE_PAUSE
 from tests.integration.served import ROOT, VITS, Server, World, serving
 
 TEXT = "Hola, ¿cómo estás?"
@@ -202,15 +203,22 @@ def test_a_signal_finishes_what_runs_and_leaves_nothing(world: World, number: in
     fresh = World(tmp_path, world.store)
     with serving(fresh) as server:
         assert children_of(server.process.pid) == []
+        talk: httpx_ws.WebSocketSession
         with (
             openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as client,
             ThreadPoolExecutor(1) as pool,
+            httpx_ws.connect_ws(f"{server.url}/v1/audio/speech/live", httpx.Client()) as talk,
         ):
+            talk.send_json({"type": "start"})
             running = pool.submit(pcm_over_http, client, "un texto largo que tarda lo suyo " * 30, 1)
             while 'in_progress{endpoint="/v1/audio/speech"' not in server.get("/metrics"):
                 assert not running.done(), "the text is too short to be caught at"
             assert server.stop(number) == 0, server.log.read_text()
             assert running.result()
+            assert talk.receive_json(timeout=30)["error"]["code"] == "stopping"
+            with pytest.raises(httpx_ws.WebSocketDisconnect) as closed:
+                talk.receive_json(timeout=30)
+            assert closed.value.code == 1012
         assert "Traceback" not in server.log.read_text()
         assert "stopped" in server.log.read_text()
     assert list((fresh.root / "home").iterdir()) == []
@@ -373,7 +381,8 @@ def test_a_text_in_pieces_over_a_real_connection(server: Server, client: openai.
             messages.append(socket.receive_json(timeout=30))
     assert messages[-1]["type"] == "done"
     audio = b"".join(base64.b64decode(m["audio"]) for m in messages if m["type"] == "audio")
-    assert audio == pcm_over_http(client, TEXT, 7) + pcm_over_http(client, "Uno", 7)
+    pause = bytes(2 * round(SENTENCE_PAUSE * 16000))
+    assert audio == pcm_over_http(client, TEXT, 7) + pause + pcm_over_http(client, "Uno", 7)
     assert [t["text"] for m in messages for t in m.get("timestamps", [])]
 
 

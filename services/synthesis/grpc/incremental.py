@@ -17,10 +17,12 @@ import grpc
 import numpy as np
 
 from services.synthesis.access import metered
-from services.synthesis.grpc.packing import Packer, Samples, TimedLike, speech_start, timestamps
+from services.synthesis.grpc.packing import TimedLike, speech_start, timestamps
 from services.synthesis.grpc.requests import Wanted
+from services.synthesis.packing import Packer
 from services.synthesis.pieces import Pieces
 from services.synthesis.speaker import Speaker, Speaking
+from shared.audio import Samples
 from shared.errors import OverloadedError, RequestError, StoppingError, TextError
 from shared.protos.vits.synthesis.v1 import synthesis_pb2 as pb
 from shared.text.segmentation import SENTENCE_PAUSE
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 
 #: Text that has been sent and not been spoken; more is refused.
 MAX_WAITING_CHARACTERS = 65_536
+
+#: Flushes and cancels that have not been answered; more are refused.
+MAX_UNANSWERED = 1000
 
 #: Chunks that may wait for a slow client before nothing more is computed for it.
 MAX_WAITING_CHUNKS = 4
@@ -79,6 +84,7 @@ class Conversation:
         self._sentence: asyncio.Task[None] | None = None
         self._cut_short = False
         self._packer: Packer | None = None
+        self._unanswered = 0
         self._samples = 0
         self._rate = 0
 
@@ -115,8 +121,10 @@ class Conversation:
             if event == "text":
                 await self._take_in(message.text)
             elif event == "flush":
+                self._owe_an_answer()
                 await self._hand_on(*self._pieces.flush(), pb.Flushed())
             elif event == "cancel":
+                self._owe_an_answer()
                 await self._forget()
             else:
                 raise RequestError(
@@ -155,6 +163,14 @@ class Conversation:
                 retry_after_seconds=1.0,
             )
         await self._hand_on(*self._pieces.add(text))
+
+    def _owe_an_answer(self) -> None:
+        self._unanswered += 1
+        if self._unanswered > MAX_UNANSWERED:
+            raise OverloadedError(
+                f"{MAX_UNANSWERED} flushes and cancels wait for their answers already: read them first",
+                retry_after_seconds=1.0,
+            )
 
     async def _hand_on(self, *said: Said) -> None:
         async with self._changed:
@@ -240,8 +256,10 @@ class Conversation:
                 await self._write_sound(event.samples, event.timed, begun_at)
             elif isinstance(event, pb.Flushed):
                 await self._send(flushed=event)
+                self._unanswered -= 1
             elif isinstance(event, pb.Cancelled):
                 await self._send(cancelled=event)
+                self._unanswered -= 1
             else:
                 break
         if self._packer:
@@ -254,7 +272,7 @@ class Conversation:
         speaking = beginning.speaking
         if speaking and self._packer is None:
             self._rate = speaking.sampling_rate
-            self._packer = Packer(self._wanted, self._rate)
+            self._packer = Packer(self._wanted.audio_format, self._rate, self._wanted.sampling_rate)
             await self._send(start=speech_start(speaking, self._wanted, self._packer.sampling_rate))
         elif speaking and self._samples:
             await self._write_sound(np.zeros(round(SENTENCE_PAUSE * self._rate), np.float32), [], 0.0)

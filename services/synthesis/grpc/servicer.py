@@ -27,9 +27,10 @@ from services.synthesis.grpc.errors import (
     violations_of,
 )
 from services.synthesis.grpc.incremental import Conversation
-from services.synthesis.grpc.packing import Packer, pack_whole, speech_start, timestamps
+from services.synthesis.grpc.packing import pack_whole, speech_start, timestamps
 from services.synthesis.grpc.requests import Wanted, parse
 from services.synthesis.http.catalogue import listed
+from services.synthesis.packing import Packer
 from services.synthesis.speaker import Order, Speaker
 from shared.errors import DeadlineError, OverloadedError, QuotaError, RequestError, StoppingError
 from shared.protos.vits.synthesis.v1 import synthesis_pb2 as pb
@@ -197,7 +198,7 @@ class SynthesisServicer(pb_grpc.SynthesisServiceServicer):
         async with self._answering(request, context) as call:
             wanted = parse(request.request, audio_format="pcm")
             async with await self._speaker.start(call.order(wanted)) as speaking:
-                packer = Packer(wanted, speaking.sampling_rate)
+                packer = Packer(wanted.audio_format, speaking.sampling_rate, wanted.sampling_rate)
                 start = speech_start(speaking, wanted, packer.sampling_rate)
                 await call.write(pb.SynthesizeStreamResponse(start=start))
                 count = told = 0

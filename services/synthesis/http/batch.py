@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import io
 import zipfile
 from collections import deque
@@ -15,7 +14,7 @@ from starlette.responses import Response, StreamingResponse
 from services.synthesis.http.door import Call
 from services.synthesis.http.errors import error_content, row_of, to_json
 from services.synthesis.http.requests import BatchRequest, parse
-from services.synthesis.http.speech import Delivery, whole
+from services.synthesis.http.speech import Delivery, whole, whole_to_json
 from shared.audio_encoding import FORMATS
 from shared.errors import OverloadedError, QuotaError, StoppingError
 
@@ -89,7 +88,7 @@ async def _line(call: Call, wanted: BatchRequest, number: int) -> dict[str, Any]
 
 async def _as_ndjson(lines: AsyncGenerator[dict[str, Any]]) -> AsyncGenerator[bytes]:
     async for line in lines:
-        yield to_json(line) + b"\n"
+        yield await asyncio.to_thread(whole_to_json, line) + b"\n"
 
 
 class _Sent(io.RawIOBase):
@@ -130,6 +129,6 @@ def _files(line: dict[str, Any], extension: str) -> list[tuple[str, bytes]]:
     name, files = line["id"], []
     if "audio" in line:
         line["file"] = f"{name}.{extension}"
-        files.append((line["file"], base64.b64decode(line.pop("audio"))))
+        files.append((line["file"], line.pop("audio")))
     files += [(f"{name}.{kind}", line.pop(kind).encode()) for kind in ("srt", "vtt") if kind in line]
     return files

@@ -109,7 +109,7 @@ def request_id_of(given: str | None) -> str:
     return given if given and _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
 
 
-async def while_connected(receive: Receive, work: Awaitable[None]) -> None:
+async def while_connected(receive: Receive, work: Awaitable[Any]) -> None:
     """Do work, and cancel it when the client goes away."""
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_client_left(receive))
@@ -127,5 +127,5 @@ async def while_connected(receive: Receive, work: Awaitable[None]) -> None:
 
 
 async def _client_left(receive: Callable[[], Awaitable[Any]]) -> None:
-    while (await receive())["type"] != "http.disconnect":
+    while not (await receive())["type"].endswith(".disconnect"):
         pass

@@ -11,22 +11,28 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.types import Message
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from services.synthesis.http.door import Call, request_id_of
+from services.synthesis.http.door import Call, request_id_of, while_connected
 from services.synthesis.http.errors import error_content, row_of, to_json
 from services.synthesis.http.requests import MAX_BODY_BYTES, SpeechOptions, parse
 from services.synthesis.http.speech import Delivery
+from services.synthesis.packing import Packer
 from services.synthesis.pieces import Pieces
 from services.synthesis.speaker import MAX_TEXT_CHARACTERS
-from shared.audio_encoding import Encoder
-from shared.errors import OverloadedError, RequestError, nearest
+from shared.audio import Samples
+from shared.errors import OverloadedError, RequestError, StoppingError, TextError, nearest
+from shared.text.segmentation import SENTENCE_PAUSE
+from shared.text.timestamps import Timed
 
 #: The protocol that we speak, where a client names one.
 PROTOCOL = "vits.v1"
@@ -37,6 +43,11 @@ TOKEN_PROTOCOL = "token."  # noqa: S105 - not a token
 MAX_CONTEXTS = 8
 #: Characters of one context that may wait to be spoken.
 MAX_WAITING_CHARACTERS = 16 * MAX_TEXT_CHARACTERS
+#: Flushes of one context that may wait for their answers.
+MAX_WAITING_FLUSHES = 1000
+
+#: How a connection is closed of which the server is about to stop: by its name, the service restarts.
+STOPPING_CODE = 1012
 
 ContextId = Annotated[
     str, Field(max_length=64, description="Which text is meant; empty for the only one of a connection.")
@@ -102,21 +113,27 @@ class Context:
         connection: What it answers to.
         call: On whose behalf.
         options: How it is spoken. All sentences have the same seed and the same version of the voice.
+
+    Attributes:
+        ended: Whether no more text comes.
     """
 
     def __init__(self, connection: Connection, call: Call, options: Start) -> None:
         self.options = options
         self._connection = connection
         self._call = call
-        self._pieces = Pieces()
-        self._encoder: Encoder | None = None
+        self._packer: Packer | None = None
+        self._sending: asyncio.Task[None] | None = None
         self._seconds = 0.0
         self._number = 0
         self._begin()
 
     def _begin(self) -> None:
-        self._waiting = 0
-        self._queue: asyncio.Queue[str | Flush | End] = asyncio.Queue()
+        self.ended = False
+        self._cut_short = False
+        self._pieces = Pieces()
+        self._queued = self._flushes = 0
+        self._queue: asyncio.Queue[str | Flush | None] = asyncio.Queue()
         self._work = asyncio.create_task(self._speak_all())
 
     def text(self, piece: str) -> None:
@@ -125,43 +142,75 @@ class Context:
         Raises:
             RequestError: Too much is waiting already.
         """
-        self._waiting += len(piece)
-        if self._waiting > MAX_WAITING_CHARACTERS:
+        if self._queued + self._pieces.waiting + len(piece) > MAX_WAITING_CHARACTERS:
             raise RequestError(
                 f"text: more than {MAX_WAITING_CHARACTERS} characters wait to be spoken; send text as it is "
                 "heard",
                 param="text",
             )
-        for sentence in self._pieces.add(piece):
+        self._hand_on(self._pieces.add(piece))
+
+    def flush(self, message: Flush) -> None:
+        """Speak what has been sent.
+
+        Raises:
+            RequestError: Too many wait for their answers already.
+        """
+        self._flushes += 1
+        if self._flushes > MAX_WAITING_FLUSHES:
+            raise RequestError(f"flush: {MAX_WAITING_FLUSHES} of them wait for their answers already")
+        self._hand_on(self._pieces.flush())
+        self._queue.put_nowait(message)
+
+    def end(self) -> None:
+        """Speak what has been sent, and nothing more."""
+        self.ended = True
+        self._hand_on(self._pieces.flush())
+        self._queue.put_nowait(None)
+
+    def _hand_on(self, sentences: list[str]) -> None:
+        for sentence in sentences:
+            self._queued += len(sentence)
             self._queue.put_nowait(sentence)
 
-    def flush(self, message: Flush | End) -> None:
-        """Speak what has been sent; after an `End` nothing more."""
-        for sentence in self._pieces.flush():
-            self._queue.put_nowait(sentence)
-        self._queue.put_nowait(message)
+    def cut_short(self) -> None:
+        """End before the client has, since the server is about to stop."""
+        if not self.ended:
+            self._cut_short = True
+            self.end()
 
     async def cancel(self) -> None:
         """Forget what has not been spoken, and be ready for more."""
-        self._pieces = Pieces()
         await self.stop()
         self._begin()
 
     async def stop(self) -> None:
         """End the work."""
         self._work.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._work
+        await self.over()
+        if self._sending:
+            await asyncio.gather(self._sending, return_exceptions=True)
+
+    async def over(self) -> None:
+        """Wait for the end of the work."""
+        await asyncio.wait({self._work})
 
     async def _speak_all(self) -> None:
         try:
-            while not isinstance(item := await self._queue.get(), End):
+            while (item := await self._queue.get()) is not None:
                 if isinstance(item, Flush):
+                    self._flushes -= 1
                     await self._send("flushed")
                 else:
+                    self._queued -= len(item)
                     await self._speak(item)
-            if self._encoder and (rest := self._encoder.finish()):
+            if self._packer and (rest := await self._packer.finish()):
                 await self._send("audio", audio=base64.b64encode(rest).decode())
+            if self._cut_short:
+                raise StoppingError(
+                    "The server is about to stop; what had been sent was spoken. Connect again for the rest",
+                    retry_after_seconds=1.0,
+                )
             await self._send("done", duration_seconds=self._seconds)
             self._connection.forget(self, "done")
         except Exception as error:
@@ -177,32 +226,57 @@ class Context:
             request_id=f"{self._call.request_id}/{self._number}",
         )
         self._number += 1
-        async with await self._call.speaker.start(order) as speaking:
+        try:
+            begun = await self._call.speaker.start(order)
+        except TextError:
+            # Punctuation alone, say: no reason to end the context.
+            await self._send("sentence", text=sentence, start_seconds=self._seconds, unknown=[])
+            return
+        async with begun as speaking:
             delivery = Delivery(
-                speaking, self.options, self._call.caller, self._call.access.max_audio_seconds, self._encoder
+                speaking, self.options, self._call.caller, self._call.access.max_audio_seconds, self._packer
             )
-            if self._encoder is None:
-                self._encoder = delivery.encoder
-                # From the first sentence on it is this seed, and this version even if another is published meanwhile.
-                pinned = {"seed": speaking.seed, "voice": f"{speaking.voice}/{speaking.voice_version}"}
-                self.options = self.options.model_copy(update=pinned)
-                await self._send("started", response_format=self.options.response_format, **delivery.facts())
+            await self._announce(sentence, delivery)
             begins = self._seconds
-            await self._send("sentence", text=sentence, start_seconds=begins, unknown=list(speaking.unknown))
-            async for audio, times in delivery.pieces(finish=False):
-                self._seconds = begins + delivery.seconds
-                content: dict[str, Any] = {"audio": base64.b64encode(audio).decode()}
-                if times:
-                    content["timestamps"] = [
-                        asdict(time)
-                        | {
-                            "start_seconds": begins + time.start_seconds,
-                            "end_seconds": begins + time.end_seconds,
-                        }
-                        for time in times
-                    ]
-                await self._send("audio", **content)
-        self._waiting = max(0, self._waiting - len(sentence))
+            async for samples in delivery.samples():
+                times = delivery.new_timestamps()
+                await self._to_its_end(self._send_sound(delivery, samples, begins, times))
+
+    async def _announce(self, sentence: str, delivery: Delivery) -> None:
+        """Tell that a sentence begins, behind the silence between it and the one before."""
+        speaking = delivery.speaking
+        if self._packer is None:
+            self._packer = delivery.packer
+            # From the first sentence on it is this seed, and this version even if another is published meanwhile.
+            pinned = {"seed": speaking.seed, "voice": f"{speaking.voice}/{speaking.voice_version}"}
+            self.options = self.options.model_copy(update=pinned)
+            await self._send("started", response_format=self.options.response_format, **delivery.facts())
+        elif self._seconds:
+            pause = np.zeros(round(SENTENCE_PAUSE * speaking.sampling_rate), np.float32)
+            await self._to_its_end(self._send_sound(delivery, pause))
+        await self._send(
+            "sentence", text=sentence, start_seconds=self._seconds, unknown=list(speaking.unknown)
+        )
+
+    async def _to_its_end(self, sending: Coroutine[Any, Any, None]) -> None:
+        """Pack and send, even if this is cancelled: the pieces are of one stream, of which none may be lost."""
+        self._sending = asyncio.create_task(sending)
+        await asyncio.shield(self._sending)
+
+    async def _send_sound(
+        self, delivery: Delivery, samples: Samples, begins: float = 0.0, times: Sequence[Timed] = ()
+    ) -> None:
+        audio = await delivery.packer.pack(samples)
+        self._seconds += len(samples) / delivery.speaking.sampling_rate
+        content: dict[str, Any] = {"audio": base64.b64encode(audio).decode()}
+        if times:
+            content["timestamps"] = [
+                asdict(time)
+                | {"start_seconds": begins + time.start_seconds, "end_seconds": begins + time.end_seconds}
+                for time in times
+            ]
+        if audio or times:
+            await self._send("audio", **content)
 
     async def _send(self, kind: str, **content: Any) -> None:
         await self._connection.send(kind, self.options.context_id, **content)
@@ -218,18 +292,39 @@ class Connection:
         self._sending = asyncio.Lock()
 
     async def serve(self) -> None:
-        """Obey messages until the client leaves; then nothing more is computed for it."""
+        """Obey messages until the client leaves, when nothing more is computed for it, or the server is to stop."""
+        draining = asyncio.create_task(self._call.speaker.draining.wait())
         try:
-            while True:
-                message = await self._websocket.receive()
+            while message := await self._next(draining):
                 if message["type"] == "websocket.disconnect":
                     return
                 text = message.get("text")
                 await self._obey(text if text is not None else message.get("bytes") or b"")
+            await self._take_leave()
         finally:
+            draining.cancel()
             for context in list(self._contexts.values()):
                 await context.stop()
                 self.forget(context, "cancelled")
+
+    async def _next(self, draining: asyncio.Task[Any]) -> Message | None:
+        """What comes next from the client; nothing once the server is about to stop."""
+        receiving = asyncio.create_task(self._websocket.receive())
+        try:
+            await asyncio.wait({receiving, draining}, return_when=asyncio.FIRST_COMPLETED)
+            return receiving.result() if receiving.done() else None
+        finally:
+            receiving.cancel()
+
+    async def _take_leave(self) -> None:
+        """Finish what is being spoken, unless the client leaves before, and close."""
+        contexts = list(self._contexts.values())
+        for context in contexts:
+            context.cut_short()
+        work = asyncio.gather(*(context.over() for context in contexts))
+        await while_connected(self._websocket.receive, work)
+        with suppress(WebSocketDisconnect, RuntimeError):
+            await self._websocket.close(STOPPING_CODE, "the server is about to stop")
 
     async def _obey(self, message: str | bytes) -> None:
         context_id = ""
@@ -265,13 +360,17 @@ class Connection:
         return self._contexts[context_id]
 
     async def _tell(self, context: Context, message: _Message) -> None:
-        if isinstance(message, Text):
-            context.text(message.text)
-        elif isinstance(message, Flush | End):
-            context.flush(message)
-        elif isinstance(message, Cancel):
+        if isinstance(message, Cancel):
             await context.cancel()
             await self.send("cancelled", message.context_id)
+        elif context.ended:
+            raise _AddressError(f"context_id: {message.context_id!r} has had its end; start another text")
+        elif isinstance(message, Text):
+            context.text(message.text)
+        elif isinstance(message, Flush):
+            context.flush(message)
+        elif isinstance(message, End):
+            context.end()
 
     def forget(self, context: Context, code: str) -> None:
         """Take in that a context is over, and count it."""

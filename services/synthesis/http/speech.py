@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import asdict
@@ -20,9 +19,10 @@ from services.synthesis.access import Caller, metered
 from services.synthesis.http.door import Call
 from services.synthesis.http.errors import error_content, to_json
 from services.synthesis.http.requests import SpeechOptions, SpeechRequest, parse
+from services.synthesis.packing import Packer, encode_whole, to_base64
 from services.synthesis.speaker import Order, Speaking
 from shared.audio import Samples
-from shared.audio_encoding import FORMATS, Encoder, encode, open_encoder
+from shared.audio_encoding import FORMATS
 from shared.text.timestamps import Timed, to_srt, to_vtt
 
 #: Pieces of audio that a client's usage counts, in seconds; OpenAI counts tokens.
@@ -37,10 +37,10 @@ class Delivery:
         options: How it is packed.
         caller: Who pays.
         max_audio_seconds: The longest that it may be.
-        encoder: Goes on with an earlier text's audio, where given.
+        packer: Goes on with an earlier text's audio, where given.
 
     Attributes:
-        encoder: Packs it.
+        packer: Packs it.
         seconds: Audio taken out so far.
     """
 
@@ -50,12 +50,10 @@ class Delivery:
         options: SpeechOptions,
         caller: Caller,
         max_audio_seconds: float,
-        encoder: Encoder | None = None,
+        packer: Packer | None = None,
     ) -> None:
         self.speaking = speaking
-        self.encoder = encoder or open_encoder(
-            options.response_format, speaking.sampling_rate, options.sampling_rate
-        )
+        self.packer = packer or Packer(options.response_format, speaking.sampling_rate, options.sampling_rate)
         self.seconds = 0.0
         self._samples = metered(speaking, caller, max_audio_seconds)
         self._timestamps = options.timestamps
@@ -67,12 +65,11 @@ class Delivery:
             self.seconds += len(samples) / self.speaking.sampling_rate
             yield samples
 
-    async def pieces(self, *, finish: bool = True) -> AsyncGenerator[tuple[bytes, list[Timed]]]:
+    async def pieces(self) -> AsyncGenerator[tuple[bytes, list[Timed]]]:
         """Encoded audio as it is made, with the words whose sound is in it or was before; either may be empty."""
         async for samples in self.samples():
-            yield self.encoder.encode(samples), self.new_timestamps()
-        if finish:
-            yield self.encoder.finish(), self.new_timestamps()
+            yield await self.packer.pack(samples), self.new_timestamps()
+        yield await self.packer.finish(), self.new_timestamps()
 
     def new_timestamps(self) -> list[Timed]:
         """The words that were not told yet, where they are asked for."""
@@ -86,7 +83,7 @@ class Delivery:
             "seed": self.speaking.seed,
             "voice": self.speaking.voice,
             "voice_version": self.speaking.voice_version,
-            "sampling_rate": self.encoder.sampling_rate,
+            "sampling_rate": self.packer.sampling_rate,
             "unknown": list(self.speaking.unknown),
         }
 
@@ -203,17 +200,19 @@ async def whole_audio(delivery: Delivery, options: SpeechOptions) -> bytes:
     """All of the audio as one file, whose header knows how long it is."""
     async with delivery.speaking as speaking:
         samples = np.concatenate([piece async for piece in delivery.samples()])
-    return await asyncio.to_thread(
-        encode, options.response_format, samples, speaking.sampling_rate, delivery.encoder.sampling_rate
-    )
+    return await encode_whole(options.response_format, samples, speaking.sampling_rate, options.sampling_rate)
 
 
 async def whole(delivery: Delivery, options: SpeechOptions) -> dict[str, Any]:
-    """A spoken text as one object, with its audio in base64, and its captions where timestamps are wanted."""
+    """A spoken text as one object, with its audio, and its captions where timestamps are wanted."""
     audio = await whole_audio(delivery, options)
+    return await asyncio.to_thread(_described, delivery, options, audio)
+
+
+def _described(delivery: Delivery, options: SpeechOptions, audio: bytes) -> dict[str, Any]:
     timestamps = delivery.new_timestamps()
     content: dict[str, Any] = {"response_format": options.response_format, **summary(delivery)}
-    content["audio"] = base64.b64encode(audio).decode()
+    content["audio"] = audio
     if options.timestamps:
         content["timestamps"] = [asdict(time) for time in timestamps]
         content["tokens"] = [asdict(time) for time in delivery.speaking.token_timestamps()]
@@ -221,7 +220,14 @@ async def whole(delivery: Delivery, options: SpeechOptions) -> dict[str, Any]:
     return content
 
 
+def whole_to_json(content: dict[str, Any]) -> bytes:
+    """JSON of what may have audio, in base64, which need not be looked through for what JSON must escape."""
+    audio = content.pop("audio", None)
+    text = to_json(content)
+    return text if audio is None else text[:-1] + b', "audio": "' + to_base64(audio) + b'"}'
+
+
 async def _as_json(delivery: Delivery, wanted: SpeechRequest) -> Response:
     headers = delivery.headers()
-    content = json.dumps(await whole(delivery, wanted))
+    content = await asyncio.to_thread(whole_to_json, await whole(delivery, wanted))
     return Response(content, headers=headers, media_type="application/json")

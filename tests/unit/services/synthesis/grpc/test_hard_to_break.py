@@ -26,7 +26,7 @@ from services.synthesis.access import Access
 from services.synthesis.grpc import ERRORS, Tls
 from services.synthesis.grpc import server as grpc_server
 from services.synthesis.grpc.errors import DETAILS_KEY, MAX_MESSAGE_BYTES, InvalidError, describe
-from services.synthesis.grpc.incremental import MAX_WAITING_CHARACTERS
+from services.synthesis.grpc.incremental import MAX_UNANSWERED, MAX_WAITING_CHARACTERS
 from services.synthesis.grpc.requests import parse
 from services.synthesis.grpc.server import MAX_REQUEST_BYTES
 from services.synthesis.grpc.servicer import Call
@@ -210,6 +210,20 @@ def test_too_much_text_at_once_in_pieces(channel: Any, speaker: ScriptedSpeaker)
     assert status is StatusCode.RESOURCE_EXHAUSTED
     assert "Send them as the audio comes" in message
     wait_until(lambda: all(one.left for one in speaker.spoken))
+
+
+def test_flushes_that_nobody_could_answer_are_refused(channel: Any, speaker: ScriptedSpeaker) -> None:
+    def messages() -> Iterator[pb.SynthesizeIncrementalRequest]:
+        yield pb.SynthesizeIncrementalRequest(start=pb.SynthesizeRequest(text="ever. "))
+        for _ in range(MAX_UNANSWERED + 1):
+            yield pb.SynthesizeIncrementalRequest(flush=pb.Flush())
+
+    status, message = outcome(
+        lambda: list(SynthesisServiceStub(channel).SynthesizeIncremental(messages(), timeout=20))
+    )
+    assert status is StatusCode.RESOURCE_EXHAUSTED
+    assert "wait for their answers" in message
+    wait_until(lambda: speaker.spoken[0].left)
 
 
 @pytest.mark.parametrize("error", [kind for kind in ERRORS if kind not in {VitsError}])

@@ -105,6 +105,7 @@ class FakeSpeaker:
     overloaded: int = 0
     newest: str = "20260101T000000-00000000"
     gate: asyncio.Event = field(default_factory=asyncio.Event)
+    draining: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         self.shelf = SimpleNamespace(registry=self.registry, in_use=lambda: IN_USE)

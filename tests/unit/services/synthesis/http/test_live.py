@@ -13,13 +13,21 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient, WebSocketTestSession
 
 from services.synthesis.access import Access, add_token
-from services.synthesis.http.live import MAX_CONTEXTS, MAX_WAITING_CHARACTERS, MESSAGES
+from services.synthesis.http.live import (
+    MAX_CONTEXTS,
+    MAX_WAITING_CHARACTERS,
+    MAX_WAITING_FLUSHES,
+    MESSAGES,
+)
 from shared.audio import read_audio, to_pcm16
+from shared.text.segmentation import SENTENCE_PAUSE
 
 if TYPE_CHECKING:
     from tests.unit.services.synthesis.http.conftest import FakeSpeaker
 
 LIVE = "/v1/audio/speech/live"
+#: What is heard between sentences, as at gRPC's door.
+PAUSE = bytes(2 * round(SENTENCE_PAUSE * 16000))
 
 
 def until(socket: WebSocketTestSession, *kinds: str) -> list[dict[str, Any]]:
@@ -48,14 +56,13 @@ def test_sentences_are_spoken_as_their_ends_arrive(http: TestClient, fake: FakeS
         socket.send_json({"type": "end"})
         messages += until(socket, "done")
     assert [m["text"] for m in messages if m["type"] == "sentence"] == ["Hola.", "¿Qué tal?", "Bien"]
-    spoken = b"".join(to_pcm16(speaking.samples).tobytes() for speaking in fake.spoken)
-    assert audio_of(messages) == spoken
+    assert audio_of(messages) == PAUSE.join(to_pcm16(speaking.samples).tobytes() for speaking in fake.spoken)
     assert {speaking.order.seed for speaking in fake.spoken} == {None, messages[0]["seed"]}
     words = [word for m in messages for word in m.get("timestamps", [])]
     assert [word["text"] for word in words] == ["Hola.", "¿Qué", "tal?", "Bien"]
-    assert [m["start_seconds"] for m in messages if m["type"] == "sentence"] == pytest.approx([0, 0.05, 0.14])
-    assert words[1]["start_seconds"] == pytest.approx(0.05)
-    assert messages[-1]["duration_seconds"] == pytest.approx(0.18)
+    assert [m["start_seconds"] for m in messages if m["type"] == "sentence"] == pytest.approx([0, 0.35, 0.74])
+    assert words[1]["start_seconds"] == pytest.approx(0.35)
+    assert messages[-1]["duration_seconds"] == pytest.approx(0.78)
     assert fake.spoken[0].order.door == "websocket"
     assert (
         fake.metrics.registry.get_sample_value("vits_responses_total", {"door": "websocket", "code": "done"})
@@ -85,7 +92,7 @@ def test_flush_and_an_encoded_stream(http: TestClient) -> None:
         socket.send_json({"type": "end", "context_id": "a"})
         messages += until(socket, "done")
     assert {m["context_id"] for m in messages} == {"a"}
-    assert read_audio(audio_of(messages)).duration_seconds == pytest.approx(2.2, abs=0.2)
+    assert read_audio(audio_of(messages)).duration_seconds == pytest.approx(2.5, abs=0.2)
 
 
 def test_cancel_forgets_and_more_may_follow(http: TestClient, fake: FakeSpeaker) -> None:
@@ -100,7 +107,25 @@ def test_cancel_forgets_and_more_may_follow(http: TestClient, fake: FakeSpeaker)
         socket.send_json({"type": "end"})
         messages = until(socket, "done")
     assert [speaking.order.text for speaking in fake.spoken] == [("slow " * 60 + "."), "nuevo"]
-    assert audio_of(messages) == to_pcm16(fake.spoken[1].samples).tobytes()
+    assert audio_of(messages) == PAUSE + to_pcm16(fake.spoken[1].samples).tobytes()
+
+
+@pytest.mark.parametrize("audio_format", ["opus", "wav"])
+def test_a_cancel_loses_nothing_of_the_stream(http: TestClient, audio_format: str) -> None:
+    """Whenever it comes, what has been sent and what follows are one file."""
+    with http.websocket_connect(LIVE) as socket:
+        socket.send_json({"type": "start", "response_format": audio_format})
+        messages: list[dict[str, Any]] = []
+        for _ in range(3):
+            socket.send_json({"type": "text", "text": "slow " * 20 + ". "})
+            socket.send_json({"type": "cancel"})
+            messages += until(socket, "cancelled")
+        socket.send_json({"type": "text", "text": "nuevo " * 20})
+        socket.send_json({"type": "end"})
+        messages += until(socket, "done")
+    assert read_audio(audio_of(messages)).duration_seconds == pytest.approx(
+        messages[-1]["duration_seconds"], abs=0.1
+    )
 
 
 def test_contexts_do_not_mix(http: TestClient, fake: FakeSpeaker) -> None:
@@ -160,9 +185,7 @@ def test_bad_messages(http: TestClient, message: Any, said: str) -> None:
         until(socket, "done")
 
 
-@pytest.mark.parametrize(
-    ("text", "code"), [("mute", "text_not_speakable"), ("break", "engine_failed"), ("bug", "internal_error")]
-)
+@pytest.mark.parametrize(("text", "code"), [("break", "engine_failed"), ("bug", "internal_error")])
 def test_a_sentence_that_fails_ends_its_context(http: TestClient, text: str, code: str) -> None:
     with http.websocket_connect(LIVE) as socket:
         socket.send_json({"type": "start", "context_id": "a"})
@@ -174,6 +197,86 @@ def test_a_sentence_that_fails_ends_its_context(http: TestClient, text: str, cod
         socket.send_json({"type": "start", "context_id": "a"})
         socket.send_json({"type": "end", "context_id": "a"})
         assert socket.receive_json()["type"] == "done"
+
+
+def test_a_sentence_of_punctuation_is_announced_and_nothing_ends(http: TestClient) -> None:
+    with http.websocket_connect(LIVE) as socket:
+        socket.send_json({"type": "start", "response_format": "pcm"})
+        for text in ("uno", "mute", "dos"):
+            socket.send_json({"type": "text", "text": text})
+            socket.send_json({"type": "flush"})
+        socket.send_json({"type": "end"})
+        messages = until(socket, "done")
+    assert [m["text"] for m in messages if m["type"] == "sentence"] == ["uno", "mute", "dos"]
+
+
+def test_space_does_not_wait_to_be_spoken(http: TestClient) -> None:
+    with http.websocket_connect(LIVE) as socket:
+        socket.send_json({"type": "start", "response_format": "pcm"})
+        for _ in range(MAX_WAITING_CHARACTERS // 4000 + 1):
+            socket.send_json({"type": "text", "text": " " * 4000})
+        socket.send_json({"type": "text", "text": "uno"})
+        socket.send_json({"type": "end"})
+        until(socket, "done")
+
+
+@pytest.mark.parametrize("late", [{"type": "text", "text": "dos"}, {"type": "flush"}, {"type": "end"}])
+def test_what_comes_after_the_end_is_refused(
+    http: TestClient, fake: FakeSpeaker, late: dict[str, Any]
+) -> None:
+    with http.websocket_connect(LIVE) as socket:
+        socket.send_json({"type": "start", "response_format": "pcm"})
+        fake.gate.clear()
+        for message in ({"type": "text", "text": "uno"}, {"type": "end"}, late):
+            socket.send_json(message)
+        while (answer := socket.receive_json())["type"] != "error":
+            pass
+        assert "has had its end" in answer["error"]["message"]
+        assert http.portal
+        http.portal.call(fake.gate.set)
+        assert audio_of(until(socket, "done")) == to_pcm16(fake.spoken[0].samples).tobytes()
+
+
+def test_flushes_that_nobody_could_answer_are_refused(http: TestClient, fake: FakeSpeaker) -> None:
+    fake.gate.clear()
+    with http.websocket_connect(LIVE) as socket:
+        socket.send_json({"type": "start"})
+        socket.send_json({"type": "text", "text": "uno"})
+        for _ in range(MAX_WAITING_FLUSHES + 1):
+            socket.send_json({"type": "flush"})
+        while (answer := socket.receive_json())["type"] != "error":
+            assert answer["type"] != "flushed"
+        assert str(MAX_WAITING_FLUSHES) in answer["error"]["message"]
+
+
+def test_a_server_that_stops_finishes_sentences_and_closes(http: TestClient, fake: FakeSpeaker) -> None:
+    """One context has had its end, one not; a third has nothing to say."""
+    with http.websocket_connect(LIVE) as socket:
+        fake.gate.clear()
+        for context in ("a", "b", "c"):
+            socket.send_json({"type": "start", "context_id": context, "response_format": "pcm"})
+        for context in ("a", "b"):
+            socket.send_json({"type": "text", "context_id": context, "text": f"uno {context}. "})
+        socket.send_json({"type": "end", "context_id": "a"})
+        # An answer shows that all of it has come.
+        socket.send_json({"type": "text", "context_id": "d", "text": ""})
+        messages: list[dict[str, Any]] = []
+        while not messages or messages[-1]["type"] != "error":
+            messages.append(socket.receive_json())
+        assert http.portal
+        http.portal.call(fake.draining.set)
+        http.portal.call(fake.gate.set)
+        while len(ended := [m for m in messages if m["type"] in {"done", "error"}]) < 4:
+            messages.append(socket.receive_json())
+        assert socket.receive()["code"] == 1012
+    assert {m["context_id"]: m.get("error", {}).get("code") for m in ended[1:]} == {
+        "a": None,
+        "b": "stopping",
+        "c": "stopping",
+    }
+    for speaking in fake.spoken:
+        mine = [m for m in messages if m["context_id"] == speaking.order.text[4]]
+        assert audio_of(mine) == to_pcm16(speaking.samples).tobytes()
 
 
 def test_limits(http: TestClient, fake: FakeSpeaker) -> None:

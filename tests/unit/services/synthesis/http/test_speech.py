@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import logging
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -16,10 +17,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
+from services.synthesis import packing
 from services.synthesis.access import Access, add_token
 from services.synthesis.http.requests import SpeechRequest
 from services.synthesis.speaker import MAX_SEED
+from shared import audio_encoding
 from shared.audio import read_audio, to_pcm16
+from shared.audio_encoding import open_encoder
 from shared.errors import EngineError
 
 if TYPE_CHECKING:
@@ -344,3 +348,24 @@ def test_no_body_is_ever_a_failure_of_the_server(
     if answer.status_code != 200:
         assert answer.status_code in {400, 404}
         error_of(answer)
+
+
+@pytest.mark.parametrize("stream_format", ["audio", "sse", "json"])
+def test_audio_is_not_encoded_on_the_event_loop(
+    http: TestClient, monkeypatch: pytest.MonkeyPatch, stream_format: str
+) -> None:
+    threads: set[int] = set()
+
+    def opened(*arguments: Any) -> Any:
+        encoder: Any = open_encoder(*arguments)
+        plain = encoder.encode
+        encoder.encode = lambda samples: (threads.add(threading.get_ident()), plain(samples))[1]
+        return encoder
+
+    monkeypatch.setattr(packing, "open_encoder", opened)
+    monkeypatch.setattr(audio_encoding, "open_encoder", opened)
+    body = {"input": "uno dos tres", "response_format": "mp3", "stream_format": stream_format}
+    assert http.post(SPEECH, json=body).status_code == 200
+    assert http.portal
+    assert threads
+    assert http.portal.call(threading.get_ident) not in threads

@@ -26,7 +26,7 @@ from services.synthesis.access import Access
 from services.synthesis.grpc import GrpcServer, Tls
 from services.synthesis.http import make_app
 from services.synthesis.http.bento import PATH as SYNTHESIZE_PATH
-from services.synthesis.http.bento import SynthesizeGuard, synthesized
+from services.synthesis.http.bento import OwnSynthesize
 from services.synthesis.http.requests import ResponseFormat
 from services.synthesis.http.traffic import EndpointTraffic
 from services.synthesis.settings import Settings
@@ -166,7 +166,6 @@ class SynthesisService:
     @bentoml.api(route=SYNTHESIZE_PATH)  # type: ignore[untyped-decorator]
     async def synthesize(
         self,
-        ctx: bentoml.Context,
         input: str,  # noqa: A002 - OpenAI's name for it
         voice: str = "",
         response_format: ResponseFormat = "wav",
@@ -179,9 +178,8 @@ class SynthesisService:
         language: str | None = None,
         ssml: bool | None = None,
     ) -> Annotated[Path, ContentType("audio/*")]:
-        """Speak a text: ``/v1/audio/speech`` for BentoML's own client, which gets a file."""
-        asked = {name: value for name, value in locals().items() if name not in {"self", "ctx"}}
-        return cast("Path", await synthesized(http_app.state, ctx, asked))
+        """What BentoML's client knows of ``/synthesize``, which `OwnSynthesize` answers."""
+        raise NotImplementedError
 
     @staticmethod
     async def _every(seconds: float, look_after: Callable[[], Awaitable[None]]) -> None:
@@ -214,4 +212,4 @@ class SynthesisService:
 
 # BentoML's time limit waits for the first byte of an answer; an endpoint that raises before it would never end.
 cast("Any", SynthesisService).add_asgi_middleware(ServerErrorMiddleware)
-cast("Any", SynthesisService).add_asgi_middleware(SynthesizeGuard)
+cast("Any", SynthesisService).add_asgi_middleware(OwnSynthesize, ours=http_app)

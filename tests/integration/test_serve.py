@@ -27,6 +27,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
+from services.synthesis.http.app import LIVE_PATH, PAGE_SERVER_PATH
+from services.synthesis.http.page import PAGE_FILES
 from shared.audio import read_audio, to_pcm16
 from shared.protos.vits.synthesis.v1 import synthesis_pb2 as pb
 from shared.protos.vits.synthesis.v1.synthesis_pb2_grpc import SynthesisServiceStub
@@ -40,6 +42,79 @@ from starlette.testclient import TestClient
 from services.synthesis.service import BentoMLContainer, SynthesisService
 BentoMLContainer.metrics_client.get().generate_latest = lambda: 1 / 0
 print(TestClient(SynthesisService.to_asgi(), raise_server_exceptions=False).get("/metrics").status_code)
+"""
+
+#: Every method and path of the server as a whole, BentoML's own included.
+ROUTES = """
+from starlette.routing import Route
+from services.synthesis.service import SynthesisService
+def tell(routes):
+    for route in routes:
+        if isinstance(route, Route):
+            for method in (route.methods or set()) - {"HEAD"}:
+                print(method, route.path)
+        tell(getattr(route, "routes", None) or [])
+tell(SynthesisService.to_asgi().routes)
+"""
+
+#: A voice that makes its second piece when the client has heard the first.
+STREAMING = """
+import asyncio, sys, threading, time
+import openai, uvicorn
+from prometheus_client import CollectorRegistry
+from services.synthesis.service import SynthesisService, http_app
+from shared.metrics import Metrics
+from shared.registry import Registry
+from shared.store import Store
+from tests.unit.services.synthesis.http.conftest import FakeSpeaker, FakeSpeaking
+heard = threading.Event()
+make_piece = FakeSpeaking.__anext__
+async def make_piece_when_heard(self):
+    if self.heard:
+        await asyncio.to_thread(heard.wait)
+    return await make_piece(self)
+FakeSpeaking.__anext__ = make_piece_when_heard
+http_app.state.speaker = FakeSpeaker(Registry(Store.open("memory://")), Metrics(CollectorRegistry()))
+config = uvicorn.Config(SynthesisService.to_asgi(), port=0, lifespan="off", log_config=None)
+server = uvicorn.Server(config)
+serving = threading.Thread(target=server.run)
+serving.start()
+while not server.started:
+    time.sleep(0.01)
+port = server.servers[0].sockets[0].getsockname()[1]
+client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=30)
+try:
+    with client.audio.speech.with_streaming_response.create(
+        model="tts-1", voice="alloy", input="a" * 100, response_format="pcm", stream_format=sys.argv[1]
+    ) as answer:
+        pieces = answer.iter_bytes()
+        first = next(pieces)
+        heard.set()
+        sys.stdout.buffer.write(first + b"".join(pieces))
+finally:
+    heard.set()
+    server.should_exit = True
+    serving.join()
+"""
+
+#: A voice that is loaded when its time has come.
+READINESS = """
+import asyncio, threading, time
+from starlette.testclient import TestClient
+from services.synthesis.service import SynthesisService
+from services.synthesis.speaker import Speaker
+load = threading.Event()
+warm = Speaker.warm
+async def warm_later(self):
+    await asyncio.to_thread(load.wait)
+    return await warm(self)
+Speaker.warm = warm_later
+with TestClient(SynthesisService.to_asgi()) as client:
+    print(client.get("/livez").status_code, client.get("/readyz").status_code)
+    load.set()
+    while client.get("/readyz").status_code == 503:
+        time.sleep(0.01)
+    print(client.get("/livez").status_code, client.get("/readyz").status_code)
 """
 
 
@@ -79,6 +154,21 @@ def test_the_official_openai_client_gets_audio(client: openai.OpenAI) -> None:
     assert again == to_pcm16(audio.samples).tobytes()
     assert answer.headers["X-Vits-Voice"].startswith("tiny/")
     assert {model.id for model in client.models.list()} >= {"tts-1", "tiny"}
+
+
+@pytest.mark.parametrize("stream_format", ["audio", "sse"])
+def test_the_official_client_hears_the_first_before_the_last_is_made(
+    world: World, stream_format: str
+) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", STREAMING, stream_format]
+    answer = subprocess.run(
+        command, cwd=ROOT, env=world.environment, capture_output=True, check=True, timeout=100
+    ).stdout
+    if stream_format == "sse":
+        *deltas, done = [json.loads(event.removeprefix(b"data: ")) for event in answer.split(b"\n\n")[:-1]]
+        assert done["type"] == "speech.audio.done"
+        answer = b"".join(base64.b64decode(event["audio"]) for event in deltas)
+    assert len(answer) == 2 * 16000
 
 
 def test_the_official_client_understands_our_errors(client: openai.OpenAI) -> None:
@@ -126,6 +216,35 @@ def test_health_over_http(server: Server) -> None:
         server.get("/v1/nothing")
     with missing.value:
         assert json.load(missing.value)["error"]["code"] == "unknown_url"
+
+
+def test_a_server_is_ready_when_its_voice_is_and_alive_before(world: World) -> None:
+    environment = world.environment | {"VITS_GRPC_PORT": "0", "VITS_POLL_SECONDS": "0"}
+    command = [sys.executable, "-W", "ignore", "-c", READINESS]
+    asked = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=100
+    )
+    assert asked.stdout.split() == ["200", "503", "200", "200"], asked.stderr
+
+
+def test_everything_that_is_served_is_described(world: World, server: Server) -> None:
+    operators = {"/livez", "/healthz", "/readyz", "/metrics", "/schema.json", "/docs.json", "/openapi.json"}
+    others = operators | {"/v1/{path:path}", PAGE_SERVER_PATH, *PAGE_FILES}
+    asked = world.run(sys.executable, "-W", "ignore", "-c", ROUTES)
+    routes = {tuple(line.split()) for line in asked.stdout.splitlines()}
+    document = json.loads(server.get("/openapi.json"))
+    described = {
+        (method.upper(), path)
+        for path, operations in document["paths"].items()
+        for method in operations
+        if method != "parameters"
+    }
+    assert described - {("GET", LIVE_PATH)} == {route for route in routes if route[1] not in others}
+    # What BentoML's client is told of its own path.
+    (told,) = json.loads(server.get("/schema.json"))["routes"]
+    fields = document["components"]["schemas"]["SynthesizeRequest"]["properties"]
+    for name, field in told["input"]["properties"].items():
+        assert field.get("default") == fields[name].get("default"), name
 
 
 def test_metrics(server: Server, client: openai.OpenAI, channel: grpc.Channel) -> None:
@@ -417,7 +536,7 @@ def test_tokens_hold_at_both_doors(world: World) -> None:
 
 def test_nasty_texts_are_answered(server: Server, channel: grpc.Channel) -> None:
     bomb = '<!DOCTYPE s [<!ENTITY a "aa"><!ENTITY b "&a;&a;">]><speak>&b;</speak>'
-    for text in (
+    texts = [
         "",
         " ",
         "👩‍👩‍👧",
@@ -428,8 +547,18 @@ def test_nasty_texts_are_answered(server: Server, channel: grpc.Channel) -> None
         "<speak>" * 500,
         "9" * 40,
         "\u0323" * 500,
-    ):
-        answer = httpx.post(f"{server.url}/v1/audio/speech", content=json.dumps({"input": text}), timeout=60)
-        assert answer.status_code in {200, 400}, (text, answer.text)
-        if answer.status_code == 400:
-            assert answer.json()["error"]["message"]
+        "a < b, 2 > 3",
+    ]
+    for text, language in itertools.product(texts, [None, "fr", "xx"]):
+        body = json.dumps({"input": text, "language": language})
+        for path in ("/v1/audio/speech", "/synthesize"):
+            answer = httpx.post(f"{server.url}{path}", content=body, timeout=60)
+            assert answer.status_code in {200, 400}, (text, answer.text)
+            if answer.status_code == 400:
+                assert answer.json()["error"]["message"]
+        if "\ud800" in text:
+            continue  # which protocol buffers cannot carry
+        request = pb.SynthesizeRequest(text=text, language=language or "", ssml=text.startswith("<"))
+        outcome = SynthesisServiceStub(channel).Synthesize.future(request, timeout=60)
+        assert outcome.code() in {grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT}, (text, outcome)
+        assert outcome.code() is grpc.StatusCode.OK or outcome.details()

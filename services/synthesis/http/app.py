@@ -8,6 +8,8 @@ from starlette.routing import Route, WebSocketRoute
 
 from services.synthesis.access import Access
 from services.synthesis.http.batch import batch
+from services.synthesis.http.bento import PATH as SYNTHESIZE_PATH
+from services.synthesis.http.bento import synthesize
 from services.synthesis.http.catalogue import models, voice, voices
 from services.synthesis.http.door import Call, Endpoint
 from services.synthesis.http.errors import MethodError, UnknownUrlError
@@ -17,13 +19,14 @@ from services.synthesis.http.page import PAGE_FILES, page_file, page_server
 from services.synthesis.http.requests import MAX_BATCH_BYTES
 from services.synthesis.http.speech import speech
 
-#: What is served under ``/v1``, by method and path.
+#: What speaks or tells of voices, by method and path.
 ENDPOINTS: dict[tuple[str, str], Endpoint] = {
     ("POST", "/v1/audio/speech"): Endpoint(speech, speaking=True),
     ("POST", "/v1/audio/speech/batch"): Endpoint(batch, speaking=True, max_body_bytes=MAX_BATCH_BYTES),
     ("GET", "/v1/audio/voices"): Endpoint(voices),
     ("GET", "/v1/audio/voices/{name}"): Endpoint(voice),
     ("GET", "/v1/models"): Endpoint(models),
+    ("POST", SYNTHESIZE_PATH): Endpoint(synthesize, speaking=True),
 }
 LIVE_PATH = "/v1/audio/speech/live"
 OPENAPI_PATH = "/openapi.json"

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -89,6 +89,8 @@ class Endpoint:
 
         try:
             body = await read_body(request, self._max_body_bytes)
+        except ClientDisconnect:
+            pass  # nobody is there to be answered
         except Exception as error:
             await error_response(error)(scope, receive, send_and_note)
         else:

@@ -13,15 +13,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from services.synthesis.http.live import MESSAGES, PROTOCOL, TOKEN_PROTOCOL
-from services.synthesis.http.requests import BatchRequest, SpeechRequest
+from services.synthesis.http.requests import BatchRequest, SpeechRequest, SynthesizeRequest
 from shared.audio_encoding import FORMATS
 
-_MODELS: tuple[type[BaseModel], ...] = (SpeechRequest, BatchRequest, *MESSAGES.values())
+_MODELS: tuple[type[BaseModel], ...] = (SpeechRequest, SynthesizeRequest, BatchRequest, *MESSAGES.values())
 
 _INTRODUCTION = """\
 Text to speech with the voices of this server. `POST /v1/audio/speech` is OpenAI's; fields that OpenAI does not have
 (`speaker`, `seed`, `noise_scale`, `noise_scale_duration`, `timestamps`, `sampling_rate`, `language`, `ssml`,
-`priority`, `deadline_seconds`) may be left out. Where the server asks for tokens, every path under `/v1` wants
+`priority`, `deadline_seconds`) may be left out. Where the server asks for tokens, every path here wants
 `Authorization: Bearer <token>`. Every answer has `X-Request-Id`, the request's own if it had one.
 
 gRPC offers the same as `vits.synthesis.v1`; `/livez`, `/readyz` and `/metrics` are for operators.
@@ -195,6 +195,7 @@ def _paths() -> dict[str, Any]:
         "application/zip": {"type": "string", "format": "binary"},
     }  # fmt: skip
     failures = (400, 404, 413, 429, 504)
+    file_name = {"description": "attachment; filename=…", "schema": _STRING}
     name = {"name": "name", "in": "path", "required": True, "schema": _STRING}
     return {
         "/v1/audio/speech": {
@@ -213,6 +214,15 @@ def _paths() -> dict[str, Any]:
                 _answer("The speeches", lines),
                 *failures,
                 body="BatchRequest",
+            )
+        },
+        "/synthesize": {
+            "post": _operation(
+                "synthesize",
+                "Speak a text, for BentoML's client: the whole of the audio, as a file",
+                _answer("The audio", audio, headers | {"Content-Disposition": file_name}),
+                *failures,
+                body="SynthesizeRequest",
             )
         },
         "/v1/audio/speech/live": {

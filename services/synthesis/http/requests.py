@@ -169,6 +169,18 @@ class SpeechRequest(SpeechOptions):
         return problems
 
 
+class SynthesizeRequest(SpeechOptions):
+    """The body of ``POST /synthesize``."""
+
+    input: Annotated[Text, Field(description="What to say.")]
+    response_format: Annotated[ResponseFormat, Field(description="See SpeechRequest.")] = "wav"
+
+    def check(self) -> list[tuple[str, str]]:
+        """See `SpeechOptions.check`."""
+        message = "timestamps: bare audio has no place for them; POST to /v1/audio/speech"
+        return super().check() + ([("timestamps", message)] if self.timestamps else [])
+
+
 class BatchText(BaseModel):
     """One text of a batch, with what is its own."""
 

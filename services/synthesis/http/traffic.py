@@ -8,10 +8,9 @@ from bentoml._internal.server.http.instruments import RunnerTrafficMetricsMiddle
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.synthesis.http.app import endpoint_of
-from services.synthesis.http.bento import PATH as SYNTHESIZE_PATH
 
 #: What BentoML itself serves. The other pages that it has count as any path that is not served.
-BENTOML_PATHS = frozenset(["/livez", "/readyz", "/healthz", "/metrics", SYNTHESIZE_PATH])
+BENTOML_PATHS = frozenset(["/livez", "/readyz", "/healthz", "/metrics"])
 #: The endpoint of a path that is not served.
 OTHER = "other"
 

@@ -11,10 +11,12 @@ from jsonschema import Draft202012Validator
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance
 from starlette.applications import Starlette
+from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from services.synthesis.http.app import ENDPOINTS, LIVE_PATH, make_app
+from services.synthesis.http.app import LIVE_PATH, OPENAPI_PATH, PAGE_SERVER_PATH, make_app
 from services.synthesis.http.openapi import document
+from services.synthesis.http.page import PAGE_FILES
 
 if TYPE_CHECKING:
     from tests.unit.services.synthesis.http.conftest import FakeSpeaker
@@ -48,13 +50,22 @@ def test_no_request_is_a_failure_of_the_server(case: Any, speaking: Starlette) -
 
 
 def test_it_describes_what_is_served() -> None:
+    """Everything but the page and itself; `test_serve` asks the same of the whole server."""
     described = {
         (method.upper(), path)
         for path, operations in document()["paths"].items()
         for method in operations
         if method != "parameters"
     }
-    assert described == {*ENDPOINTS, ("GET", LIVE_PATH)}
+    is_served = {
+        (method, route.path)
+        for route in served.routes
+        if isinstance(route, Route) and route.methods
+        for method in route.methods - {"HEAD"}
+    }
+    assert described == is_served - {
+        ("GET", path) for path in (OPENAPI_PATH, PAGE_SERVER_PATH, *PAGE_FILES)
+    } | {("GET", LIVE_PATH)}
 
 
 def test_it_is_sound(http: TestClient) -> None:
@@ -82,15 +93,20 @@ def test_it_is_sound(http: TestClient) -> None:
     assert all("description" in field for name, field in speech.items() if name != "speed")
 
 
-def test_statuses_that_happen_are_described(http: TestClient) -> None:
-    responses = document()["paths"]["/v1/audio/speech"]["post"]["responses"]
+@pytest.mark.parametrize("path", ["/v1/audio/speech", "/synthesize"])
+def test_statuses_that_happen_are_described(http: TestClient, path: str) -> None:
+    responses = document()["paths"][path]["post"]["responses"]
     for body, status in (
         ({"input": "uno"}, 200),
         ({}, 400),
         ({"input": "uno", "voice": "x"}, 404),
         ({"input": "break"}, 500),
     ):
-        answer = http.post("/v1/audio/speech", json=body)
+        answer = http.post(path, json=body)
         assert answer.status_code == status
         described = responses[str(status)]
         assert answer.headers["content-type"] in described["content"]
+        ours = {
+            name.title() for name in answer.headers if name.startswith(("x-vits-", "content-disposition"))
+        }
+        assert ours <= set(described.get("headers", ()))

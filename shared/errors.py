@@ -10,6 +10,7 @@
     │   │   └── DivergenceError    a training whose losses are no longer numbers
     │   ├── TextError              a text that cannot be spoken
     │   ├── RequestError           a request that is not of the published form
+    │   ├── SlowReaderError        a client that does not read what it asked for
     │   ├── AccessError            no token, or one that is not valid
     │   ├── NotFoundError          no such model, voice, version or alias
     │   ├── ConsentError           made of what a speaker has withdrawn consent for
@@ -89,6 +90,10 @@ class RequestError(UserError):
     def __init__(self, message: str, *, param: str | None = None) -> None:
         self.param = param
         super().__init__(message)
+
+
+class SlowReaderError(UserError):
+    """A client that has read nothing for too long of what it asked for."""
 
 
 class AccessError(UserError):

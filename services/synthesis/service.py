@@ -79,7 +79,6 @@ class SynthesisService:
                 max_backlog_seconds=settings.max_backlog_seconds,
                 max_bulk_backlog_seconds=settings.max_bulk_backlog_seconds,
                 buffer_seconds=settings.buffer_seconds,
-                reader_patience_seconds=settings.reader_patience_seconds,
             ),
             metrics,
         )
@@ -111,7 +110,12 @@ class SynthesisService:
         tls = Tls.from_settings(settings.grpc_tls_cert, settings.grpc_tls_key, settings.grpc_tls_client_ca)
         access = Access(tokens, max_audio_seconds=settings.max_audio_seconds)
         self.grpc = GrpcServer(
-            self.speaker, host=settings.host, port=settings.grpc_port, access=access, tls=tls
+            self.speaker,
+            host=settings.host,
+            port=settings.grpc_port,
+            access=access,
+            tls=tls,
+            patience_seconds=settings.reader_patience_seconds,
         )
         self.warming: asyncio.Task[None] | None = None
         self.watching: list[asyncio.Task[None]] = []

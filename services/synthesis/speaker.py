@@ -192,7 +192,7 @@ class Speaking:
         """float32 ``[S]``, within [-1, 1].
 
         Raises:
-            DeadlineError: The order's deadline has passed, or the reader was too slow.
+            DeadlineError: The order's deadline has passed.
             EngineError: The computation failed.
             StoppingError: The server is stopping.
         """

@@ -277,8 +277,7 @@ class Runtime:
                 job = self._scheduler.next(now)
                 if job is not None:
                     return self._task(job, now)
-                wake_at = self._scheduler.wake_at(now)
-                self._changed.wait(min(wake_at - now, threading.TIMEOUT_MAX))
+                self._changed.wait(min(self._scheduler.wake_at() - now, threading.TIMEOUT_MAX))
             return None
 
     def _task(self, job: Job, now: float) -> _Task:

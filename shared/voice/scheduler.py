@@ -51,7 +51,6 @@ class Policy:
         max_bulk_backlog_seconds: Bulk requests are refused when all before them need longer than this.
         bulk_patience_seconds: How much later than an interactive request's a bulk request's audio is needed.
         buffer_seconds: Audio seconds that are computed ahead of the reader.
-        reader_patience_seconds: A reader who takes nothing for so long, with a full buffer, is given up.
     """
 
     streams: int = 1
@@ -61,7 +60,6 @@ class Policy:
     max_bulk_backlog_seconds: float = 60.0
     bulk_patience_seconds: float = 20.0
     buffer_seconds: float = 20.0
-    reader_patience_seconds: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -175,7 +173,6 @@ class _Request:
     """Audio seconds given out so far."""
     taken: float = 0.0
     """Audio seconds that the reader took."""
-    stalled_since: float | None = None
 
     @property
     def length(self) -> float:
@@ -291,10 +288,13 @@ class Scheduler:
 
     def _candidate(self, number: int, request: _Request) -> Unit | None:
         """The unit that a request wants computed next."""
-        if not request.planned or request.dispatched - request.taken > self.policy.buffer_seconds:
+        if not request.planned:
             return None
+        # Before the reader is asked for: what it has not taken may be waiting behind this.
         if request.retries:
             return request.retries[0]
+        if request.dispatched - request.taken > self.policy.buffer_seconds:
+            return None
         while request.decode_from < len(request.segments):
             segment = request.segments[request.decode_from]
             if segment.dispatched < len(segment.windows):
@@ -463,30 +463,21 @@ class Scheduler:
         """Note that a reader took audio."""
         if found := self._requests.get(request):
             found.taken += audio_seconds
-            found.stalled_since = None
 
     def cancel(self, request: int) -> bool:
         """Forget a request and its work; what is being computed for it is computed in vain."""
         return self._requests.pop(request, None) is not None
 
     def expire(self, now: float) -> list[int]:
-        """The requests whose deadline has passed, or whose reader was waited for too long; they are gone."""
-        late = [number for number, request in self._requests.items() if self._ends(request, now) <= now]
+        """The requests whose deadline has passed; they are gone."""
+        late = [number for number, request in self._requests.items() if _end(request) <= now]
         for number in late:
             del self._requests[number]
         return late
 
-    def wake_at(self, now: float) -> float:
+    def wake_at(self) -> float:
         """When `expire` has something to say at the earliest; infinity for never."""
-        return min((self._ends(request, now) for request in self._requests.values()), default=math.inf)
-
-    def _ends(self, request: _Request, now: float) -> float:
-        ends = math.inf if request.deadline is None else request.deadline
-        if request.dispatched - request.taken > self.policy.buffer_seconds:
-            if request.stalled_since is None:
-                request.stalled_since = now
-            ends = min(ends, request.stalled_since + self.policy.reader_patience_seconds)
-        return ends
+        return min((_end(request) for request in self._requests.values()), default=math.inf)
 
     # ----------------------------------------------------------------------------------------- prediction
 
@@ -517,3 +508,8 @@ class Scheduler:
     def forget_voice(self, voice: str) -> None:
         """Forget the speeds of a voice that is no longer loaded."""
         self._speeds.pop(voice, None)
+
+
+def _end(request: _Request) -> float:
+    """When a request is given up."""
+    return math.inf if request.deadline is None else request.deadline

@@ -6,6 +6,7 @@ the call). What is wrong with a request's fields is in a BadRequest, when to com
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -35,6 +36,7 @@ from shared.errors import (
     QualityError,
     QuotaError,
     RequestError,
+    SlowReaderError,
     StoppingError,
     StoreError,
     TextError,
@@ -85,6 +87,7 @@ ERRORS: dict[type[VitsError], Row] = {
     DivergenceError: _INTERNAL,
     TextError: Row(StatusCode.INVALID_ARGUMENT, "TEXT_NOT_SPEAKABLE"),
     RequestError: _BAD_REQUEST,
+    SlowReaderError: Row(StatusCode.ABORTED, "READER_TOO_SLOW"),
     AccessError: Row(StatusCode.UNAUTHENTICATED, "INVALID_TOKEN"),
     NotFoundError: Row(StatusCode.NOT_FOUND, "VOICE_NOT_FOUND"),
     ConsentError: _INTERNAL,
@@ -108,6 +111,7 @@ QUIET = {
     StatusCode.INVALID_ARGUMENT,
     StatusCode.NOT_FOUND,
     StatusCode.RESOURCE_EXHAUSTED,
+    StatusCode.ABORTED,
     StatusCode.DEADLINE_EXCEEDED,
     StatusCode.UNAUTHENTICATED,
 }
@@ -187,12 +191,13 @@ def violations_of(error: BaseException) -> list[tuple[str, str]]:
     return []
 
 
-async def abort(context: Any, error: BaseException, request_id: str) -> NoReturn:
-    """End a call with an error."""
+async def abort(context: Any, error: BaseException, request_id: str, patience_seconds: float) -> NoReturn:
+    """End a call with an error, which a client that does not read does not hold up for longer than patience lasts."""
     status = describe(error, request_id)
     code = row_of(error).status
     if code not in QUIET and not isinstance(error, StoppingError):
         logger.error("call %s failed", request_id, exc_info=error)
     metadata = ((DETAILS_KEY, status.SerializeToString()), (REQUEST_ID_KEY, request_id))
-    await context.abort(code, status.message, metadata)
+    async with asyncio.timeout(patience_seconds):
+        await context.abort(code, status.message, metadata)
     raise AssertionError("abort always raises") from error

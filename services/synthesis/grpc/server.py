@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -80,16 +81,24 @@ class GrpcServer:
         port: 0 takes a free one.
         access: Knows the callers; everybody is let in where not given.
         tls: Certificates; plain text where not given.
+        patience_seconds: How long a client may read nothing of what is sent to it.
 
     Attributes:
         port: The port it listens on, known once started.
     """
 
     def __init__(
-        self, speaker: Speaker, *, host: str, port: int, access: Access | None = None, tls: Tls | None = None
+        self,
+        speaker: Speaker,
+        *,
+        host: str,
+        port: int,
+        access: Access | None = None,
+        tls: Tls | None = None,
+        patience_seconds: float = math.inf,
     ) -> None:
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        self._servicer = SynthesisServicer(speaker, access or Access())
+        self._servicer = SynthesisServicer(speaker, access or Access(), patience_seconds)
         self._tls = tls
         self._server: grpc.aio.Server | None = None
         self._health = health.aio.HealthServicer()

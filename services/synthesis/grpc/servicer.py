@@ -32,7 +32,14 @@ from services.synthesis.grpc.requests import Wanted, parse
 from services.synthesis.http.catalogue import listed
 from services.synthesis.packing import Packer
 from services.synthesis.speaker import Order, Speaker
-from shared.errors import DeadlineError, OverloadedError, QuotaError, RequestError, StoppingError
+from shared.errors import (
+    DeadlineError,
+    OverloadedError,
+    QuotaError,
+    RequestError,
+    SlowReaderError,
+    StoppingError,
+)
 from shared.protos.vits.synthesis.v1 import synthesis_pb2 as pb
 from shared.protos.vits.synthesis.v1 import synthesis_pb2_grpc as pb_grpc
 from shared.voice.runtime import stopping
@@ -60,21 +67,29 @@ class Call:
         caller: Who calls.
         request_id: Names it in the log.
         max_audio_seconds: The longest audio of one text.
+        patience_seconds: How long the client may read nothing.
     """
 
     context: Any
     caller: Caller
     request_id: str
     max_audio_seconds: float
+    patience_seconds: float
 
     async def write(self, message: Any) -> None:
         """Send a message of a stream; waits for a slow client.
 
         Raises:
+            SlowReaderError: It has read nothing for too long.
             CancelledError: The client is gone. gRPC may notice by the failing of a message first.
         """
         try:
-            await self.context.write(message)
+            async with asyncio.timeout(self.patience_seconds):
+                await self.context.write(message)
+        except TimeoutError as error:
+            raise SlowReaderError(
+                f"Nothing was read for {self.patience_seconds:g} s, so the rest was not spoken. Read as it comes"
+            ) from error
         except Exception as error:
             raise asyncio.CancelledError from error
 
@@ -103,14 +118,16 @@ class SynthesisServicer(pb_grpc.SynthesisServiceServicer):
     Args:
         speaker: Speaks.
         access: Knows the callers.
+        patience_seconds: How long a client may read nothing.
 
     Attributes:
         draining: Set when no new call is taken any more, so that calls that only listen end.
     """
 
-    def __init__(self, speaker: Speaker, access: Access) -> None:
+    def __init__(self, speaker: Speaker, access: Access, patience_seconds: float) -> None:
         self._speaker = speaker
         self._access = access
+        self._patience_seconds = patience_seconds
         self._calls = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -157,11 +174,11 @@ class SynthesisServicer(pb_grpc.SynthesisServiceServicer):
             caller = self._access.check(metadata.get("authorization"), speaking=speaking)
             name = caller.name
             require_message(request)
-            yield Call(context, caller, request_id, self._access.max_audio_seconds)
+            yield Call(context, caller, request_id, self._access.max_audio_seconds, self._patience_seconds)
             status = StatusCode.OK
         except Exception as error:
             status = row_of(error).status
-            await abort(context, error, request_id)
+            await abort(context, error, request_id, self._patience_seconds)
         finally:
             self._speaker.metrics.responses.labels("grpc", status.name).inc()
             seconds = time.perf_counter() - start

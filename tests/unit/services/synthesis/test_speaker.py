@@ -301,19 +301,6 @@ def test_nobody_computes_far_ahead_of_a_slow_reader(make_speaker: MakeSpeaker, o
     asyncio.run(scene())
 
 
-def test_a_reader_who_stops_is_given_up(make_speaker: MakeSpeaker) -> None:
-    async def scene() -> None:
-        speaker = make_speaker(default="ana", buffer_seconds=0.1, reader_patience_seconds=0.05)
-        async with await speaker.start(Order("x" * 500)) as speaking:
-            await asyncio.sleep(0.2)
-            with pytest.raises(DeadlineError):
-                async for _ in speaking:
-                    pass
-        assert speaker.shelf.get().leases == 0
-
-    asyncio.run(scene())
-
-
 def test_a_deadline_that_passes_in_the_queue_is_answered(make_speaker: MakeSpeaker, opener: Opener) -> None:
     async def scene() -> None:
         speaker = make_speaker(default="ana", workers=1)

@@ -84,7 +84,7 @@ class World:
                 free -= 1
                 seconds = RENDER if job.renders else CALL + DECODE * job.audio_seconds
                 heapq.heappush(events, (now + seconds, ticket := ticket + 1, "done", job))
-            wake = self.scheduler.wake_at(now)
+            wake = self.scheduler.wake_at()
             if wake < math.inf and not any(event[0] <= wake for event in events):
                 heapq.heappush(events, (wake, ticket := ticket + 1, "wake", None))
         return self
@@ -324,6 +324,22 @@ def test_the_windows_of_a_failed_batch_are_tried_alone() -> None:
     assert Finish(second.units[0].request) in events
     assert scheduler.next(0) is None
     assert len(scheduler) == 0
+
+
+def test_a_failed_batch_beyond_the_buffer_is_tried_again() -> None:
+    """Its reader cannot take anything before."""
+    scheduler = Scheduler(Policy(max_batch=2, max_call_seconds=1, buffer_seconds=1))
+    scheduler.plan(scheduler.admit(0, "joe", 10), [10])
+    rendering = scheduler.next(0)
+    assert rendering
+    scheduler.rendered(rendering, 0, engine_seconds=0.01, windows=[WindowShape(10, 0.9)] * 2)
+    batch = scheduler.next(0)
+    assert batch
+    assert len(batch.units) == 2
+    scheduler.failed(batch)
+    assert [job.units for job in (scheduler.next(0), scheduler.next(0)) if job] == [
+        (unit,) for unit in batch.units
+    ]
 
 
 def test_the_backlog_is_what_the_engine_then_takes() -> None:

@@ -17,8 +17,7 @@ import pytest
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
-from services.synthesis.access import Access
-from services.synthesis.grpc import GrpcServer, Tls
+from services.synthesis.grpc import GrpcServer
 from services.synthesis.speaker import Order
 from shared.errors import (
     CorruptObjectError,
@@ -173,11 +172,11 @@ class Running:
 
 
 @contextmanager
-def running(speaker: Any, *, access: Access | None = None, tls: Tls | None = None) -> Iterator[Running]:
+def running(speaker: Any, **settings: Any) -> Iterator[Running]:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    server = GrpcServer(speaker, host="127.0.0.1", port=0, access=access, tls=tls)
+    server = GrpcServer(speaker, host="127.0.0.1", port=0, **settings)
     it = Running(server, loop)
     try:
         it.run(server.start())

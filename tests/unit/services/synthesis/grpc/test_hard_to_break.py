@@ -282,7 +282,7 @@ def test_an_error_longer_than_metadata_may_be(channel: Any) -> None:
 @pytest.mark.parametrize("remaining", [0.0, -1.0])
 def test_a_deadline_that_has_passed_costs_nothing(remaining: float) -> None:
     context = SimpleNamespace(time_remaining=lambda: remaining)
-    call = Call(context, Access().check(None), "id", max_audio_seconds=600)
+    call = Call(context, Access().check(None), "id", max_audio_seconds=600, patience_seconds=60)
     with pytest.raises(DeadlineError, match="before anything was spoken"):
         call.order(parse(pb.SynthesizeRequest(text="uno")))
 
@@ -327,6 +327,30 @@ def test_a_slow_reader_is_waited_for(channel: Any, speaker: ScriptedSpeaker) -> 
         made.append(speaker.spoken[0].made)
     assert made[-1] < 2000
     assert sum(len(message.chunk.audio) for message in stream) == 2000 * 3200
+
+
+@pytest.mark.parametrize("method", ["stream", "pieces", "batch"])
+def test_a_reader_who_stops_is_given_up(serve: Serve, speaker: ScriptedSpeaker, method: str) -> None:
+    request = pb.SynthesizeRequest(text="a " * 2000)
+    with serve(patience_seconds=0.3) as server, grpc.insecure_channel(server.address) as channel:
+        stub = SynthesisServiceStub(channel)
+        call: Any
+        if method == "stream":
+            call = stub.SynthesizeStream(pb.SynthesizeStreamRequest(request=request))
+        elif method == "pieces":
+            call = stub.SynthesizeIncremental(iter([pb.SynthesizeIncrementalRequest(start=request)]))
+        else:
+            short = pb.SynthesizeRequest(text="a " * 100)
+            call = stub.SynthesizeBatch(pb.SynthesizeBatchRequest(requests=[short] * 200))
+        next(call)
+        wait_until(lambda: speaker.code("ABORTED") == 1)
+        assert all(one.left for one in speaker.spoken)
+        server.run(server.server._servicer.finished())
+        # Who reads after all is told.
+        with pytest.raises(grpc.RpcError) as given_up:
+            list(call)
+        assert given_up.value.code() is StatusCode.ABORTED
+        assert "Nothing was read for 0.3 s" in (given_up.value.details() or "")
 
 
 def test_stopping_finishes_what_runs_and_ends_what_listens(server: Running, speaker: ScriptedSpeaker) -> None:

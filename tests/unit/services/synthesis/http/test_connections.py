@@ -40,9 +40,11 @@ class Running:
 
     def call(self, function: Callable[[], object]) -> None:
         """Call a function on the loop, and wait for it."""
-        done = threading.Event()
-        self.loop.call_soon_threadsafe(lambda: (function(), done.set()))
-        assert done.wait(10)
+
+        async def called() -> None:
+            function()
+
+        asyncio.run_coroutine_threadsafe(called(), self.loop).result(10)
 
 
 @pytest.fixture
@@ -127,7 +129,7 @@ def test_a_stop_does_not_cut_a_sentence_off(running: Running, fake: FakeSpeaker)
     with httpx.Client() as http, httpx_ws.connect_ws(f"http://127.0.0.1:{running.port}{LIVE}", http) as talk:
         talk.send_json({"type": "start", "response_format": "pcm"})
         talk.send_json({"type": "text", "text": "slow " * 40 + ". "})
-        messages = [talk.receive_json(timeout=20)]
+        messages: list[dict[str, Any]] = [talk.receive_json(timeout=20)]
         while messages[-1]["type"] != "audio":
             messages.append(talk.receive_json(timeout=20))
         running.call(fake.gate.clear)

@@ -22,7 +22,7 @@ from services.synthesis.access import Access, add_token
 from services.synthesis.http.requests import SpeechRequest
 from services.synthesis.speaker import MAX_SEED
 from shared import audio_encoding
-from shared.audio import read_audio, to_pcm16
+from shared.audio import Samples, read_audio, to_pcm16
 from shared.audio_encoding import open_encoder
 from shared.errors import EngineError
 
@@ -359,7 +359,13 @@ def test_audio_is_not_encoded_on_the_event_loop(
     def opened(*arguments: Any) -> Any:
         encoder: Any = open_encoder(*arguments)
         plain = encoder.encode
-        encoder.encode = lambda samples: (threads.add(threading.get_ident()), plain(samples))[1]
+
+        def noted(samples: Samples) -> bytes:
+            threads.add(threading.get_ident())
+            encoded: bytes = plain(samples)
+            return encoded
+
+        encoder.encode = noted
         return encoder
 
     monkeypatch.setattr(packing, "open_encoder", opened)

@@ -95,7 +95,7 @@ def test_audio_that_cannot_be_packed_is_not_spoken_on(
     def no_encoder(*_: object) -> None:
         raise OSError("this machine has none")
 
-    monkeypatch.setattr("services.synthesis.http.speech.open_encoder", no_encoder)
+    monkeypatch.setattr("services.synthesis.packing.open_encoder", no_encoder)
     for path in (SPEECH, "/synthesize"):
         coming = [json.dumps({"input": TEXT}).encode()]
 

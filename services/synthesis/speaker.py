@@ -63,6 +63,7 @@ class Order(SpeechParameters):
     Attributes:
         text: What to say.
         voice: ``name``, ``name@alias`` or ``name/version``; the default voice where empty.
+        stand_in: Speaks where there is no voice of the name that ``voice`` is; there is none where not given.
         ssml: Whether the text is SSML.
         language: BCP 47 tag by which numbers and the like are read; the voice's own where not given.
         priority: ``bulk`` waits behind ``interactive``, but never starves.
@@ -74,6 +75,7 @@ class Order(SpeechParameters):
 
     text: str
     voice: str = ""
+    stand_in: str | None = None
     ssml: bool = False
     language: str | None = None
     priority: Literal["interactive", "bulk"] = "interactive"
@@ -363,7 +365,8 @@ class Speaker:
         if self.draining.is_set():
             raise stopping()
         loop = asyncio.get_running_loop()
-        loaded = self.shelf.lease_loaded(order.voice) or await self._lease(order.voice)
+        reference = await self._reference(order)
+        loaded = self.shelf.lease_loaded(reference) or await self._lease(reference)
         request = None
         try:
             deadline = None if order.deadline_seconds is None else begun + order.deadline_seconds
@@ -390,6 +393,15 @@ class Speaker:
             self.shelf.release(loaded)
             raise
         return speaking
+
+    async def _reference(self, order: Order) -> str:
+        """Which voice an order means."""
+        if order.stand_in is None:
+            return order.voice
+        exists = self.shelf.exists_if_known(order.voice)
+        if exists is None:
+            exists = await asyncio.to_thread(self.shelf.exists, order.voice)
+        return order.voice if exists else order.stand_in
 
     async def _lease(self, reference: str) -> LoadedVoice:
         """Lease a voice that has to be loaded first. Who goes away in the meantime does not keep it."""

@@ -68,7 +68,8 @@ class VoiceLike(Worker, Protocol):
         """Give back what the voice holds."""
 
 
-#: Opportunities to measure that are let pass at most, after measurements that were disturbed.
+#: Opportunities that are let pass at most before something is tried again: to measure, after measurements that were
+#: disturbed, or to load a version that could not be used.
 MOST_REST = 256
 
 #: Opens a voice's folder.
@@ -110,6 +111,19 @@ class LoadedVoice:
     def key(self) -> str:
         """What it is to the scheduler: variants of one version have speeds of their own, and share no calls."""
         return f"{self.version.reference}:{self.voice.variant}"
+
+
+@dataclass
+class Refusal:
+    """A version that could not be used; whether for good or for the moment, as with a full memory, nobody knows.
+
+    Attributes:
+        times: How often it was tried.
+        rest: How many opportunities to load it are let pass before the next.
+    """
+
+    times: int = 0
+    rest: int = 0
 
 
 class VoiceShelf:
@@ -161,7 +175,10 @@ class VoiceShelf:
         self._resolved: dict[str, str] = {}
         """References that were asked for, and the version that each names."""
         self._loaded: dict[str, LoadedVoice] = {}
-        self._refused: set[str] = set()
+        self._refused: dict[str, Refusal] = {}
+        """Versions that could not take another's place."""
+        self._exists: dict[str, bool] = {}
+        """Names that `exists` was asked for."""
         self._replaced: list[LoadedVoice] = []
         """Voices that another variant has taken the place of, with which somebody still speaks."""
         self._clock = count()
@@ -212,6 +229,26 @@ class VoiceShelf:
         loaded.leases += 1
         loaded.used = next(self._clock)
         return loaded
+
+    def exists_if_known(self, name: str) -> bool | None:
+        """As `exists`, but nothing where the store would have to be asked first. Never waits."""
+        return self._exists.get(name)
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a voice of a name, for all that is known; `refresh` keeps it up to date.
+
+        A store that is away has none, until it is asked again.
+        """
+        known = self._exists.get(name)
+        return self._ask_whether_it_exists(name) if known is None else known
+
+    def _ask_whether_it_exists(self, name: str) -> bool:
+        try:
+            self._exists[name] = bool(self.registry.versions("voices", name))
+        except StoreError as error:
+            self._metrics.store_failures.inc()
+            logger.warning("the store cannot be asked whether there is a voice %s: %s", name, error)
+        return self._exists.get(name, False)
 
     def release(self, loaded: LoadedVoice) -> None:
         """Give back what was leased."""
@@ -371,10 +408,13 @@ class VoiceShelf:
     def refresh(self) -> None:
         """Ask the store whether names and aliases have moved; load, warm and swap what has.
 
-        Who is speaking keeps the version. A version that cannot be used is refused, and the old one stays.
+        Who is speaking keeps the version. A version that cannot be used is refused, and the old one stays; it is
+        tried again after a while, which grows.
         """
         with self._lock:
             asked = dict(self._resolved)
+        for name in list(self._exists):
+            self._ask_whether_it_exists(name)
         for reference, old in asked.items():
             if "/" in reference:
                 continue  # a version is what it is
@@ -391,7 +431,11 @@ class VoiceShelf:
     def _refresh(self, reference: str, old: str) -> None:
         version = self._resolve(reference)
         new = version.reference
-        if new == old or new in self._refused:
+        if new == old:
+            return
+        refusal = self._refused.get(new)
+        if refusal and refusal.rest:
+            refusal.rest -= 1
             return
         try:
             found = self._loaded.get(new) or self._load(version, beyond=True)
@@ -404,6 +448,7 @@ class VoiceShelf:
         except Exception as error:  # whatever is wrong with it, the old version goes on
             self._refuse(version, old, error)
         else:
+            self._refused.pop(new, None)
             with self._lock:
                 self._resolved[reference] = new
                 found.used = next(self._clock)
@@ -412,7 +457,9 @@ class VoiceShelf:
             logger.info("voice %s is now %s, after %s", reference or "by default", new, old)
 
     def _refuse(self, version: Version, old: str, error: Exception) -> None:
-        self._refused.add(version.reference)
+        refusal = self._refused.setdefault(version.reference, Refusal())
+        refusal.times += 1
+        refusal.rest = min(2**refusal.times, MOST_REST)
         self._metrics.voice_refusals.labels(version.name).inc()
         logger.error("voice %s cannot be used, and %s stays in its place: %s", version.reference, old, error)
 

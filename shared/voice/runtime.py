@@ -155,6 +155,7 @@ class Runtime:
         """Let a request in; `begin` or `cancel` must follow. See `Scheduler.admit`.
 
         Raises:
+            DeadlineError: Its deadline has passed.
             OverloadedError: Those before it need too long.
             StoppingError: The runtime is closed.
         """

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from shared.errors import OverloadedError
+from shared.errors import DeadlineError, OverloadedError
 
 Priority = Literal["interactive", "bulk"]
 
@@ -240,8 +240,11 @@ class Scheduler:
             The request's number.
 
         Raises:
+            DeadlineError: Its deadline has passed.
             OverloadedError: Those before it need too long.
         """
+        if deadline is not None and deadline <= now:
+            raise DeadlineError("The deadline passed before the text could be spoken")
         backlog = self.backlog_seconds(priority)
         limit = self.policy.max_backlog_seconds
         if priority == "bulk":

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import io
+import math
+import time
 import zipfile
 from collections import deque
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
 
 from starlette.responses import Response, StreamingResponse
@@ -68,6 +71,7 @@ async def _line(call: Call, wanted: BatchRequest, number: int) -> dict[str, Any]
     order = options.model_copy(update={"priority": wanted.priority or "bulk"}).order(
         text, door="http", caller=call.caller.name, request_id=f"{call.request_id}/{number}"
     )
+    deadline = math.inf if order.deadline_seconds is None else time.monotonic() + order.deadline_seconds
     try:
         while True:
             call.caller.check_quota()
@@ -76,8 +80,11 @@ async def _line(call: Call, wanted: BatchRequest, number: int) -> dict[str, Any]
                 break
             except (QuotaError, StoppingError):
                 raise
-            except OverloadedError as error:  # a batch can wait
-                await asyncio.sleep(min(error.retry_after_seconds, _LONGEST_WAIT_SECONDS))
+            except OverloadedError as error:  # a batch can wait, but not longer than it may
+                left = deadline - time.monotonic()
+                await asyncio.sleep(min(error.retry_after_seconds, _LONGEST_WAIT_SECONDS, left))
+                if order.deadline_seconds is not None:
+                    order = replace(order, deadline_seconds=deadline - time.monotonic())
         async with speaking:
             return line | await whole(
                 Delivery(speaking, options, call.caller, call.access.max_audio_seconds), options

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -152,7 +153,7 @@ def error_response(error: BaseException) -> Response:
     """The answer to a request that failed."""
     headers = {}
     if isinstance(error, OverloadedError):
-        headers["Retry-After"] = str(max(1, round(error.retry_after_seconds)))
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_seconds)))
     if isinstance(error, AccessError):
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, MethodError):

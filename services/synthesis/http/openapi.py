@@ -144,7 +144,7 @@ _SPEECH_HEADERS = {
     "X-Vits-Seed": ("The seed that was used; ask with it to hear the same again.", _INTEGER),
     "X-Vits-Voice": ("The voice that spoke, as name/version.", _STRING),
     "X-Vits-Sampling-Rate": ("Hz.", _INTEGER),
-    "X-Vits-Unknown": ("Characters that were left out, percent-encoded.", _STRING),
+    "X-Vits-Unknown": ("Characters that were left out, percent-encoded; 1 KiB of them at most.", _STRING),
 }
 
 

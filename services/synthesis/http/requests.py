@@ -29,7 +29,8 @@ MAX_BATCH_TEXTS = 1000
 #: A deadline that is further away than this is none.
 MAX_DEADLINE_SECONDS = 3600
 
-#: What OpenAI calls its models and voices: clients that know no other name hear the default voice.
+#: What OpenAI calls its models and voices: clients that know no other name hear the default voice, unless there is one
+#: of that name.
 OPENAI_MODELS = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")
 OPENAI_VOICES = frozenset(
     [
@@ -65,8 +66,8 @@ class SpeechOptions(BaseModel):
     voice: Annotated[
         str,
         Field(
-            description="A name of /v1/audio/voices, name@alias or name/version. OpenAI's names, such as "
-            "alloy, and an empty one stand for the server's default voice."
+            description="A name of /v1/audio/voices, name@alias or name/version. An empty one stands for the "
+            "server's default voice, and so do OpenAI's, such as alloy, where there is no voice of that name."
         ),
     ] = ""
     response_format: Annotated[
@@ -118,12 +119,11 @@ class SpeechOptions(BaseModel):
 
     def order(self, text: str, *, door: str, caller: str, request_id: str) -> Order:
         """The order that a text with these options stands for."""
-        voice = "" if self.voice in OPENAI_VOICES else self.voice
-        if not voice and self.model not in {OUR_MODEL, *OPENAI_MODELS}:
-            voice = self.model
+        otherwise = "" if self.model in {OUR_MODEL, *OPENAI_MODELS} else self.model
         return Order(
             text=text,
-            voice=voice,
+            voice=self.voice or otherwise,
+            stand_in=otherwise if self.voice in OPENAI_VOICES else None,
             speaker=self.speaker,
             seed=self.seed,
             speaking_rate=self.speed,

@@ -25,6 +25,9 @@ from shared.audio import Samples
 from shared.audio_encoding import FORMATS
 from shared.text.timestamps import Timed, to_srt, to_vtt
 
+#: The longest header of ours: proxies and clients take a few thousand bytes for all of them together.
+MAX_HEADER_BYTES = 1024
+
 #: Pieces of audio that a client's usage counts, in seconds; OpenAI counts tokens.
 _USAGE_SECONDS = 0.02
 
@@ -96,8 +99,19 @@ class Delivery:
             "X-Vits-Sampling-Rate": str(facts["sampling_rate"]),
         }
         if facts["unknown"]:
-            headers["X-Vits-Unknown"] = quote("".join(facts["unknown"]), safe="", errors="backslashreplace")
+            headers["X-Vits-Unknown"] = _as_header(facts["unknown"])
         return headers
+
+
+def _as_header(texts: list[str]) -> str:
+    """Texts one after another, percent-encoded, as many whole ones as a header has room for."""
+    header = ""
+    for text in texts:
+        encoded = quote(text, safe="", errors="backslashreplace")
+        if len(header) + len(encoded) > MAX_HEADER_BYTES:
+            break
+        header += encoded
+    return header
 
 
 class StreamedResponse(Response):

@@ -302,6 +302,23 @@ def test_a_broken_version_is_refused_once_and_the_old_one_stays(
     assert shelf.get("ana").version.id == newest
 
 
+def test_a_version_that_was_refused_is_tried_again_ever_less_often(
+    registry: Registry, shelf: VoiceShelf, opener: Opener, metrics: Metrics, tmp_path: Path
+) -> None:
+    shelf.get("ana")
+    new = publish(registry, tmp_path, "ana", "two")
+    opener.error = MemoryError()
+    tried = []
+    for _ in range(12):
+        shelf.refresh()
+        tried.append(value(metrics, "vits_voice_refusals_total", voice="ana"))
+    assert tried == [1, 1, 1, 2, 2, 2, 2, 2, 3, 3, 3, 3]
+    opener.error = None
+    for _ in range(8):
+        shelf.refresh()
+    assert shelf.get("ana").version.id == new
+
+
 def test_a_voice_with_a_bad_sha256_is_refused(
     registry: Registry, shelf: VoiceShelf, metrics: Metrics, tmp_path: Path
 ) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self, cast
@@ -115,6 +115,8 @@ class FakeSpeaker:
         if self.overloaded:
             self.overloaded -= 1
             raise OverloadedError("busy. Try again in 0.02 s", retry_after_seconds=0.02)
+        if order.stand_in is not None and order.voice not in self.registry.names("voices"):
+            order = replace(order, voice=order.stand_in)
         if order.voice.partition("/")[0] not in {"", *self.registry.names("voices")}:
             raise NotFoundError(f"There is no voice {order.voice!r}")
         if order.speaker == "nobody":

@@ -12,10 +12,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from services.synthesis.access import Caller
+from services.synthesis.http.app import make_app
 from services.synthesis.http.requests import MAX_BATCH_TEXTS
 from shared.audio import read_audio, to_pcm16
 
 if TYPE_CHECKING:
+    from tests.unit.services.synthesis.conftest import MakeSpeaker
     from tests.unit.services.synthesis.http.conftest import ErrorOf, FakeSpeaker
 
 BATCH = "/v1/audio/speech/batch"
@@ -66,6 +68,15 @@ def test_an_archive(http: TestClient) -> None:
 def test_a_batch_waits_where_a_request_is_refused(http: TestClient, fake: FakeSpeaker) -> None:
     fake.overloaded = 6
     assert all("audio" in line for line in lines_of(http.post(BATCH, json={"inputs": ["uno"] * 6})))
+
+
+def test_a_batch_waits_no_longer_than_it_may(make_speaker: MakeSpeaker) -> None:
+    app = make_app()
+    app.state.speaker = make_speaker(max_bulk_backlog_seconds=-1.0)  # refuses always
+    app.state.speaker.shelf.get()
+    with TestClient(app) as http:
+        (line,) = lines_of(http.post(BATCH, json={"inputs": ["uno"], "deadline_seconds": 0.2}))
+    assert (line["status"], line["error"]["code"]) == (504, "deadline_exceeded")
 
 
 def test_the_priority_can_be_said(http: TestClient, fake: FakeSpeaker) -> None:

@@ -19,14 +19,19 @@ from starlette.testclient import TestClient
 
 from services.synthesis import packing
 from services.synthesis.access import Access, add_token
+from services.synthesis.http.app import make_app
+from services.synthesis.http.errors import error_response
 from services.synthesis.http.requests import SpeechRequest
 from services.synthesis.speaker import MAX_SEED
 from shared import audio_encoding
 from shared.audio import Samples, read_audio, to_pcm16
 from shared.audio_encoding import open_encoder
-from shared.errors import EngineError
+from shared.errors import EngineError, OverloadedError, StoreError
+from shared.registry import Registry
+from tests.unit.services.synthesis.conftest import publish
 
 if TYPE_CHECKING:
+    from tests.unit.services.synthesis.conftest import MakeSpeaker
     from tests.unit.services.synthesis.http.conftest import ErrorOf, FakeSpeaker
 
 SPEECH = "/v1/audio/speech"
@@ -120,6 +125,44 @@ def test_names_of_models_and_voices(
 ) -> None:
     http.post(SPEECH, json={"input": "uno", **names})
     assert fake.spoken[0].order.voice == heard
+
+
+def test_openais_names_are_taken_by_voices_that_have_them(
+    make_speaker: MakeSpeaker, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speaker = make_speaker(default="ana")
+    app = make_app()
+    app.state.speaker = speaker
+
+    def heard(**names: str) -> str:
+        answer = http.post(SPEECH, json={"input": "uno", "response_format": "pcm", **names})
+        return str(answer.headers["x-vits-voice"].partition("/")[0])
+
+    with TestClient(app) as http:
+        assert heard(voice="nova") == "ana"
+        assert heard(voice="nova", model="luis") == "luis"
+        publish(registry, tmp_path, "nova", "one")
+        publish(registry, tmp_path, "echo", "one")
+        assert heard(voice="echo") == "echo"
+        assert heard(voice="nova") == "ana"  # the store is not asked for each request
+        speaker.shelf.refresh()
+        assert heard(voice="nova") == heard(voice="nova", model="luis") == "nova"
+
+        def gone(*_: object) -> None:
+            raise StoreError("the store is gone")
+
+        monkeypatch.setattr(registry, "versions", gone)
+        assert heard(voice="alloy") == "ana"
+        speaker.shelf.refresh()
+        assert heard(voice="nova") == "nova"
+
+
+def test_the_header_of_what_was_left_out_has_a_limit(http: TestClient) -> None:
+    body = {"input": "a" + "你" * 4000, "response_format": "pcm"}
+    header = http.post(SPEECH, json=body).headers["x-vits-unknown"]
+    assert 1000 < len(header) <= 1024
+    assert set(unquote(header)) == {"你"}
+    assert len(http.post(SPEECH, json=body | {"stream_format": "json"}).json()["unknown"]) == 4000
 
 
 def events_of(answer: Any) -> list[dict[str, Any]]:
@@ -255,6 +298,20 @@ def test_overload_says_when_to_come_back(http: TestClient, fake: FakeSpeaker, er
     assert answer.status_code == 429
     assert int(answer.headers["retry-after"]) >= 1
     assert error_of(answer)["type"] == "rate_limit_error"
+
+
+def test_nobody_is_told_to_come_back_too_early() -> None:
+    assert error_response(OverloadedError("busy", retry_after_seconds=2.4)).headers["retry-after"] == "3"
+
+
+def test_a_deadline_that_has_passed_is_no_overload(make_speaker: MakeSpeaker, error_of: ErrorOf) -> None:
+    app = make_app()
+    app.state.speaker = make_speaker()
+    with TestClient(app) as http:
+        assert http.post(SPEECH, json={"input": "uno"}).status_code == 200  # loads the voice
+        answer = http.post(SPEECH, json={"input": "uno", "deadline_seconds": 1e-9})
+        assert answer.status_code == 504
+        assert error_of(answer)["code"] == "deadline_exceeded"
 
 
 def test_the_longest_audio_has_a_limit(http: TestClient, fake: FakeSpeaker, error_of: ErrorOf) -> None:

@@ -10,8 +10,8 @@ compete, and the scheduler says which go next::
 - A request's first units go before everything else, for somebody is waiting in silence.
 - What follows goes by the time at which it has to be heard: a long text, whose later windows are needed
   late, lets a short one pass.
-- ``bulk`` requests are needed `bulk_patience_seconds` later than interactive ones, and nothing of them is
-  first. Time passes for them too: they wait, but they do not starve.
+- ``bulk`` requests have the engine while no interactive one wants it, and `bulk_share` of its time while one
+  does, however many they are and however long they have waited: they neither starve nor overtake.
 - Nobody is computed far ahead of a reader who does not read.
 
 Only the order of units depends on load. Their shapes do not: see `shared.voice.voice`.
@@ -49,7 +49,7 @@ class Policy:
         max_call_seconds: A batch is not made larger than this lasts, by prediction.
         max_backlog_seconds: Interactive requests are refused when those before them need longer than this.
         max_bulk_backlog_seconds: Bulk requests are refused when all before them need longer than this.
-        bulk_patience_seconds: How much later than an interactive request's a bulk request's audio is needed.
+        bulk_share: Share of the engine's time that bulk requests have while interactive ones want it, too.
         buffer_seconds: Audio seconds that are computed ahead of the reader.
     """
 
@@ -58,7 +58,7 @@ class Policy:
     max_call_seconds: float = 0.15
     max_backlog_seconds: float = 10.0
     max_bulk_backlog_seconds: float = 60.0
-    bulk_patience_seconds: float = 20.0
+    bulk_share: float = 0.1
     buffer_seconds: float = 20.0
 
 
@@ -208,6 +208,8 @@ class Scheduler:
         self._requests: dict[int, _Request] = {}
         self._speeds: dict[str, _Speed] = {}
         self._last = 0
+        self._owed = 0.0
+        """Engine seconds that bulk requests have left to interactive ones, of their share."""
 
     def __len__(self) -> int:
         """Requests that are admitted and not finished."""
@@ -277,17 +279,43 @@ class Scheduler:
 
     def next(self, now: float) -> Job | None:
         """The job that should be computed now; it is no longer offered. Nothing if there is none."""
-        best = None
+        best: dict[Priority, tuple[tuple[int, float, int], Unit, _Request]] = {}
         for number, request in self._requests.items():
             unit = self._candidate(number, request)
             if unit is not None:
-                key = (*self._urgency(request, unit), number)
-                if best is None or key < best[0]:
-                    best = (key, unit, request)
-        if best is None:
+                found = (*self._urgency(request, unit), number), unit, request
+                if request.priority not in best or found[0] < best[request.priority][0]:
+                    best[request.priority] = found
+        if not best:
             return None
-        _, unit, request = best
-        return self._render(unit, request) if unit.window is None else self._decode(unit, request)
+        contested = len(best) > 1
+        turn: Priority = "interactive"
+        if turn not in best or (contested and self._owed >= self._cost(best["bulk"][1])):
+            turn = "bulk"
+        _, unit, request = best[turn]
+        job = self._render(unit, request) if unit.window is None else self._decode(unit, request)
+        if contested:
+            self._share(job)
+        return job
+
+    def _share(self, job: Job) -> None:
+        """Keep account of what bulk requests are owed by interactive ones, which go before them."""
+        share = self.policy.bulk_share
+        for unit in job.units:
+            if self._requests[unit.request].priority == "bulk":
+                self._owed -= self._cost(unit)
+            else:
+                self._owed += self._cost(unit) * share / (1 - share)
+        # What they get in the free places of others' calls they need not pay back for long.
+        self._owed = max(self._owed, -self.policy.max_call_seconds)
+
+    def _cost(self, unit: Unit) -> float:
+        """Engine seconds that a unit is predicted to take."""
+        request = self._requests[unit.request]
+        speed = self._speed(request.voice)
+        if unit.window is None:
+            return request.estimates[0] * speed.render
+        return self._shape(unit).audio_seconds * speed.decode
 
     def _candidate(self, number: int, request: _Request) -> Unit | None:
         """The unit that a request wants computed next."""
@@ -308,15 +336,13 @@ class Scheduler:
         return None
 
     def _urgency(self, request: _Request, unit: Unit) -> tuple[int, float]:
-        """Smaller is sooner."""
-        if request.priority == "bulk":
-            due = request.admitted + self.policy.bulk_patience_seconds + self._offset(request, unit)
-        elif not request.started:
+        """Smaller is sooner; bulk requests come last, but for their turn."""
+        if request.priority == "interactive" and not request.started:
             return 0, request.admitted
-        else:
-            heard_from = request.admitted if request.heard_from is None else request.heard_from
-            due = heard_from + self._offset(request, unit)
-        return 1, due if request.deadline is None else min(due, request.deadline)
+        heard_from = request.admitted if request.heard_from is None else request.heard_from
+        due = heard_from + self._offset(request, unit)
+        due = due if request.deadline is None else min(due, request.deadline)
+        return (1 if request.priority == "interactive" else 2), due
 
     def _offset(self, request: _Request, unit: Unit) -> float:
         """Audio seconds of the request before a unit."""
@@ -488,18 +514,18 @@ class Scheduler:
         """How long what waits will take: its audio seconds, divided by the measured speed.
 
         Args:
-            priority: ``interactive`` leaves out bulk requests, which interactive ones do not wait for.
+            priority: ``interactive`` leaves out bulk requests, but for the share that they take meanwhile.
         """
-        needed = 0.0
+        needed: dict[Priority, float] = {"interactive": 0.0, "bulk": 0.0}
         for request in self._requests.values():
-            if priority == "interactive" and request.priority == "bulk":
-                continue
             if request.dispatched - request.taken > self.policy.buffer_seconds:
                 continue  # its reader is slow, and nobody waits for it
             speed = self._speed(request.voice)
-            needed += sum(request.estimates) * (speed.render + speed.decode)
-            needed += request.undecoded * speed.decode
-        return needed / self.policy.streams
+            needed[request.priority] += sum(request.estimates) * (speed.render + speed.decode)
+            needed[request.priority] += request.undecoded * speed.decode
+        before, share = needed["interactive"], self.policy.bulk_share
+        bulk = needed["bulk"] if priority == "bulk" else min(needed["bulk"], before * share / (1 - share))
+        return (before + bulk) / self.policy.streams
 
     def audio_seconds(self, voice: str, characters: float) -> float:
         """How long a text is predicted to sound; ``characters`` as for `admit`."""

@@ -59,6 +59,8 @@ class World:
         self.failing = failing
         """Jobs, by their number, that fail."""
         self.jobs: list[Job] = []
+        self.began: list[float] = []
+        """When each job did."""
         self.running: set[Unit] = set()
 
     def play(self) -> World:
@@ -81,6 +83,7 @@ class World:
                 assert not self.running & set(job.units), "computed twice at once"
                 self.running |= set(job.units)
                 self.jobs.append(job)
+                self.began.append(now)
                 free -= 1
                 seconds = RENDER if job.renders else CALL + DECODE * job.audio_seconds
                 heapq.heappush(events, (now + seconds, ticket := ticket + 1, "done", job))
@@ -260,10 +263,64 @@ def test_bulk_waits_behind_interactive_but_does_not_starve() -> None:
     """Interactive texts keep the engine busy for minutes; one bulk text comes at the beginning."""
     bulk = short(at=0.0, priority="bulk")
     crowd = [short(at=number * 0.2) for number in range(600)]
-    World(Policy(bulk_patience_seconds=20, max_backlog_seconds=5), [bulk, *crowd]).play()
+    World(Policy(max_backlog_seconds=5), [bulk, *crowd]).play()
     assert bulk.ended == "spoken"
     assert bulk.ended_at < 30
     assert sum(request.ended == "spoken" for request in crowd) > 300
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_bulk_has_its_share_and_no_more_while_interactive_texts_never_cease(streams: int) -> None:
+    """Interactive texts for half a minute, more than the engine can do, and as much bulk as is let in."""
+
+    def crowd() -> list[Request]:
+        return [short(at=number * 0.2 / streams) for number in range(150 * streams)]
+
+    bulk, undisturbed, disturbed = [long(priority="bulk") for _ in range(12)], crowd(), crowd()
+    policy = Policy(streams=streams, max_backlog_seconds=3, max_bulk_backlog_seconds=200)
+    World(policy, undisturbed).play()
+    world = World(policy, [*bulk, *disturbed]).play()
+    made = {"interactive": 0.0, "bulk": 0.0}
+    for at, job in zip(world.began, world.jobs, strict=True):
+        if at < disturbed[-1].at:
+            made[world.by_number[job.units[0].request].priority] += job.audio_seconds
+    assert made["bulk"] / sum(made.values()) == pytest.approx(policy.bulk_share, abs=0.03)
+
+    def longest_wait(crowd: list[Request]) -> float:
+        return max(request.ended_at - request.at for request in crowd if request.ended == "spoken")
+
+    assert longest_wait(disturbed) < 1.1 * longest_wait(undisturbed) / (1 - policy.bulk_share)
+
+
+def test_bulk_that_has_waited_long_does_not_overtake() -> None:
+    """A minute of bulk work waits already for longer than anybody has patience."""
+    bulk = [long(priority="bulk") for _ in range(10)]
+    sentence = [0.25, *[1.5] * 6, 0.75]
+    alone, guest = Request(0, [sentence], [0.0]), Request(22, [sentence], [0.0])
+    World(Policy(), [alone]).play()
+    World(Policy(), [*bulk, guest]).play()
+    assert sum(request.ended == "spoken" for request in bulk) >= 9
+    call = CALL + DECODE * 1.5
+    assert guest.first_at - guest.at <= alone.first_at + call
+    assert guest.ended_at - guest.at <= alone.ended_at / (1 - Policy().bulk_share) + 2 * call
+
+
+def test_a_bulk_text_with_a_deadline_does_not_overtake_either() -> None:
+    bulk = [long(priority="bulk", deadline=8) for _ in range(2)]
+    alone, guest = short(), short(at=2.0)
+    World(Policy(), [alone]).play()
+    World(Policy(max_bulk_backlog_seconds=1000), [*bulk, guest]).play()
+    assert guest.ended_at - guest.at <= alone.ended_at / (1 - Policy().bulk_share) + 2 * (CALL + DECODE * 1.5)
+
+
+def test_interactive_texts_count_the_share_that_bulk_takes_and_no_more() -> None:
+    scheduler = Scheduler(Policy(max_bulk_backlog_seconds=1e6))
+    scheduler.admit(0, "joe", 100)
+    alone = scheduler.backlog_seconds("interactive")
+    scheduler.admit(0, "joe", 1, priority="bulk")
+    assert scheduler.backlog_seconds("interactive") == pytest.approx(alone * 1.01)
+    scheduler.admit(0, "joe", 1e5, priority="bulk")
+    assert scheduler.backlog_seconds("interactive") == pytest.approx(alone / 0.9)
 
 
 def test_bulk_lets_interactive_pass() -> None:

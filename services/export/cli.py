@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from services.export.formats import FORMATS
-from shared.errors import NotFoundError, UserError
+from shared.errors import CorruptObjectError, NotFoundError, UserError
 from shared.manifests import check_name
 from shared.model_source import ModelSource, find_model
 from shared.provenance import UNKNOWN_LICENCE, commercial_warning
@@ -191,7 +191,14 @@ def made_before(registry: Registry, name: str, lineage: dict[str, JsonValue], al
     has was not asked for then, or the export broke off before it was moved.
     """
     for number in reversed(registry.versions("voices", name)):
-        version = registry.resolve("voices", f"{name}/{number}")
+        try:
+            version = registry.resolve("voices", f"{name}/{number}")
+        except (
+            CorruptObjectError,
+            NotFoundError,
+        ) as error:  # damaged, or deleted meanwhile: not this very voice
+            print(error)
+            continue
         if version.manifest.lineage == lineage:
             print(f"{registry.store.url} has {version.reference}, made of the same with the same settings")
             move_aliases(registry, version, [a for a in aliases if not has_pointed(registry, a, version)])

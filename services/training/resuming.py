@@ -24,6 +24,7 @@ from services.training.base import Origin
 from services.training.config import SECRETS, TrainingConfig
 from services.training.publishing import deliver
 from services.training.session import Session
+from services.training.together import same_failure
 from shared.errors import ConfigError, NotFoundError, UserError
 from shared.runs import TRAINER_FILE, Run
 from shared.store import Store, default_store_url, digest_file
@@ -434,19 +435,20 @@ def check_same_run(config: TrainingConfig, folder: Path) -> None:
 
 def _on_main_process(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
     """Do something on the main process alone; every process gets its result, or stops as it does."""
-    outcome: list[Any] = [None, None]
+    outcome: list[Any] = [None, None]  # what came of it; or what to raise, and why
     failure: Exception | None = None
     if accelerator.is_main_process:
         try:
             outcome[0] = work()
         except Exception as error:
-            failure, outcome[1] = error, str(error)
+            failure, outcome[1] = error, (same_failure(error), str(error))
     if accelerator.num_processes > 1:
         broadcast_object_list(outcome)
     if failure is not None:
         raise failure
     if outcome[1] is not None:
-        raise UserError(f"stopped, as the main process did: {outcome[1]}")
+        kind, why = outcome[1]
+        raise kind(f"stopped, as the main process did: {why}")
     result: Result = outcome[0]
     return result
 
@@ -464,11 +466,12 @@ def _provide_everywhere(session: Session, folder: Path, fingerprint: str) -> Non
             _provide(session, folder, fingerprint)
         except Exception as error:
             failure = error
-    failures = [one for one in gather_object([failure and str(failure)]) if one]
+    failures = [one for one in gather_object([failure and (same_failure(failure), str(failure))]) if one]
     if failure is not None:
         raise failure
     if failures:
-        raise UserError(f"stopped, as another process did: {failures[0]}")
+        kind, why = failures[0]
+        raise kind(f"stopped, as another process did: {why}")
 
 
 def _provide(session: Session, folder: Path, fingerprint: str) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from accelerate import Accelerator
 from torch.distributed import distributed_c10d
 
-from services.cli import exit_code
+from services.cli import EXIT_CODES, exit_code
 from shared.errors import VitsError
 
 if TYPE_CHECKING:
@@ -36,6 +36,11 @@ _PATIENCE = 10.0
 _GRACE = 30.0
 #: What a process answers the shell with that fails by an error that is not ours, as Python has it.
 _UNKNOWN = 1
+
+
+def same_failure(error: Exception) -> type[VitsError]:
+    """What other processes raise because one has failed: an error that ends them with the same exit code."""
+    return next((kind for kind in EXIT_CODES if isinstance(error, kind)), VitsError)
 
 
 def ending_together(accelerator: Accelerator) -> AbstractContextManager[object]:

@@ -23,11 +23,19 @@ from transformers import VitsModel
 from services.export import cli, export, parity
 from services.export.cli import main
 from services.export.export import export_voice
-from shared.errors import ModelError, NotFoundError, QualityError, StoreError, UserError
+from shared.errors import (
+    CorruptObjectError,
+    ModelError,
+    NotFoundError,
+    QualityError,
+    StoreError,
+    UserError,
+)
+from shared.manifests import Kind
 from shared.model_source import ModelSource
 from shared.modeling import load_model
 from shared.provenance import Provenance
-from shared.registry import Registry
+from shared.registry import Registry, Version
 from shared.store import Store
 from shared.voice import VoiceSpec
 from shared.voice.noise import Stream, standard_normal
@@ -208,6 +216,24 @@ def test_what_is_there_is_not_made_again_and_a_rollback_is_left_alone(
     assert export_if_new(published) == versions
     assert published.alias("voices", "eva", "latest") == first
     assert f"has eva/{versions[1]}, made of the same" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fault", [CorruptObjectError("damaged"), NotFoundError("deleted meanwhile")])
+def test_a_voice_that_cannot_be_read_does_not_stand_in_the_way(
+    published: Registry, deterministic: Exported, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    (first,) = export_if_new(published)
+    publish(published, deterministic)
+    _, newer = export_if_new(published)
+    resolve = Registry.resolve
+
+    def damaged(self: Registry, kind: Kind, reference: str) -> Version:
+        if reference == f"eva/{newer}":
+            raise fault
+        return resolve(self, kind, reference)
+
+    monkeypatch.setattr(Registry, "resolve", damaged)
+    assert export_if_new(published)[:2] == [first, newer]
 
 
 @pytest.mark.parametrize("other", [["--language", "es"], ["--variants", "fp32,fp32-openvino"], ["--no-gate"]])

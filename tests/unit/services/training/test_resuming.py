@@ -11,19 +11,20 @@ import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from services.cli import exit_code
 from services.training import checkpoints, resuming
 from services.training.checkpoints import TrainerState, take_snapshot, write_state
 from services.training.config import resolve
 from services.training.resuming import already_finished, catch_sigterm, resume
 from services.training.session import Plan, Session
-from shared.errors import ConfigError, LeaseLostError, UserError
+from shared.errors import ConfigError, StoreError, UserError, VitsError
 from shared.runs import Run
 from shared.store import Store
 from shared.text import FrontEnd
@@ -413,7 +414,7 @@ def together(tmp_path: Path, scenario: str) -> list[dict[str, Any]]:
     return [json.loads(out.splitlines()[-1]) for out, _ in said]
 
 
-@pytest.mark.parametrize("scenario", ["stored", "unsent", "refused"])
+@pytest.mark.parametrize("scenario", ["stored", "unsent", "refused", "away"])
 def test_all_processes_go_on_from_the_main_ones_checkpoint(tmp_path: Path, scenario: str) -> None:
     """finetune-hf-vits, defect 25: state is saved on rank 0 only, and each rank looks for itself."""
     first, second = (
@@ -430,9 +431,17 @@ def test_all_processes_go_on_from_the_main_ones_checkpoint(tmp_path: Path, scena
     elif scenario == "unsent":
         assert "neither on this machine's disk nor in" in theirs["error"]
         assert "as another process did: the main process goes on from" in ours["error"]
+    elif scenario == "away":  # an orchestrator may see either, and is to try again
+        assert (ours["error"], ours["code"]) == ("s3://vits does not answer", 4)
+        assert theirs == {"error": "stopped, as the main process did: s3://vits does not answer", "code": 4}
     else:
         assert "is not a complete checkpoint" in ours["error"]
         assert "is not a complete checkpoint" in theirs["error"]
+        assert ours["code"] == theirs["code"] == 2
+
+
+def _no_store(*_: object) -> NoReturn:
+    raise StoreError("s3://vits does not answer")
 
 
 def _one_of_two(root: Path, scenario: str) -> None:
@@ -444,7 +453,9 @@ def _one_of_two(root: Path, scenario: str) -> None:
     asked = {"resume_from_checkpoint": "checkpoint-8"} if scenario == "refused" else {}
     session = Disk(root / str(rank), str(root / "store")).session(accelerator, **asked)
     try:
-        if scenario == "refused":
+        if scenario == "away":
+            resuming._begin_to_go_on = _no_store  # type: ignore[assignment]
+        if scenario in {"refused", "away"}:
             resume(session)
         finished = already_finished(session.config, accelerator)
         told: dict[str, Any] = {"weight": went_on(session), "step": session.step, "finished": finished}
@@ -452,8 +463,8 @@ def _one_of_two(root: Path, scenario: str) -> None:
             if rank == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
             told["stop"] = stop.agreed(accelerator)
-    except (UserError, LeaseLostError) as error:
-        told = {"error": str(error)}
+    except VitsError as error:
+        told = {"error": str(error), "code": exit_code(error)}
     print(json.dumps(told), flush=True)
     os._exit(0)  # without the farewell of the process group, which the other may have left
 

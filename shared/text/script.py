@@ -19,14 +19,14 @@ from functools import cached_property
 from operator import itemgetter
 from typing import Literal
 
-from shared.errors import TextError
+from shared.errors import RequestError, TextError
 from shared.text.cleaning import clean, fit_vocabulary, report
 from shared.text.front_end import FrontEnd
 from shared.text.lexicon import Lexicon
 from shared.text.normalization import normalize
 from shared.text.normalization import readings as normalized
 from shared.text.segmentation import arrange
-from shared.text.ssml import Marked, espeak_voice, parse_ssml
+from shared.text.ssml import FASTEST, SLOWEST, Marked, espeak_voice, parse_ssml
 from shared.text.tokens import Tokens, once_each, require_speakable
 from shared.text.units import MARKS, Reading, Unit, read_units
 
@@ -112,6 +112,7 @@ def plan_script(
     ssml: bool = False,
     lexicon: Lexicon | None = None,
     max_tokens: int = MAX_TOKENS,
+    speaking_rate: float = 1.0,
 ) -> Script:
     """Plan how a text is spoken.
 
@@ -121,11 +122,13 @@ def plan_script(
         language: The voice's, or what the request asks for: ``es``, ``es-MX``, ``spa``, ``eng``…
         ssml: Whether the text is SSML; see ``docs/text.md`` for the elements.
         lexicon: The voice's own words.
-        max_tokens: No segment has more ids.
+        max_tokens: No segment has more ids, and one that is spoken slowly has fewer.
+        speaking_rate: The request's; SSML multiplies it.
 
     Raises:
         TextError: Nothing of the text can be spoken, or it is too long.
-        RequestError: The SSML is not well-formed or asks for what this voice cannot do; says where.
+        RequestError: The SSML is not well-formed or asks for what this voice cannot do, and says where; or rates that
+            are too slow or too fast together.
         MissingExtraError: The voice needs phonemes, and the extra ``phonemes`` is not installed.
         ConfigError: espeak-ng lacks the voice's language.
     """
@@ -138,7 +141,11 @@ def plan_script(
         _placed(unit, fit_vocabulary(front_end, unit.spoken), marked.origins, text)
         for unit in _units(marked, front_end, language, lexicon or Lexicon())
     ]
-    pieces, unspoken = arrange(units, front_end, max_tokens=max_tokens)
+    for unit in units:
+        _check_rate(speaking_rate, unit.speaking_rate)
+    pieces, unspoken = arrange(
+        units, front_end, max_tokens=max_tokens, speaking_rate=max(SLOWEST, speaking_rate)
+    )
     segments = tuple(
         Segment(
             text=piece.text,
@@ -155,6 +162,16 @@ def plan_script(
     unknown = once_each(map(report, [*marked.dropped, *(s for s in unspoken if s not in SILENT)]))
     require_speakable(text, (s for segment in segments for s in segment.tokens.symbols), unknown)
     return Script(segments, unknown)
+
+
+def _check_rate(speaking_rate: float, prosody: float) -> None:
+    rate = speaking_rate * prosody
+    if prosody != 1.0 and not SLOWEST <= round(rate, 6) <= FASTEST:
+        raise RequestError(
+            f"The speed of {speaking_rate:g} times the <prosody> rate of {prosody:g} is {rate:g}; "
+            f"{SLOWEST:g} to {FASTEST:g} is possible in all.",
+            param="speaking_rate",
+        )
 
 
 def _placed(unit: Unit, spoken: str, origins: Sequence[int], source: str) -> Unit:

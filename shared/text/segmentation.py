@@ -30,6 +30,9 @@ FILL = 0.95
 #: this, for somebody waits for it in silence. A sentence that fits a segment is never cut for it.
 FIRST_TOKENS = 96
 
+#: A segment that is spoken at less than this rate has fewer ids, since each of them lasts the longer.
+SLOW = 2 / 3
+
 #: A sentence of so many characters for each token of a segment is cut before it is read.
 LONG = 4
 
@@ -69,14 +72,15 @@ class Stretch:
 
 
 def arrange(
-    units: Sequence[Unit], front_end: FrontEnd, *, max_tokens: int
+    units: Sequence[Unit], front_end: FrontEnd, *, max_tokens: int, speaking_rate: float = 1.0
 ) -> tuple[list[Piece], tuple[str, ...]]:
     """Group units into segments.
 
     Args:
         units: What to speak, in order.
         front_end: The voice's.
-        max_tokens: No segment has more ids.
+        max_tokens: No segment has more ids, and none that is spoken slowly lasts longer than so many would at `SLOW`.
+        speaking_rate: The request's.
 
     Returns:
         The segments, and what of the units could not be spoken.
@@ -94,8 +98,9 @@ def arrange(
     unknown: list[str] = []
     asked = False
     for stretch in stretches:
-        first_tokens = max_tokens if pieces else min(FIRST_TOKENS, max_tokens)
-        for piece in _fit(stretch, front_end, max_tokens, first_tokens):
+        rate = speaking_rate * (stretch.units[0].speaking_rate if stretch.units else 1.0)
+        most = int(max_tokens * min(1.0, rate / SLOW))
+        for piece in _fit(stretch, front_end, most, most if pieces else min(FIRST_TOKENS, most)):
             unknown += piece.tokens.unknown
             if piece.tokens.ids or (piece.pause_seconds and stretch.asked):
                 pieces.append(piece)

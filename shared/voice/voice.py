@@ -304,7 +304,12 @@ class Voice:
             if noise_scale_duration is None
             else _checked("noise_scale_duration", noise_scale_duration),
             script=plan_script(
-                text, self.front_end, language=language or self.spec.language, ssml=ssml, lexicon=lexicon
+                text,
+                self.front_end,
+                language=language or self.spec.language,
+                ssml=ssml,
+                lexicon=lexicon,
+                speaking_rate=parameters.speaking_rate,
             ),
         )
 

@@ -287,3 +287,32 @@ def test_a_text_that_arrives_is_divided_at_sentences(text: str) -> None:
 def test_a_sentence_is_ready_when_the_next_begins() -> None:
     assert split_ready("Hola. ¿Qué tal? Bi") == ("Hola. ¿Qué tal? ", "Bi")
     assert split_ready("Hola.") == ("", "Hola.")
+
+
+@pytest.mark.parametrize("speaking_rate", [0.25, 0.4, 0.5, 0.65, 0.7, 1.0, 4.0])
+@pytest.mark.parametrize("prosody", [1.0, 0.5, 2.0])
+def test_a_slow_segment_lasts_no_longer_than_a_long_one(
+    mms: FrontEnd, speaking_rate: float, prosody: float
+) -> None:
+    """An id lasts the longer the slower it is spoken, so a segment has the fewer."""
+    rate = speaking_rate * prosody
+    text = f'<speak><prosody rate="{prosody}">{"palabra corta " * 40}</prosody></speak>'
+    if not 0.25 <= rate <= 4:
+        with pytest.raises(RequestError, match="in all") as refused:
+            plan_script(text, mms, language="es", ssml=True, speaking_rate=speaking_rate)
+        assert refused.value.param == "speaking_rate"
+        return
+    segments = plan_script(text, mms, language="es", ssml=True, speaking_rate=speaking_rate).segments
+    assert " ".join(segment.text for segment in segments).split() == ["palabra", "corta"] * 40
+    most = max(len(segment.tokens.ids) for segment in segments)
+    assert most <= 200
+    assert most / rate <= 300
+    if rate >= 0.7:
+        plain = plan_script("palabra corta " * 40, mms, language="es").segments
+        assert [segment.tokens for segment in segments] == [segment.tokens for segment in plain]
+
+
+def test_a_rate_below_all_limits_cuts_no_finer_than_the_slowest(mms: FrontEnd) -> None:
+    text = "palabra corta " * 40
+    slowest, slower = (plan_script(text, mms, language="es", speaking_rate=rate) for rate in (0.25, 0.01))
+    assert slower == slowest

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shared.errors import RequestError, TextError
-from shared.voice import Voice
+from shared.voice import SpeechParameters, Voice
 
 HOP = 4
 
@@ -65,6 +65,17 @@ def test_texts_past_the_largest_bucket_are_spoken(voice: Voice, engine: Any) -> 
     speech = voice.synthesize("abcd " * 20, seed=0)
     assert len(speech.script.segments[0].tokens.ids) > 32
     assert engine.calls[0][1]["input_ids"] == (1, 128)
+
+
+def test_a_slow_request_has_shorter_segments(voice: Voice) -> None:
+    """The flow sees a whole segment in one call, whose length is the segment's."""
+
+    def most(speaking_rate: float) -> int:
+        plan = voice.plan("hola " * 60, SpeechParameters(speaking_rate=speaking_rate))
+        return max(len(segment.tokens.ids) for segment in plan.script.segments)
+
+    assert most(0.25) / 0.25 <= 300
+    assert most(0.25) < most(1.0) <= 200
 
 
 def test_a_drawn_seed_repeats_what_was_said(voice: Voice) -> None:

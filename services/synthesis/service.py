@@ -56,7 +56,7 @@ http_app.state.loop = None
 os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
 BentoMLContainer.metrics_client.set(PrometheusClient(multiproc=False))
 # BentoML imports it when it makes the application.
-instruments.RunnerTrafficMetricsMiddleware = EndpointTraffic
+cast("Any", instruments).RunnerTrafficMetricsMiddleware = EndpointTraffic
 
 #: How often it is asked whether there is time to measure variants. An idle server waits once.
 SETTLE_SECONDS = 2

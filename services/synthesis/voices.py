@@ -239,15 +239,11 @@ class VoiceShelf:
 
         A store that is away has none, until it is asked again.
         """
-        known = self._exists.get(name)
-        return self._ask_whether_it_exists(name) if known is None else known
-
-    def _ask_whether_it_exists(self, name: str) -> bool:
-        try:
-            self._exists[name] = bool(self.registry.versions("voices", name))
-        except StoreError as error:
-            self._metrics.store_failures.inc()
-            logger.warning("the store cannot be asked whether there is a voice %s: %s", name, error)
+        if name not in self._exists:
+            try:
+                self._exists[name] = bool(self.registry.versions("voices", name))
+            except StoreError as error:
+                self._note_absent_store(error)
         return self._exists.get(name, False)
 
     def release(self, loaded: LoadedVoice) -> None:
@@ -411,22 +407,29 @@ class VoiceShelf:
         Who is speaking keeps the version. A version that cannot be used is refused, and the old one stays; it is
         tried again after a while, which grows.
         """
+        try:
+            for name in list(self._exists):
+                self._exists[name] = bool(self.registry.versions("voices", name))
+        except StoreError as error:
+            self._note_absent_store(error)
+            return
         with self._lock:
             asked = dict(self._resolved)
-        for name in list(self._exists):
-            self._ask_whether_it_exists(name)
         for reference, old in asked.items():
             if "/" in reference:
                 continue  # a version is what it is
             try:
                 with self._loading:
                     self._refresh(reference, old)
-            except StoreError as error:
-                self._metrics.store_failures.inc()
-                logger.warning("the store cannot be asked for news of the voices: %s", error)
-                return
             except VitsError as error:
+                if isinstance(error, StoreError) and not isinstance(error, CorruptObjectError):
+                    self._note_absent_store(error)
+                    return
                 logger.warning("voice %s stays as it is: %s", reference or "by default", error)
+
+    def _note_absent_store(self, error: StoreError) -> None:
+        self._metrics.store_failures.inc()
+        logger.warning("the store cannot be asked for news of the voices: %s", error)
 
     def _refresh(self, reference: str, old: str) -> None:
         version = self._resolve(reference)

@@ -549,7 +549,7 @@ def test_nasty_texts_are_answered(server: Server, channel: grpc.Channel) -> None
         "\u0323" * 500,
         "a < b, 2 > 3",
     ]
-    for text, language in itertools.product(texts, [None, "fr", "xx"]):
+    for text, language in itertools.product(texts, [None, "fr"]):
         body = json.dumps({"input": text, "language": language})
         for path in ("/v1/audio/speech", "/synthesize"):
             answer = httpx.post(f"{server.url}{path}", content=body, timeout=60)

@@ -17,7 +17,7 @@ OTHER = "other"
 _ASKED = "vits.asked"
 
 
-class EndpointTraffic(RunnerTrafficMetricsMiddleware):  # type: ignore[misc]
+class EndpointTraffic(RunnerTrafficMetricsMiddleware):
     """BentoML's middleware, which is shown the endpoint in the place of the path; what is behind it is not."""
 
     def __init__(self, app: ASGIApp, **options: Any) -> None:

@@ -302,6 +302,20 @@ def test_a_broken_version_is_refused_once_and_the_old_one_stays(
     assert shelf.get("ana").version.id == newest
 
 
+def test_a_damaged_manifest_keeps_no_news_of_other_voices_away(
+    registry: Registry, shelf: VoiceShelf, metrics: Metrics, tmp_path: Path
+) -> None:
+    old = shelf.get("ana").version
+    shelf.get("luis")
+    damaged, new = publish(registry, tmp_path, "ana", "two"), publish(registry, tmp_path, "luis", "two")
+    path = f"voices/ana/{damaged}/manifest.json"
+    registry.store.write(path, registry.store.read(path)[:-9])
+    shelf.refresh()
+    assert shelf.get("ana").version == old
+    assert shelf.get("luis").version.id == new
+    assert value(metrics, "vits_store_failures_total") == 0
+
+
 def test_a_version_that_was_refused_is_tried_again_ever_less_often(
     registry: Registry, shelf: VoiceShelf, opener: Opener, metrics: Metrics, tmp_path: Path
 ) -> None:

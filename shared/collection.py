@@ -7,9 +7,10 @@ superseded versions, what crashed publishers left behind, and the state of runs 
 No version goes before what was made from it: it is by their lineage that versions are found when a speaker withdraws
 consent (`shared.withdrawal`).
 
-Nothing is lost to a race. Before a version goes the aliases are read again, and once more when its manifest is deleted:
-when somebody has promoted the version meanwhile, the manifest is put back (and `Registry.move_alias` looks again
-after its move). A publisher makes sure that its claim is still there, before it completes a version and after.
+Nothing is lost to a race. Before a version goes, aliases and lineages are read again, and once more when its manifest
+is deleted: when somebody has promoted the version meanwhile, or published something made from it, the manifest is put
+back (and `Registry.move_alias` and `Registry.publish` look again after their last write). A publisher makes sure that
+its claim is still there, before it completes a version and after.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -63,7 +64,6 @@ class Garbage:
         modified: When anything in it was last written.
         why: The reason, for people.
         version: The version, if it is one.
-        children: The folders of the versions that were made from it, which go before it.
     """
 
     what: What
@@ -72,7 +72,6 @@ class Garbage:
     modified: datetime
     why: str
     version: Version | None = field(default=None, repr=False)
-    children: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def since(self) -> datetime:
@@ -90,6 +89,7 @@ class Collector:
         self.rules = rules
         self._before = now() - max(rules.age, YOUNGEST)
         self._idle_before = now() - max(rules.idle, YOUNGEST)
+        self._made_from: dict[str, list[str]] = {}
 
     def find(self, kinds: Sequence[Kind] = KINDS) -> list[Garbage]:
         """What may be deleted, in the order in which to do it: the youngest first.
@@ -103,12 +103,8 @@ class Collector:
         """
         folders = {kind: self._folders(kind) for kind in KINDS}
         versions = {version.prefix: version for version in every_version(self.registry)}
-        made_from = {prefix: parents(version, self.registry) for prefix, version in versions.items()}
-        kept = self._reached(folders, versions, made_from, kinds)
-        children = defaultdict(list)
-        for prefix, its_parents in made_from.items():
-            for parent in its_parents:
-                children[parent].append(prefix)
+        self._made_from = {prefix: parents(version, self.registry) for prefix, version in versions.items()}
+        kept = self._reached(folders, versions, kinds)
         found: list[Garbage] = []
         for prefix, items in ((prefix, items) for kind in kinds for prefix, items in folders[kind].items()):
             if prefix in kept:
@@ -116,8 +112,7 @@ class Collector:
             size, age = sum(item.size for item in items), _modified(items)
             if prefix in versions:
                 why = f"no alias's last {self.rules.history} moves reach it, and it is not among the newest"
-                version = versions[prefix]
-                found.append(Garbage("version", prefix, size, age, why, version, tuple(children[prefix])))
+                found.append(Garbage("version", prefix, size, age, why, versions[prefix]))
             else:
                 found.append(Garbage("leftover", prefix, size, age, "never completed"))
         if "models" in kinds:
@@ -146,11 +141,11 @@ class Collector:
         return True
 
     def _is_needed(self, garbage: Garbage) -> bool:
-        """Whether an alias reaches a version by now, or a version that was made from it has stayed."""
+        """Whether an alias reaches a version by now, or something comes from it: it has stayed, or is new."""
         version = garbage.version
         assert version is not None  # noqa: S101 - only versions are asked about
-        return version.id in self._aliased_of(version.kind, version.name) or any(
-            self.store.exists(f"{child}/manifest.json") for child in garbage.children
+        return version.id in self._aliased_of(version.kind, version.name) or bool(
+            descendants(version, self.registry, self._made_from)
         )
 
     def _is_wanted(self, garbage: Garbage, items: list[ObjectInfo]) -> bool:
@@ -176,7 +171,6 @@ class Collector:
         self,
         folders: dict[Kind, dict[str, list[ObjectInfo]]],
         versions: dict[str, Version],
-        made_from: dict[str, list[str]],
         kinds: Sequence[Kind],
     ) -> set[str]:
         """The folders of what is kept."""
@@ -189,7 +183,7 @@ class Collector:
             kept |= {f"{kind}/{name}/{version}" for version in self._aliased_of(kind, name)}
         for kind in KINDS:
             kept |= {prefix for prefix, items in folders[kind].items() if _modified(items) >= self._before}
-        return kept | set(_ancestors(kept, made_from))
+        return kept | set(_ancestors(kept, self._made_from))
 
     def _aliased_of(self, kind: Kind, name: str) -> set[str]:
         """The ids that a name's aliases point to, or pointed to in their last moves."""
@@ -229,8 +223,15 @@ class Collector:
                         yield Garbage("leftover", prefix, status.st_size, modified, "half written")
 
 
-def every_version(registry: Registry, kinds: Sequence[Kind] = KINDS) -> Iterator[Version]:
+def every_version(
+    registry: Registry, kinds: Sequence[Kind] = KINDS, *, but: Container[str] = ()
+) -> Iterator[Version]:
     """All versions of a store, name by name, the newest of each last.
+
+    Args:
+        registry: Where they are.
+        kinds: Of which kinds.
+        but: Folders of versions that are left out, and not read.
 
     Raises:
         CorruptObjectError: A manifest cannot be read.
@@ -238,18 +239,30 @@ def every_version(registry: Registry, kinds: Sequence[Kind] = KINDS) -> Iterator
     """
     for kind in kinds:
         for name in registry.names(kind):
-            for version in registry.versions(kind, name):
-                yield registry.resolve(kind, f"{name}/{version}")
+            for id_ in registry.versions(kind, name):
+                if f"{kind}/{name}/{id_}" not in but:
+                    yield registry.resolve(kind, f"{name}/{id_}")
 
 
-def descendants(version: Version, registry: Registry) -> list[str]:
+def descendants(version: Version, registry: Registry, known: Mapping[str, Sequence[str]] = {}) -> list[str]:
     """The folders in the store of what comes from a version itself: other versions, and runs that go on.
+
+    Args:
+        version: The version.
+        registry: Where it is.
+        known: What versions were made from, by folder, as far as it was read before: manifests do not change.
 
     Raises:
         CorruptObjectError: A manifest or a run's state cannot be read.
         StoreError: The store failed.
     """
-    made = [each.prefix for each in every_version(registry) if version.prefix in parents(each, registry)]
+    made = [
+        prefix
+        for prefix, made_from in known.items()
+        if version.prefix in made_from and registry.store.exists(f"{prefix}/manifest.json")
+    ]
+    new = every_version(registry, but=known)
+    made += [each.prefix for each in new if version.prefix in parents(each, registry)]
     begun = bases_of_unfinished(registry.store).items()
     return made + [f"runs/{run}" for run, base in begun if base == version.prefix]
 

@@ -157,7 +157,8 @@ class Registry:
         Raises:
             UserError: The name, the folder or the description cannot be published.
             ConsentError: A speaker has withdrawn what it is made of. Nothing of it is left in the store.
-            StoreError: The store failed. What was uploaded is removed, as far as that works.
+            StoreError: What it is made from was deleted, or the store failed. What was uploaded is removed, as far as
+                that works.
         """
         check_name(name)
         found = [(path, file) for path, file in files_to_publish(folder) if path not in RESERVED]
@@ -170,6 +171,7 @@ class Registry:
                 f"{folder} holds nothing but the registry's own records, so there is nothing to publish"
             )
         draft = _draft(kind, name, licence, sources, consent, lineage)
+        origins = self._origins(draft)
         claim = self._claim(draft)
         prefix = f"{kind}/{name}/{claim.version}"
         try:
@@ -182,7 +184,36 @@ class Registry:
             # An interrupt too. Once the manifest may have been written, nothing must be removed any more.
             self._withdraw(prefix)
             raise
-        return self.complete(manifest)
+        version = self.complete(manifest)
+        for origin in origins:
+            if not self._outlives_its_deletion(origin):
+                self.delete(version)
+                raise self._deleted_meanwhile(manifest, origin)
+        return version
+
+    def _origins(self, draft: Manifest) -> list[str]:
+        """The folders of what a version to publish is made from, and that has to be there at the end too.
+
+        Who deletes a version removes its manifest first and looks for what was made from it then; so a look after the
+        child's manifest is written leaves no gap. A run may have outlived its base; a voice's model was read just now.
+
+        Raises:
+            ConsentError: The model of a voice is not there any more, since a speaker has withdrawn it.
+            StoreError: It is not there for another reason; or the store failed.
+        """
+        there = [each for each in draft.made_from if self.store.exists(f"{each}/manifest.json")]
+        missing = [each for each in draft.made_from if each not in there]
+        if missing and draft.kind == "voices":
+            self.check_consent(draft)  # which may be why
+            raise self._deleted_meanwhile(draft, missing[0])
+        return there
+
+    def _deleted_meanwhile(self, manifest: Manifest, origin: str) -> StoreError:
+        return StoreError(
+            f"{self.store.address(origin)} was deleted meanwhile. {manifest.kind}/{manifest.name} is made from it, so "
+            "that it could not be found when a speaker withdraws consent, and is not published. Make it again from a "
+            "version that is there; an alias keeps that from being collected"
+        )
 
     def check_consent(self, manifest: Manifest) -> None:
         """Make sure that no speaker has withdrawn a version from this store, or what it was made of.
@@ -370,7 +401,7 @@ class Registry:
         version = self._version(kind, check_name(name), version_id)
         before = self._newest_move(kind, name, alias)
         move = self._append_move(kind, name, alias, version_id, before.sequence + 1 if before else 1)
-        if not self._outlives_its_deletion(version):
+        if not self._outlives_its_deletion(version.prefix):
             if before:  # whoever has moved it since has the last word
                 self._write_move(kind, name, alias, before.version, move.sequence + 1)
             else:
@@ -405,11 +436,11 @@ class Registry:
             return None
         return move
 
-    def _outlives_its_deletion(self, version: Version) -> bool:
-        """Whether a version is there. Who deletes it looks once more for aliases, and then puts its manifest back."""
+    def _outlives_its_deletion(self, prefix: str) -> bool:
+        """Whether a version is there. Who deletes it looks once more for what needs it, and puts its manifest back."""
         for pause in (0, 0.5, 2):
             time.sleep(pause)
-            if self.store.exists(f"{version.prefix}/manifest.json"):
+            if self.store.exists(f"{prefix}/manifest.json"):
                 return True
         return False
 

@@ -91,12 +91,14 @@ class _Family:
         versions: By folder in the store.
         parents: The folders of what each was made from.
         gone: The folders of what versions were made from and is not there.
+        runs: The runs that have left something in the store.
     """
 
     def __init__(self, registry: Registry) -> None:
         self.versions = {version.prefix: version for version in every_version(registry)}
         self.parents = {prefix: parents(version, registry) for prefix, version in self.versions.items()}
         self.gone = {each for made_from in self.parents.values() for each in made_from} - self.versions.keys()
+        self.runs = {item.path.split("/")[1] for item in registry.store.list("runs")}
 
 
 class Withdrawals:
@@ -218,25 +220,27 @@ class Withdrawals:
                     self.registry.resolve(kind, reference)  # which says what there is
                 yield from ((prefix, "named") for prefix in found)
         for dataset in datasets:
-            yield from self._matching(dataset, family.versions, "dataset", _trained_on)
+            yield from self._matching(dataset, family, "dataset", _trained_on)
         for source in sources:
-            yield from self._matching(source, family.versions, "source", _mentions)
+            yield from self._matching(source, family, "source", _mentions)
 
     def _matching(
-        self, word: str, versions: dict[str, Version], what: str, matches: Callable[[Version, str], bool]
+        self, word: str, family: _Family, what: str, matches: Callable[[Version, str], bool]
     ) -> Iterator[tuple[str, str]]:
-        found = [version for version in versions.values() if matches(version, word)]
+        found = [version for version in family.versions.values() if matches(version, word)]
         if not found:
             known = sorted(
                 {
                     str(each)
-                    for version in versions.values()
+                    for version in family.versions.values()
                     if (each := version.manifest.lineage.get("dataset"))
                 }
             )
+            undecided = "".join(f"\n  - {line}" for line in self._undecided(Plan(), family))
             raise NotFoundError(
                 f"nothing in {self.store.url} has the {what} {word!r}{nearest(word, known) or '.'} "
                 f"Recordings that lineages name: {', '.join(known) or 'none'}"
+                + (undecided and f". Cannot be told; look at each:{undecided}")
             )
         yield from ((version.prefix, f"{what} {word}") for version in found)
 
@@ -273,10 +277,9 @@ class Withdrawals:
                     grown = True
 
     def _complete(self, plan: Plan, family: _Family) -> None:
-        stored = {item.path.split("/")[1] for item in self.store.list("runs")}
         runs = {str(version.manifest.lineage.get("run")) for version, _ in plan.versions.values()}
         runs |= {run for run, base in bases_of_unfinished(self.store).items() if base in plan.folders}
-        plan.runs = sorted(runs & stored)
+        plan.runs = sorted(runs & family.runs)
         for kind in KINDS:
             for name in sorted(
                 {version.name for version, _ in plan.versions.values() if version.kind == kind}
@@ -286,9 +289,9 @@ class Withdrawals:
                     for alias, id_ in self.registry.aliases(kind, name).items()
                     if f"{kind}/{name}/{id_}" in plan.versions
                 ]
-        plan.undecided = [*self._undecided(plan, family, stored)]
+        plan.undecided = [*self._undecided(plan, family)]
 
-    def _undecided(self, plan: Plan, family: _Family, stored: set[str]) -> Iterator[str]:
+    def _undecided(self, plan: Plan, family: _Family) -> Iterator[str]:
         for prefix in plan.gone:
             yield f"{prefix}: not there any more, so that its recordings and its base are not known; name them too"
         for prefix, version in family.versions.items():
@@ -303,7 +306,7 @@ class Withdrawals:
             elif not version.manifest.lineage.get("dataset") and not family.parents[prefix]:
                 yield f"{prefix}: its lineage names neither recordings nor a model"
         named = {str(version.manifest.lineage.get("run")) for version in family.versions.values()}
-        yield from (f"runs/{run}: no version names it" for run in sorted(stored - named - {*plan.runs}))
+        yield from (f"runs/{run}: no version names it" for run in sorted(family.runs - named - {*plan.runs}))
         for kind in KINDS:
             folders = {"/".join(item.path.split("/")[:3]) for item in self.store.list(kind)}
             yield from (

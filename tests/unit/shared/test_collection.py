@@ -12,7 +12,7 @@ import pytest
 import shared.collection
 from shared.collection import Collector, Garbage, Rules
 from shared.errors import CorruptObjectError, NotFoundError, StoreError
-from shared.manifests import Kind, new_nonce, now
+from shared.manifests import Kind, Manifest, new_nonce, now
 from shared.registry import Registry, Version
 from shared.runs import TRAINER_FILE, Run
 from shared.store import Store
@@ -232,6 +232,84 @@ def test_what_was_made_from_a_version_goes_before_it_or_both_stay(
         registry.fetch(registry.resolve("models", version.reference))
 
 
+def of(model: Version) -> dict[str, str]:
+    return {"name": model.name, "version": model.id}
+
+
+def test_what_something_was_made_from_since_it_was_found_stays(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A voice, and a run that has saved its first state."""
+    first, second, _ = (publish(registry, tmp_path) for _ in range(3))
+    pass_time(monkeypatch, days=2)
+    collector = Collector(registry, Rules(newest=1))
+    found = collector.find()
+    assert {garbage.prefix for garbage in found} == {first.prefix, second.prefix}
+    publish(registry, tmp_path, "voices", model=of(first))
+    save_state(registry, tmp_path, 1, base=second.reference)
+    assert not any(collector.delete(garbage) for garbage in found)
+    for version in (first, second):
+        registry.fetch(registry.resolve("models", version.reference))
+
+
+@pytest.mark.parametrize("when", ["weights", "manifest.json"])
+def test_what_is_made_from_a_version_that_is_collected_meanwhile_is_not_published(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """While its files are uploaded; or after the collector's last look, and before the manifest is there."""
+    monkeypatch.setattr("shared.registry.time.sleep", lambda _: None)
+    old, _ = publish(registry, tmp_path), publish(registry, tmp_path)
+    write = {"weights": "upload", "manifest.json": "create"}[when]
+    original = getattr(Store, write)
+
+    def then_collected(self: Store, path: str, *arguments: object, **options: object) -> object:
+        if path.startswith("voices/") and path.endswith(when):
+            monkeypatch.setattr(Store, write, original)
+            pass_time(monkeypatch, days=2)
+            collector = Collector(registry, Rules(newest=1))
+            assert [collector.delete(garbage) for garbage in collector.find(["models"])] == [True]
+        return original(self, path, *arguments, **options)
+
+    monkeypatch.setattr(Store, write, then_collected)
+    with pytest.raises(StoreError, match=rf"{old.prefix} was deleted meanwhile.*an alias keeps"):
+        publish(registry, tmp_path, "voices", model=of(old))
+    assert registry.store.list("voices") == []
+
+
+def test_a_voice_whose_model_was_collected_while_it_was_exported_is_not_published(
+    registry: Registry, tmp_path: Path
+) -> None:
+    """A run that goes on without its base is another matter: its checkpoint has all that came of it."""
+    model = publish(registry, tmp_path)
+    registry.delete(model)
+    with pytest.raises(StoreError, match=rf"{model.prefix} was deleted meanwhile"):
+        publish(registry, tmp_path, "voices", model=of(model))
+    assert registry.store.list("voices") == []
+    publish(registry, tmp_path, base=model.reference)
+
+
+def test_a_publisher_waits_for_what_is_put_back(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The collector saw the voice's manifest, and the publisher looks while the model's is away."""
+    model = publish(registry, tmp_path)
+    path = f"{model.prefix}/manifest.json"
+    complete = registry.complete
+
+    def and_away(manifest: Manifest) -> Version:
+        version = complete(manifest)
+        registry.store.delete(path)
+        return version
+
+    monkeypatch.setattr(registry, "complete", and_away)
+    monkeypatch.setattr(
+        "shared.registry.time.sleep",
+        lambda pause: pause and registry.store.write(path, model.manifest.to_bytes()),
+    )
+    voice = publish(registry, tmp_path, "voices", model=of(model))
+    assert registry.resolve("voices", voice.reference) == voice
+
+
 def test_what_a_copy_of_today_was_made_from_stays_however_old_both_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -336,7 +414,7 @@ def test_a_promotion_that_comes_to_nothing_leaves_a_later_one_alone(
     registry.move_alias("models", "joe", "production", first.id)
     outlives = registry._outlives_its_deletion
 
-    def meanwhile(version: Version) -> bool:
+    def meanwhile(prefix: str) -> bool:
         monkeypatch.setattr(registry, "_outlives_its_deletion", outlives)
         registry.move_alias("models", "joe", "production", later.id)
         return False

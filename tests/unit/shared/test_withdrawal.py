@@ -125,6 +125,19 @@ def test_what_may_come_from_the_recordings_by_way_of_a_version_that_is_gone_is_t
         assert f"vits models delete {family['ana'].reference} --purge" in line
 
 
+@pytest.mark.parametrize("options", [{"datasets": ["ana.csv"]}, {"sources": ["Ana, 1 May"]}])
+def test_where_nothing_is_of_the_recordings_any_more_it_is_told_what_may_be(
+    registry: Registry, family: dict[str, Version], options: dict[str, list[str]]
+) -> None:
+    """Their models are gone, and a voice is left."""
+    for name in ("ana", "again"):
+        registry.delete(family[name])
+    with pytest.raises(NotFoundError, match="nothing in") as raised:
+        Withdrawals(registry).plan("models", **options)
+    for line in (f"{family['ana voice'].prefix}: made from {family['ana'].prefix}", "runs/stray: no version"):
+        assert f"\n  - {line}" in str(raised.value)
+
+
 def test_voices_of_a_model_that_is_gone_are_found_from_one_another(
     registry: Registry, family: dict[str, Version], tmp_path: Path
 ) -> None:

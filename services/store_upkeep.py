@@ -335,12 +335,7 @@ def _delete_unless_needed(registry: Registry, version: Version) -> None:
 def _purge(registry: Registry, kind: Kind, options: argparse.Namespace) -> None:
     from shared.withdrawal import UNREACHED, Withdrawals
 
-    asked = [
-        *(f"{kind} {reference}" for reference in options.references),
-        *(f"dataset {dataset}" for dataset in options.dataset),
-        *(f"source {source}" for source in options.source),
-    ]
-    if not asked:
+    if not (options.references or options.dataset or options.source):
         raise UserError("say whose: references, --dataset or --source; 'show' names a version's recordings")
     if not options.reason and not options.dry_run:
         raise UserError("--purge leaves a record: say --reason '…', such as the date of the speaker's letter")
@@ -351,7 +346,7 @@ def _purge(registry: Registry, kind: Kind, options: argparse.Namespace) -> None:
         _show_plan(plan)
     if not options.dry_run:
         _ask(f"Delete all of this from {registry.store.url} for good?", options.yes)
-        outcome = withdrawals.carry_out(plan, asked=asked, reason=options.reason)
+        outcome = withdrawals.carry_out(plan, reason=options.reason)
     if options.json:
         print_json(
             {
@@ -359,6 +354,7 @@ def _purge(registry: Registry, kind: Kind, options: argparse.Namespace) -> None:
                     {"kind": version.kind, "reference": version.reference, "why": why}
                     for version, why in plan.versions.values()
                 ],
+                "begun": [record.id for record in plan.begun],
                 "gone": plan.gone,
                 "runs": plan.runs,
                 "datasets": plan.datasets,
@@ -383,6 +379,10 @@ def _purge(registry: Registry, kind: Kind, options: argparse.Namespace) -> None:
 def _show_plan(plan: Plan) -> None:
     from shared.withdrawal import UNREACHED
 
+    for record in plan.begun:
+        print(
+            f"Goes on from a purge of {time(record.created)} by the same words, {record.id}, which was not finished."
+        )
     print_table(
         ["goes", "size", "why"],
         [

@@ -6,13 +6,25 @@ then, a folder that was left and a copy in another store all end here.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from pydantic import JsonValue
 
 from shared.errors import ConsentError
 from shared.manifests import Withdrawal, parse
 from shared.store import Store
+
+
+def withdrawals(store: Store) -> Iterator[Withdrawal]:
+    """The records of all withdrawals, carried out or not.
+
+    Raises:
+        CorruptObjectError: A record cannot be read.
+        StoreError: The store failed.
+    """
+    for item in store.list("audit"):
+        if not item.path.endswith("-done.json"):
+            yield parse(Withdrawal, store.read(item.path), store.address(item.path))
 
 
 def refuse_withdrawn(store: Store, *, dataset: JsonValue = None, versions: Collection[str] = ()) -> None:
@@ -28,11 +40,8 @@ def refuse_withdrawn(store: Store, *, dataset: JsonValue = None, versions: Colle
         CorruptObjectError: A record cannot be read.
         StoreError: The store failed.
     """
-    for item in store.list("audit"):
-        if item.path.endswith("-done.json"):
-            continue
-        where = store.address(item.path)
-        record = parse(Withdrawal, store.read(item.path), where)
+    for record in withdrawals(store):
+        where = store.address(f"audit/{record.id}.json")
         if dataset in record.datasets:
             raise ConsentError(
                 f"consent to the recordings {dataset!r} was withdrawn ({where}), so nothing that is made of them is "
@@ -40,9 +49,9 @@ def refuse_withdrawn(store: Store, *, dataset: JsonValue = None, versions: Colle
                 "another name"
             )
         for each in record.versions:
-            if f"{each.kind}/{each.name}/{each.version}" in versions:
+            if each.prefix in versions:
                 raise ConsentError(
-                    f"{each.kind}/{each.name}/{each.version} was deleted because consent was withdrawn ({where}), so "
+                    f"{each.prefix} was deleted because consent was withdrawn ({where}), so "
                     "neither it nor anything made from it is published there. Delete the copies that are left, such "
                     "as output folders of training; use another base or model"
                 )

@@ -244,6 +244,11 @@ class WithdrawnVersion(BaseModel):
     why: str = Field(description="how it was found")
     bytes: Annotated[int, Field(ge=0)]
 
+    @property
+    def prefix(self) -> str:
+        """Its folder in the store."""
+        return f"{self.kind}/{self.name}/{self.version}"
+
 
 class Withdrawal(Record):
     """``audit/<id>.json``: what is about to be deleted because a speaker withdrew consent. Stays for good."""

@@ -5,19 +5,22 @@ model. From what is asked for, the search goes up to the recordings, and from th
 A version that is not there leads to what was made from it all the same, but not to its own recordings. So none is
 deleted while something comes from it (`shared.collection`); where one is missing nevertheless, the user is told.
 What is about to be deleted is written down first, as an object below ``audit/`` that nothing ever replaces and that
-keeps it from being published again (`shared.consent`), and what became of it in a second one at the end. Only one store
-can be reached from here: `UNREACHED` says what else there is.
+keeps it from being published again (`shared.consent`), and what became of it in a second one at the end. A withdrawal
+that breaks off lacks that one; the next by the same words goes on from its first. Only one store can be reached from
+here: `UNREACHED` says what else there is.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 
 from shared.cache import Cache
 from shared.collection import every_version, parents
-from shared.errors import NotFoundError, nearest
+from shared.consent import withdrawals
+from shared.errors import NotFoundError, StoreError, nearest
 from shared.manifests import (
     KINDS,
     Kind,
@@ -28,6 +31,7 @@ from shared.manifests import (
     new_nonce,
     new_version_id,
     now,
+    parse,
     this_writer,
 )
 from shared.registry import Registry, Version
@@ -49,8 +53,10 @@ class Plan:
     """What is to be deleted, and what cannot be told.
 
     Attributes:
+        asked: What was asked for, in words.
+        begun: The records of withdrawals by the same words that did not come to their end: this one goes on from there.
         versions: By folder in the store: the version, and why it is among them.
-        gone: Folders of versions that are not there any more, from which others were made that go.
+        gone: Folders of versions that are not there any more: others were made from them, or a record names them.
         runs: The runs whose state goes too.
         datasets: The recordings, as lineages name them. Of these nothing is published any more.
         aliases: Aliases that will point to nothing, as ``kind/name@alias``.
@@ -58,6 +64,8 @@ class Plan:
             what was never completed, and runs that no version names.
     """
 
+    asked: tuple[str, ...] = ()
+    begun: list[Withdrawal] = field(default_factory=list)
     versions: dict[str, tuple[Version, str]] = field(default_factory=dict)
     gone: list[str] = field(default_factory=list)
     runs: list[str] = field(default_factory=list)
@@ -69,6 +77,11 @@ class Plan:
     def folders(self) -> set[str]:
         """The folders of all versions, there or not."""
         return {*self.versions, *self.gone}
+
+    @property
+    def recorded(self) -> dict[str, WithdrawnVersion]:
+        """The versions of records to go on from, by folder."""
+        return {each.prefix: each for record in self.begun for each in record.versions}
 
 
 @dataclass(frozen=True)
@@ -118,6 +131,8 @@ class Withdrawals:
     ) -> Plan:
         """Find everything that was made of the same recordings as what is named.
 
+        What a withdrawal by the same words has recorded and not come to the end of belongs to it too.
+
         Args:
             kind: What the references name.
             references: ``name`` (all its versions), ``name@alias`` or ``name/version``.
@@ -130,27 +145,36 @@ class Withdrawals:
             StoreError: The store failed.
         """
         family = _Family(self.registry)
-        plan = Plan()
-        for prefix, why in self._named(kind, references, datasets, sources, family):
-            if prefix in family.gone:
-                plan.gone.append(prefix)
-            else:
-                plan.versions.setdefault(prefix, (family.versions[prefix], why))
+        searches = {
+            **{f"{kind} {each}": self._named(kind, each, family) for each in references},
+            **{f"dataset {each}": self._matching(each, family, "dataset", _trained_on) for each in datasets},
+            **{f"source {each}": self._matching(each, family, "source", _mentions) for each in sources},
+        }
+        plan = Plan(asked=tuple(searches), begun=self._begun(searches))
+        for search in searches.values():
+            # What was deleted before a withdrawal broke off is found in its record alone.
+            with suppress(NotFoundError) if plan.begun else nullcontext():
+                for prefix, why in search:
+                    self._add(plan, family, prefix, why)
+        plan.datasets = [each for record in plan.begun for each in record.datasets]
         self._add_same_recordings(plan, family)
+        # Not before: what went on from such models may be trained on the recordings of others.
+        for prefix, version in plan.recorded.items():
+            self._add(plan, family, prefix, version.why)
         self._add_descendants(plan, family)
         self._complete(plan, family)
         return plan
 
-    def carry_out(self, plan: Plan, *, asked: Sequence[str], reason: str) -> Outcome:
+    def carry_out(self, plan: Plan, *, reason: str) -> Outcome:
         """Delete what was planned, between two records in the store that stay.
 
         Args:
             plan: What to delete.
-            asked: What was asked for, in words.
             reason: Why, for whoever reads the record.
 
         Raises:
-            StoreError: The store failed. The first record says what was to go: do it again.
+            CorruptObjectError: A manifest cannot be read.
+            StoreError: The store failed, or this machine's cache. The first record says what was to go: do it again.
         """
         record = Withdrawal(
             id=new_version_id(),
@@ -158,7 +182,7 @@ class Withdrawals:
             writer=this_writer(),
             created=now(),
             reason=reason,
-            asked=tuple(asked),
+            asked=plan.asked,
             versions=tuple(
                 WithdrawnVersion(
                     kind=version.kind,
@@ -169,7 +193,7 @@ class Withdrawals:
                 )
                 for version, why in plan.versions.values()
             )
-            + tuple(map(_already_gone, plan.gone)),
+            + tuple(plan.recorded.get(prefix) or _already_gone(prefix) for prefix in plan.gone),
             runs=tuple(plan.runs),
             datasets=tuple(plan.datasets),
             aliases=tuple(plan.aliases),
@@ -177,8 +201,11 @@ class Withdrawals:
         )
         begun = f"audit/{record.id}.json"
         self.store.create(begun, record.to_bytes(), nonce=record.nonce)
+        staying = [each for each in every_version(self.registry) if each.prefix not in plan.versions]
+        late = [*self._published_meanwhile(plan, staying)]
+        self._forget(plan, staying)  # while the manifests are there that name the files
         prefixes = [*(f"runs/{run}" for run in plan.runs), *reversed(plan.versions), *plan.gone]
-        # From the far end, so that the same words find what is left if this breaks off: states of runs, which versions
+        # From the far end, so that other words find what is left too if this breaks off: states of runs, which versions
         # lead to; what was made of others before those; and what was named last.
         for prefix in prefixes:
             if prefix in plan.versions:
@@ -186,11 +213,9 @@ class Withdrawals:
             self.registry.remove_leftovers(prefix)
             if self.store.root:  # what a killed writer left half written is in no listing
                 shutil.rmtree(self.store.root / prefix, ignore_errors=True)
-        staying = list(every_version(self.registry))
-        self._forget(plan, staying)
         remaining = (
             *(item.path for prefix in prefixes for item in self.store.list(prefix)),
-            *self._published_meanwhile(plan, staying),
+            *(path for path in late if self.store.exists(path)),
         )
         outcome = WithdrawalOutcome(id=record.id, nonce=new_nonce(), created=now(), remaining=remaining)
         done = f"audit/{record.id}-done.json"
@@ -199,34 +224,44 @@ class Withdrawals:
 
     # ------------------------------------------------------------------ finding
 
-    def _named(
-        self,
-        kind: Kind,
-        references: Sequence[str],
-        datasets: Sequence[str],
-        sources: Sequence[str],
-        family: _Family,
-    ) -> Iterator[tuple[str, str]]:
-        """The folders of versions that are asked for, and why each is."""
-        for reference in references:
-            if f"{kind}/{reference}" in family.gone:
-                yield f"{kind}/{reference}", "named"
-            elif "@" in reference or "/" in reference:
-                yield self.registry.resolve(kind, reference).prefix, "named"
-            else:
-                folder = f"{kind}/{check_name(reference)}/"
-                found = [prefix for prefix in (*family.versions, *family.gone) if prefix.startswith(folder)]
-                if not found:
-                    self.registry.resolve(kind, reference)  # which says what there is
-                yield from ((prefix, "named") for prefix in found)
-        for dataset in datasets:
-            yield from self._matching(dataset, family, "dataset", _trained_on)
-        for source in sources:
-            yield from self._matching(source, family, "source", _mentions)
+    def _begun(self, asked: Collection[str]) -> list[Withdrawal]:
+        """The records of withdrawals by the same words since the last of them that left nothing behind."""
+        begun: list[Withdrawal] = []
+        for record in sorted(withdrawals(self.store), key=lambda record: record.created):
+            if {*record.asked} == {*asked}:
+                begun = [] if self._is_done(record) else [*begun, record]
+        return begun
+
+    def _is_done(self, record: Withdrawal) -> bool:
+        path = f"audit/{record.id}-done.json"
+        try:
+            return not parse(WithdrawalOutcome, self.store.read(path), self.store.address(path)).remaining
+        except NotFoundError:
+            return False
+
+    def _add(self, plan: Plan, family: _Family, prefix: str, why: str) -> None:
+        if prefix in family.versions:
+            plan.versions.setdefault(prefix, (family.versions[prefix], why))
+        elif prefix not in plan.gone:
+            plan.gone.append(prefix)
+
+    def _named(self, kind: Kind, reference: str, family: _Family) -> Iterator[tuple[str, str]]:
+        """The folders of versions that a reference names, and why each goes."""
+        if f"{kind}/{reference}" in family.gone:
+            yield f"{kind}/{reference}", "named"
+        elif "@" in reference or "/" in reference:
+            yield self.registry.resolve(kind, reference).prefix, "named"
+        else:
+            folder = f"{kind}/{check_name(reference)}/"
+            found = [prefix for prefix in (*family.versions, *family.gone) if prefix.startswith(folder)]
+            if not found:
+                self.registry.resolve(kind, reference)  # which says what there is
+            yield from ((prefix, "named") for prefix in found)
 
     def _matching(
         self, word: str, family: _Family, what: str, matches: Callable[[Version, str], bool]
     ) -> Iterator[tuple[str, str]]:
+        """The folders of versions that have a word, and why each goes."""
         found = [version for version in family.versions.values() if matches(version, word)]
         if not found:
             known = sorted(
@@ -255,6 +290,7 @@ class Withdrawals:
             values = {family.versions[each].manifest.lineage.get(key) for each in models - family.gone}
             values.discard(None)
             if key == "dataset":
+                values |= {*plan.datasets}
                 plan.datasets = sorted(map(str, values))
             for version in family.versions.values():
                 value = version.manifest.lineage.get(key)
@@ -278,21 +314,22 @@ class Withdrawals:
 
     def _complete(self, plan: Plan, family: _Family) -> None:
         runs = {str(version.manifest.lineage.get("run")) for version, _ in plan.versions.values()}
+        runs |= {run for record in plan.begun for run in record.runs}
         runs |= {run for run, base in bases_of_unfinished(self.store).items() if base in plan.folders}
         plan.runs = sorted(runs & family.runs)
         for kind in KINDS:
             for name in sorted(
-                {version.name for version, _ in plan.versions.values() if version.kind == kind}
+                {folder.split("/")[1] for folder in plan.folders if folder.startswith(f"{kind}/")}
             ):
                 plan.aliases += [
                     f"{kind}/{name}@{alias}"
                     for alias, id_ in self.registry.aliases(kind, name).items()
-                    if f"{kind}/{name}/{id_}" in plan.versions
+                    if f"{kind}/{name}/{id_}" in plan.folders
                 ]
         plan.undecided = [*self._undecided(plan, family)]
 
     def _undecided(self, plan: Plan, family: _Family) -> Iterator[str]:
-        for prefix in plan.gone:
+        for prefix in sorted({*plan.gone} - plan.recorded.keys()):
             yield f"{prefix}: not there any more, so that its recordings and its base are not known; name them too"
         for prefix, version in family.versions.items():
             if prefix in plan.versions:
@@ -328,7 +365,13 @@ class Withdrawals:
         for version, _ in plan.versions.values():
             for entry in version.manifest.files:
                 if entry.sha256 not in kept:
-                    cache.forget(entry)
+                    try:
+                        cache.forget(entry)
+                    except OSError as error:
+                        raise StoreError(
+                            f"{version.prefix} cannot be removed from this machine's cache {self.registry.cache}, so "
+                            f"nothing was deleted yet: {error}. Check the permissions there, and purge again"
+                        ) from error
 
 
 def _already_gone(prefix: str) -> WithdrawnVersion:

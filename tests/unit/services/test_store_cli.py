@@ -442,6 +442,32 @@ def test_a_purge_is_shown_recorded_and_honest(
     assert "holds no voices" in capsys.readouterr().out
 
 
+def test_a_purge_that_goes_on_says_so(
+    versions: list[Version], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["voices", "delete", "joe", "--purge"]
+    create = Store.create
+
+    def breaks(store: Store, path: str, data: bytes, *, nonce: str | None = None) -> None:
+        if path.endswith("-done.json"):
+            raise StoreError("the store is away")
+        create(store, path, data, nonce=nonce)
+
+    with monkeypatch.context() as away:
+        away.setattr(Store, "create", breaks)
+        with pytest.raises(StoreError, match="away"):
+            main([*command, "--reason", "letter", "--yes"])
+    capsys.readouterr()
+    assert main([*command, "--dry-run"]) == 0
+    assert "by the same words" in capsys.readouterr().out
+    assert main([*command, "--reason", "letter", "--yes", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (len(answer["begun"]), answer["deleted"]) == (1, True)
+    assert sorted(answer["gone"]) == sorted(version.prefix for version in versions)
+    with pytest.raises(NotFoundError):
+        main([*command, "--dry-run"])
+
+
 @pytest.mark.parametrize("arguments", [["gc", "--older-than", "soon"], ["gc", "--keep", "0"], ["verifi"]])
 def test_options_of_no_known_form_are_refused(arguments: list[str]) -> None:
     with pytest.raises(SystemExit, match="2"):

@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import shared.withdrawal
 from shared.collection import every_version
+from shared.consent import withdrawals
 from shared.copying import copy_version
 from shared.errors import ConsentError, NotFoundError, StoreError
 from shared.manifests import Kind, Manifest, Withdrawal, WithdrawalOutcome, new_nonce, parse
 from shared.registry import Registry, Version
 from shared.runs import TRAINER_FILE, Run
-from shared.store import Store
+from shared.store import Store, digest_file
 from shared.withdrawal import Plan, Withdrawals
 
 
@@ -102,12 +105,12 @@ def test_what_was_made_from_a_version_that_is_gone_is_found_by_its_name(
 ) -> None:
     ana = family["ana"]
     registry.delete(ana)
-    withdrawals = Withdrawals(registry)
-    plan = withdrawals.plan("models", [asked.replace("version", ana.id)])
+    purges = Withdrawals(registry)
+    plan = purges.plan("models", [asked.replace("version", ana.id)])
     assert names(family, plan) == {"child", "child voice", "ana voice"}
     assert plan.gone == [ana.prefix]
     assert plan.undecided[0].startswith(f"{ana.prefix}: not there any more")
-    outcome = withdrawals.carry_out(plan, asked=["models ana"], reason="letter")
+    outcome = purges.carry_out(plan, reason="letter")
     assert outcome.remaining == ()
     with pytest.raises(ConsentError, match=ana.reference):
         again(registry, tmp_path, base=ana.reference)
@@ -172,9 +175,9 @@ def test_a_purge_deletes_what_was_planned_and_leaves_a_record(
     if registry.store.root:
         half = registry.store.root / family["ana"].prefix / "weights#1"
         half.write_bytes(b"half of Ana's")
-    withdrawals = Withdrawals(registry)
-    plan = withdrawals.plan("models", ["ana"])
-    outcome = withdrawals.carry_out(plan, asked=["models ana"], reason="letter of 3 May")
+    purges = Withdrawals(registry)
+    plan = purges.plan("models", ["ana"])
+    outcome = purges.carry_out(plan, reason="letter of 3 May")
     assert outcome.remaining == ()
     for name, version in family.items():
         if name in ANAS:
@@ -203,17 +206,32 @@ def test_the_record_is_written_before_anything_is_deleted(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Store, "delete", broken)
-    withdrawals = Withdrawals(registry)
+    purges = Withdrawals(registry)
     with pytest.raises(KeyboardInterrupt):
-        withdrawals.carry_out(withdrawals.plan("models", ["ana"]), asked=["models ana"], reason="letter")
+        purges.carry_out(purges.plan("models", ["ana"]), reason="letter")
     (record,) = registry.store.list("audit")
     assert "letter" in json.loads(registry.store.read(record.path))["reason"]
 
 
-@pytest.mark.parametrize(
-    ("references", "options"),
-    [(["ana"], {}), ([], {"datasets": ["ana.csv"]}), ([], {"sources": ["Ana, 1 May"]})],
-)
+WORDS = [(["ana"], {}), ([], {"datasets": ["ana.csv"]}), ([], {"sources": ["Ana, 1 May"]})]
+
+
+def assert_ended(registry: Registry, family: dict[str, Version]) -> None:
+    """Everything of Ana's is gone, nothing else is, and the last record says that it was carried out."""
+    there = {version.prefix for version in every_version(registry)}
+    assert there == {version.prefix for name, version in family.items() if name not in ANAS}
+    assert not [item for name in ANAS for item in registry.store.list(family[name].prefix)]
+    assert {item.path.split("/")[1] for item in registry.store.list("runs")} == {"luis", "stray"}
+    last = max(withdrawals(registry.store), key=lambda record: record.created)
+    assert {each.prefix for each in last.versions} == {family[name].prefix for name in ANAS}
+    assert last.datasets == ("ana.csv",)  # not those of what went on from hers
+    done = registry.store.read(f"audit/{last.id}-done.json")
+    assert WithdrawalOutcome.model_validate_json(done).remaining == ()
+    gone = {entry.sha256 for name in ANAS for entry in family[name].manifest.files}
+    assert not gone & {digest_file(path).sha256 for path in registry.cache.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(("references", "options"), WORDS)
 def test_a_purge_that_breaks_off_again_and_again_comes_to_its_end(
     registry: Registry,
     family: dict[str, Version],
@@ -229,19 +247,69 @@ def test_a_purge_that_breaks_off_again_and_again_comes_to_its_end(
         broken[0] += 1
         raise StoreError("the store is away")
 
+    for version in family.values():
+        registry.fetch(version)
     monkeypatch.setattr(Store, "delete", and_breaks)
-    withdrawals = Withdrawals(registry)
     for _ in range(100):
-        try:
-            plan = withdrawals.plan("models", references, **options)
-        except NotFoundError:
-            break
+        plan = Withdrawals(registry).plan("models", references, **options)
         with contextlib.suppress(StoreError):
-            withdrawals.carry_out(plan, asked=["ana"], reason="letter")
+            Withdrawals(registry).carry_out(plan, reason="letter")
+            break
     assert broken[0] >= len(ANAS)
-    there = {version.prefix for version in every_version(registry)}
-    assert there == {version.prefix for name, version in family.items() if name not in ANAS}
-    assert {item.path.split("/")[1] for item in registry.store.list("runs")} == {"luis", "stray"}
+    assert_ended(registry, family)
+    with pytest.raises(NotFoundError):
+        Withdrawals(registry).plan("models", references, **options)
+
+
+@pytest.mark.parametrize(("references", "options"), WORDS)
+@pytest.mark.parametrize("where", ["every_version", "create", "list"])
+def test_a_purge_that_breaks_off_between_its_records_goes_on_when_it_is_run_again(
+    registry: Registry,
+    family: dict[str, Version],
+    references: list[str],
+    options: dict[str, list[str]],
+    where: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While it looks for what stays, after the last deletion, and just before the second record."""
+    for version in family.values():
+        registry.fetch(version)
+    plan = Withdrawals(registry).plan("models", references, **options)
+
+    def breaks(*arguments: Any, **_: object) -> Any:
+        broken = {
+            "create": lambda: str(arguments[1]).endswith("-done.json"),
+            "list": lambda: not registry.store.exists(f"{family['ana'].prefix}/claim.json"),
+        }
+        if where not in broken or broken[where]():
+            raise StoreError("the store is away")
+        return original(*arguments, **_)
+
+    owner = shared.withdrawal if where == "every_version" else Store
+    original = getattr(owner, where)
+    with monkeypatch.context() as away:
+        away.setattr(owner, where, breaks)
+        with pytest.raises(StoreError, match="away"):
+            Withdrawals(registry).carry_out(plan, reason="letter")
+    plan = Withdrawals(registry).plan("models", references, **options)
+    assert [record.reason for record in plan.begun] == ["letter"]
+    assert Withdrawals(registry).carry_out(plan, reason="letter").remaining == ()
+    assert_ended(registry, family)
+    with pytest.raises(NotFoundError):
+        Withdrawals(registry).plan("models", references, **options)
+
+
+def test_what_cannot_be_removed_from_the_cache_stops_a_purge_before_it_deletes(
+    registry: Registry, family: dict[str, Version], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr("shared.cache.Cache.forget", refuse)
+    plan = Withdrawals(registry).plan("models", ["ana"])
+    with pytest.raises(StoreError, match=r"cache.*nothing was deleted yet.*not yours.*purge again"):
+        Withdrawals(registry).carry_out(plan, reason="letter")
+    assert {version.prefix for version in every_version(registry)} == {v.prefix for v in family.values()}
 
 
 def again(registry: Registry, tmp_path: Path, kind: Kind = "models", **lineage: object) -> Version:
@@ -259,9 +327,9 @@ def again(registry: Registry, tmp_path: Path, kind: Kind = "models", **lineage: 
 
 def purge(registry: Registry) -> str:
     """Withdraw Ana's recordings; the address of the record."""
-    withdrawals = Withdrawals(registry)
-    plan = withdrawals.plan("models", datasets=["ana.csv"])
-    return withdrawals.carry_out(plan, asked=["dataset ana.csv"], reason="letter").audit[0]
+    purges = Withdrawals(registry)
+    plan = purges.plan("models", datasets=["ana.csv"])
+    return purges.carry_out(plan, reason="letter").audit[0]
 
 
 def test_nothing_made_of_what_was_withdrawn_is_published_any_more(
@@ -345,11 +413,15 @@ def test_a_copy_that_outlasts_the_consent_does_not_become_visible(
 def test_what_is_published_between_the_search_and_the_record_is_told(
     registry: Registry, family: dict[str, Version], tmp_path: Path
 ) -> None:
-    withdrawals = Withdrawals(registry)
-    plan = withdrawals.plan("models", ["ana"])
+    purges = Withdrawals(registry)
+    plan = purges.plan("models", ["ana"])
     late = [again(registry, tmp_path, dataset="ana.csv"), again(registry, tmp_path, base="ana@latest")]
-    outcome = withdrawals.carry_out(plan, asked=["models ana"], reason="letter")
+    outcome = purges.carry_out(plan, reason="letter")
     assert sorted(outcome.remaining) == sorted(f"{version.prefix}/manifest.json" for version in late)
+    plan = purges.plan("models", ["ana"])  # of that name there is nothing any more
+    assert {*plan.versions} == {version.prefix for version in late}
+    assert purges.carry_out(plan, reason="letter").remaining == ()
+    assert registry.versions("models", "again") == []
 
 
 def test_a_record_of_before_recordings_were_named_is_read() -> None:

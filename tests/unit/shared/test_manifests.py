@@ -82,9 +82,7 @@ def test_what_is_really_written_satisfies_the_schemas(tmp_path: Path) -> None:
     other = registry.publish(
         "models", "ana", tmp_path / "model", licence="MIT", sources=[], consent=None, lineage={}
     )
-    withdrawals.carry_out(
-        withdrawals.plan("models", [other.reference]), asked=["models ana"], reason="letter"
-    )
+    withdrawals.carry_out(withdrawals.plan("models", [other.reference]), reason="letter")
     record, outcome = sorted((item.path for item in store.list("audit")), key=len)
     written = {
         "claim": f"{version.prefix}/claim.json",

@@ -336,7 +336,7 @@ def test_a_run_whose_base_was_withdrawn_does_not_go_on_without_it(
     config = make_config(max_steps=2)
     base, registry = in_store(config, spanish_model), Registry(Store.open(str(config.store)))
     withdrawals = Withdrawals(registry)
-    withdrawals.carry_out(withdrawals.plan("models", ["base"]), asked=["base"], reason="letter")
+    withdrawals.carry_out(withdrawals.plan("models", ["base"]), reason="letter")
     with pytest.raises(ConsentError, match=base.reference):
         begin(config, Accelerator(cpu=True), Origin(base.reference, spanish_model))
 

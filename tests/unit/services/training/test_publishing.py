@@ -627,7 +627,7 @@ def test_a_finished_model_whose_store_is_gone_is_published_again(finished: Trial
 
 def test_a_model_whose_consent_was_withdrawn_is_not_published_again(finished: Trial) -> None:
     withdrawals = Withdrawals(Registry(finished.store))
-    outcome = withdrawals.carry_out(withdrawals.plan("models", ["voz"]), asked=["voz"], reason="letter")
+    outcome = withdrawals.carry_out(withdrawals.plan("models", ["voz"]), reason="letter")
     with pytest.raises(ConsentError, match=rf"consent was withdrawn \({outcome.audit[0]}\).*Delete"):
         delivered(finished)
     assert finished.published() == []
@@ -638,7 +638,7 @@ def test_a_model_that_an_older_record_names_is_not_published_again(finished: Tri
     withdrawals = Withdrawals(Registry(finished.store))
     plan = withdrawals.plan("models", ["voz"])
     plan.datasets.clear()
-    withdrawals.carry_out(plan, asked=["voz"], reason="letter")
+    withdrawals.carry_out(plan, reason="letter")
     with pytest.raises(ConsentError, match=r"models/voz/.* was deleted because consent was withdrawn"):
         delivered(finished)
 
@@ -666,7 +666,7 @@ def test_an_unfinished_run_ends_when_its_recordings_are_withdrawn(make_trial: Ma
     assert trial.published() == [1]
     withdrawals = Withdrawals(Registry(store))
     plan = withdrawals.plan("models", datasets=["recordings"])
-    store.withdraw = lambda: withdrawals.carry_out(plan, asked=["recordings"], reason="letter")
+    store.withdraw = lambda: withdrawals.carry_out(plan, reason="letter")
     if when != "on its way":
         store.withdraw()
     trial.step()

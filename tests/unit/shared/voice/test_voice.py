@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shared.errors import RequestError, TextError
-from shared.voice import SpeechParameters, Voice
+from shared.voice import SpeechParameters, Voice, VoiceSpec
 
 HOP = 4
 
@@ -159,3 +159,21 @@ def test_windows_of_different_texts_share_a_call(voice: Voice) -> None:
     together = voice.decode_windows([(one, one.windows[0]), (other, other.windows[0])])
     for samples, utterance in zip(together, (one, other), strict=True):
         np.testing.assert_allclose(samples, voice.decode_window(utterance, utterance.windows[0]), atol=1e-6)
+
+
+@pytest.mark.parametrize(("variant", "rows"), [("fp32", {3}), ("int8", {1})])
+def test_int8_windows_are_decoded_one_by_one(
+    fields: dict[str, Any], engine: Any, variant: str, rows: set[int]
+) -> None:
+    """Sums of int8 kernels depend on the batch: 1e-2 was heard on a real voice."""
+    fields["variants"]["int8"] = {**fields["variants"]["fp32"], "precision": "int8"}
+    voice = Voice(VoiceSpec.model_validate(fields), engine, variant)
+    utterance = voice.prepare("abcdefgh" * 10, seed=1)
+    widths = [window.width for window in utterance.windows]
+    windows = [window for window in utterance.windows if window.width == max(widths, key=widths.count)][:3]
+    alone = [voice.decode_window(utterance, window) for window in windows]
+    engine.calls.clear()
+    together = voice.decode_windows([(utterance, window) for window in windows])
+    assert {shapes["latents"][0] for _, shapes in engine.calls} == rows
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -204,7 +204,8 @@ def check_parity(network: VitsModel, folder: Path, name: str, progress: Progress
         figures = parity.measure(network, voice, what=f"Comparing {name} with PyTorch", progress=progress)
     finally:
         voice.close()
-    progress(f"{name} agrees with PyTorch within {figures.worst:.1e} (allowed: {parity.TOLERANCE:.0e})")
+    difference, bound = figures.worst
+    progress(f"{name} agrees with PyTorch within {difference:.1e} (allowed: {bound:.1e})")
     return figures.to_json()
 
 

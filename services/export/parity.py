@@ -231,18 +231,23 @@ class Parity:
     batch: Mapping[str, float]
     batch_duration_rounding: float = 0.0
 
-    def failures(self) -> list[str]:
-        """What is beyond its bound, in words."""
+    def bounded(self) -> list[tuple[str, str, float, float]]:
+        """Every difference: of which case, of which output, how much, and its bound."""
         rows = [
             (row.case, output, value, row.allowed(output))
             for row in self.cases
             for output, value in row.differences().items()
         ]
         bounds = dict.fromkeys(OUTPUTS, TOLERANCE) | {"log_duration": allowed(self.batch_duration_rounding)}
-        rows += [("a mixed batch", output, value, bounds[output]) for output, value in self.batch.items()]
+        return rows + [
+            ("a mixed batch", output, value, bounds[output]) for output, value in self.batch.items()
+        ]
+
+    def failures(self) -> list[str]:
+        """What is beyond its bound, in words."""
         failures = [
             f"{name}: {output} differs by {value:.3g}, more than {bound:.3g}"
-            for name, output, value, bound in rows
+            for name, output, value, bound in self.bounded()
             if not value <= bound  # also where it is NaN
         ]
         failures += [
@@ -254,9 +259,9 @@ class Parity:
         return failures
 
     @property
-    def worst(self) -> float:
-        """The largest absolute difference of all."""
-        return max(*(max(row.differences().values()) for row in self.cases), *self.batch.values())
+    def worst(self) -> tuple[float, float]:
+        """The largest absolute difference of all, and its bound."""
+        return max(((value, bound) for *_, value, bound in self.bounded()), key=lambda pair: pair[0])
 
     def to_json(self) -> dict[str, object]:
         """The figures for ``report.json``, the worst of each kind first."""

@@ -25,6 +25,9 @@ from services.export.graphs import OPSET, SIGNATURES, export_graph
 #: ONNX file format, as old as the readers need: 10 is what opset 18 is written in by torch's exporter.
 IR_VERSION = 10
 
+#: The noise that the graph draws, by the names that the nodes below give it: ``[B, 2, T]`` and ``[B, F, D]``.
+DURATION_NOISE, PRIOR_NOISE = "unit_duration_noise", "unit_noise_BFD"
+
 #: Before the encoder: noise for the durations, drawn anew in each run.
 BEFORE = """
 before (int64[B, T] input_ids, float[1] noise_scale_duration) => (float[B, 2, T] duration_noise) {

@@ -14,15 +14,17 @@ import torch
 from numpy.typing import NDArray
 from transformers import VitsModel
 
-from services.export.formats import FORMATS, transformers_js, verify
+from services.export import parity
+from services.export.formats import FORMATS, transformers_js
 from services.export.formats.subject import Subject
 from services.export.formats.transformers_js import ends_of
-from services.export.formats.whole import build_whole
+from services.export.formats.verify import verify
+from services.export.formats.whole import DURATION_NOISE, PRIOR_NOISE, build_whole
 from services.export.formats.write import write_format
 from services.export.graphs import OPSET
 from services.export.halo import halo_frames
 from shared.errors import ModelError, QualityError, RequestError
-from shared.modeling import Utterance, VitsForTraining, synthesize
+from shared.modeling import VitsForTraining
 
 OFF = {"noise_scale": np.zeros(1, np.float32), "noise_scale_duration": np.zeros(1, np.float32)}
 
@@ -61,7 +63,7 @@ def test_rows_of_a_batch_are_what_the_stock_model_says_of_each_alone(
             expected = stock(input_ids=torch.tensor(row[None, :length])).waveform[0].numpy()
         # A row's last frames hear what follows: nothing when it is alone, masked latents in a batch.
         heard = expected.size - (halo if spoken.size > expected.size else 0)
-        np.testing.assert_allclose(spoken[: max(heard, 0)], expected[: max(heard, 0)], atol=1e-3)
+        np.testing.assert_allclose(spoken[: max(heard, 0)], expected[: max(heard, 0)], atol=1e-4)
         np.testing.assert_array_equal(spoken[expected.size :], 0)
         longest = max(longest, expected.size)
     assert waveform.shape[1] == longest
@@ -99,6 +101,32 @@ def test_noise_is_drawn_in_the_graph_and_scaled_by_its_inputs(built: tuple[Subje
     assert values["noise_scale_duration"] == pytest.approx(config.noise_scale_duration)
 
 
+def test_the_noise_is_normal_and_a_wrong_use_of_it_is_found(
+    built: tuple[Subject, onnx.ModelProto], tmp_path: Path
+) -> None:
+    subject, whole = built
+    path, other = tmp_path / "whole.onnx", onnx.ModelProto()
+    onnx.save(whole, path)
+    assert verify(path, subject) <= 1e-4
+    other.CopyFrom(whole)
+    scale = next(node for node in other.graph.node if node.output[0] == "std_BFD")
+    scale.op_type = "Identity"  # the logarithm of the standard deviation, instead of that itself
+    onnx.save(other, path)
+    with pytest.raises(QualityError, match="differs from the model's"):
+        verify(path, subject)
+
+    other.CopyFrom(whole)
+    for name in (DURATION_NOISE, PRIOR_NOISE):
+        other.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    session = onnxruntime.InferenceSession(other.SerializeToString())
+    ids = np.arange(4000)[None] % 30
+    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    for noise in session.run([DURATION_NOISE, PRIOR_NOISE], feeds):
+        assert noise.size > 5000
+        assert abs(noise.mean()) < 0.1
+        assert abs(noise.std() - 1) < 0.1
+
+
 def test_the_file_is_portable(built: tuple[Subject, onnx.ModelProto]) -> None:
     _, whole = built
     assert [(opset.domain, opset.version) for opset in whole.opset_import] == [("", OPSET)]
@@ -124,13 +152,16 @@ def test_a_graph_that_says_something_else_is_not_written(
 ) -> None:
     subject, whole = built
 
-    def spoilt(model: VitsForTraining, *arguments: Any, **options: Any) -> Utterance:
+    reference = parity.reference
+
+    def spoilt(model: VitsForTraining, case: parity.Case) -> parity.Reference:
         with torch.no_grad():
             model.decoder.conv_post.weight.mul_(louder)
-        return synthesize(model, *arguments, speaking_rate=1 / slower, **options)
+        model.config.speaking_rate = 1 / slower
+        return reference(model, case)
 
     monkeypatch.setattr(transformers_js, "build_whole", lambda *_: whole)
-    monkeypatch.setattr(verify, "synthesize", spoilt)
+    monkeypatch.setattr(parity, "reference", spoilt)
     with pytest.raises(QualityError, match=message):
         write_format("transformers-js", subject.folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -8,8 +8,12 @@ Shapes: S samples.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +34,17 @@ JUDGES = {
     "distillmos": "DistillMOS",
     "likeness": "speaker likeness",
 }
+
+#: The packages whose versions each judge's opinion depends on, and those that all depend on.
+PACKAGES = {
+    "recogniser": ("faster-whisper", "ctranslate2", "num2words"),
+    "dnsmos": ("speechmos",),
+    "distillmos": ("distillmos", "torch"),
+    "likeness": ("resemblyzer", "torch"),
+}
+_COMMON_PACKAGES = ("numpy", "onnxruntime", "soxr")
+#: Our own code that an opinion depends on.
+_CODE = ("judges.py", "likeness.py", "measures.py", "naturalness.py", "recognition.py", "transcripts.py")
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +128,19 @@ class Judges:
         self._load()
         return dict(self._missing)
 
+    @cached_property
+    def identity(self) -> Mapping[str, str]:
+        """What scores depend on beside clip and text: judges with the same identity say the same.
+
+        The versions of each judge's packages, the recogniser's model (SHA-256), the language, and our own code.
+        """
+        said = {name: _versions(PACKAGES[name]) for name in self.available()}
+        if "recogniser" in said:
+            said["recogniser"] += f", model {recognition.digest_of(self._loaded['recogniser'].folder)[:16]}"
+        code = hashlib.sha256(b"".join((Path(__file__).parent / name).read_bytes() for name in _CODE))
+        said["all"] = f"{_versions(_COMMON_PACKAGES)}, code {code.hexdigest()[:16]}"
+        return {"language": self.language or "guessed", **said}
+
     def _load(self) -> None:
         for name in self._wanted:
             if name in self._loaded or name in self._missing:
@@ -157,6 +185,15 @@ class Judges:
             raise
         except Exception as error:
             raise EngineError(f"The judge {name!r} failed: {type(error).__name__}: {error}") from error
+
+
+def _versions(packages: Sequence[str]) -> str:
+    """Packages with their versions; one without (onnxruntime-gpu is called otherwise) left out."""
+    found = []
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            found.append(f"{package} {version(package)}")
+    return ", ".join(found)
 
 
 def _as_judges_hear(samples: NDArray[np.float32], sampling_rate: int) -> NDArray[np.float32]:

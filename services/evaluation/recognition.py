@@ -84,6 +84,15 @@ class Whisper:
         return " ".join(segment.text.strip() for segment in segments)
 
 
+def digest_of(folder: Path) -> str:
+    """SHA-256 of a model folder's files."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
 def _check_folder(folder: Path) -> None:
     """Refuse what cannot be a recogniser's folder.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from services.evaluation import Judges, naturalness, recognition
+from services.evaluation import Judges, judges, naturalness, recognition
 from services.evaluation.likeness import likeness
 from services.evaluation.transcripts import Errors
 from shared.errors import CorruptObjectError, EngineError, UserError
@@ -153,3 +153,25 @@ def test_halves_are_joined_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert recognition.packaged_model(tmp_path / "cache") == folder
     with pytest.raises(naturalness.MissingJudgeError, match="--recogniser"):
         recognition.packaged_model(tmp_path / "another cache")
+
+
+def test_judges_that_might_say_something_else_have_another_identity(
+    fake_judges: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hears:
+        def __init__(self, folder: Path, language: str) -> None:
+            self.folder = folder
+
+    monkeypatch.setattr(recognition, "Whisper", Hears)
+    (tmp_path / "model.bin").write_bytes(b"weights")
+    first = dict(Judges(recogniser=tmp_path, language="es").identity)
+    assert first == Judges(recogniser=tmp_path, language="es").identity
+    found = [first, dict(Judges(recogniser=tmp_path, language="en").identity)]
+    found.append(dict(Judges(recogniser=tmp_path, language="es", only=["recogniser"]).identity))
+    (tmp_path / "model.bin").write_bytes(b"others")
+    found.append(dict(Judges(recogniser=tmp_path, language="es").identity))
+    monkeypatch.setattr(judges, "version", lambda package: "99")
+    found.append(dict(Judges(recogniser=tmp_path, language="es").identity))
+    monkeypatch.setattr(judges, "_CODE", ("judges.py",))
+    found.append(dict(Judges(recogniser=tmp_path, language="es").identity))
+    assert all(one != other for number, one in enumerate(found) for other in found[:number])

@@ -327,10 +327,10 @@ def export_all(model: Path, folder: Path) -> Path:
     from services.export.progress import Progress
     from services.export.quantization import QUANTISED, quantise
     from services.export.sentences import sentences_for
-    from shared.processor import cpu_features
     from shared.provenance import Provenance
+    from shared.voice.engine import why_not
 
-    here = [name for name in USUAL if not KNOWN[name] or cpu_features() & set(KNOWN[name])]
+    here = [name for name in USUAL if why_not(KNOWN[name]) is None]
     progress = Progress(lambda line: print(line, file=sys.stderr))
     exact = [name for name in here if name in VARIANTS]
     spec = export_voice(model, folder, provenance=Provenance(), variants=exact, progress=progress)

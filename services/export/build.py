@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,27 +15,28 @@ from services.export.quantization import QUANTISED, quantise
 from services.export.report import add_to_report
 from services.export.sentences import Sentences, read_sentences, sentences_for
 from shared.cache import default_cache
-from shared.errors import UserError
+from shared.errors import EngineError, UserError
 from shared.model_source import ModelSource
-from shared.processor import cpu_features
 from shared.text import FrontEnd
 from shared.voice import VoiceSpec
 from shared.voice.engine import why_not
 from shared.voice.selection import PORTABLE
 from shared.voice.spec import ModelReference
 
-#: Every variant that can be asked for, and the CPU features of which it needs one.
-KNOWN = {name: variant.requires for name, variant in VARIANTS.items()} | QUANTISED
+#: Every variant that can be asked for.
+KNOWN = VARIANTS | QUANTISED
 
-#: Those that are made where nobody says which. No processor computes fp16.
+#: Those that are made where nobody says which: fp16 is for GPUs alone.
 USUAL = (PORTABLE, "fp32-openvino", "bf16", "int8-bf16", "int8", "int8-onnxruntime")
 
-#: What a judged variant must be faster than, where the voice has it: the first of these; `PORTABLE` otherwise.
+#: The variants that differ from fp32, and what each must be faster than: the first of these that the voice has,
+#: `PORTABLE` otherwise.
 REPLACED = {
     "bf16": ("fp32-openvino",),
     "int8-bf16": ("bf16", "fp32-openvino"),
     "int8": ("fp32-openvino",),
     "int8-onnxruntime": (),
+    "fp16": (),
 }
 
 
@@ -43,7 +45,7 @@ class Wishes:
     """What a user wants of a voice.
 
     Attributes:
-        variants: Which of `KNOWN` to make; None for `USUAL`, without those that this machine does not compute.
+        variants: Which of `KNOWN` to make; None for `USUAL`, without those that this machine does not run.
         judge: Whether the quality gate decides; without it, what differs from fp32 is marked ``ungated``.
         language: What the voice speaks; what its text front end says where not given.
         sentences: A text file to calibrate and judge with, one sentence a line; our own list where not given.
@@ -79,21 +81,26 @@ def build_voice(
         QualityError: The graphs do not compute what the model computes.
         MissingExtraError: A judge without which the gate cannot decide is not installed.
         UserError: There are no sentences to calibrate or to judge with.
+        EngineError: This machine does not run a variant that was asked for, so that it cannot be judged here.
     """
     progress = progress or Progress()
-    language = wishes.language or language_of(FrontEnd.from_folder(source.folder))
+    front_end = FrontEnd.from_folder(source.folder)
+    language = wishes.language or language_of(front_end)
     sentences = read_sentences(wishes.sentences) if wishes.sentences else sentences_for(language)
     judges = Judges(recogniser=wishes.recogniser, language=language, only=NEEDED_JUDGES)
     if wishes.variants is None:
         names = _usual(wishes, sentences, judges, language, progress)
     else:
         names = check_variants(wishes.variants, KNOWN)
+        _check_machine(names, wishes)
     quantised = [name for name in names if name in QUANTISED]
-    judged = [name for name in names if name in REPLACED]
-    if sentences is None and (quantised or (wishes.judge and judged)):
+    judged = [name for name in names if wishes.judge and name in REPLACED and why_not(KNOWN[name]) is None]
+    if sentences is None and (quantised or judged):
         raise UserError(f"{_no_sentences(language)}, or make only --variants fp32,fp32-openvino")
-    if wishes.judge and judged:
+    if judged:
         require_judges(judges)
+    if sentences and (quantised or judged):
+        sentences = sentences.in_segments(front_end, language)
     version = source.version
     spec = export_voice(
         source.folder,
@@ -106,21 +113,29 @@ def build_voice(
     )
     cache = default_cache() / "export"
     if quantised and sentences:
-        search = not wishes.judge or speaks(folder, sentences=sentences.gate, judges=judges, cache=cache)
+        if wishes.judge:
+            search = speaks(folder, sentences=sentences.gate, judges=judges, cache=cache)
+        else:  # a processor without the instructions would find that int8 saves nothing
+            search = not any(why_not(KNOWN[name]) for name in quantised)
         made = quantise(
             folder, quantised, sentences=sentences.calibration, cache=cache, search=search, progress=progress
         )
         spec = spec.model_copy(update={"variants": spec.variants | made.variants})
         spec.write(folder)
         add_to_report(folder, {"quantisation": {"sentences": sentences.source, **made.record}})
-    for name in judged:
-        if reason := why_not(spec.variants[name]):
-            progress(f"{name} is left ungated: {reason}")
-    judged = [name for name in judged if why_not(spec.variants[name]) is None]
-    if wishes.judge and judged and sentences:
+    for name in names if wishes.judge else []:
+        if name in REPLACED and name not in judged:
+            progress(f"{name} is left ungated, for nobody can judge it here: {why_not(KNOWN[name])}")
+    if judged and sentences:
         candidates = [Candidate(name, _replaced(name, spec)) for name in judged]
         report = gate(
-            folder, candidates, sentences=sentences.gate, judges=judges, cache=cache, progress=progress
+            folder,
+            candidates,
+            sentences=sentences.gate,
+            source=sentences.source,
+            judges=judges,
+            cache=cache,
+            progress=progress,
         )
         spec = settle(folder, report, title=f"{source.name}: what its variants sound like")
     return spec
@@ -134,11 +149,10 @@ def _usual(
     progress: Progress,
 ) -> list[str]:
     """`USUAL`, without what cannot be made or judged here, which is said."""
-    here = cpu_features()
-    lacking = {name for name in USUAL if KNOWN[name] and not here & set(KNOWN[name])}
-    if lacking:
-        progress(f"Left out, since this processor does not compute them: {', '.join(sorted(lacking))}")
-    unjudged = set(REPLACED) - lacking if wishes.judge else set(QUANTISED) - lacking
+    lacking = {name for name in USUAL if why_not(KNOWN[name])}
+    for name in sorted(lacking):
+        progress(f"Left out: {name}, for {why_not(KNOWN[name])}")
+    unjudged = (set(REPLACED if wishes.judge else QUANTISED) & set(USUAL)) - lacking
     if unjudged and sentences is None:
         progress(f"Left out: {', '.join(sorted(unjudged))}. {_no_sentences(language)}")
         lacking |= unjudged
@@ -146,6 +160,28 @@ def _usual(
         progress(f"Left out: {', '.join(sorted(unjudged))}. {reason}")
         lacking |= unjudged
     return [name for name in USUAL if name not in lacking]
+
+
+def _check_machine(names: Collection[str], wishes: Wishes) -> None:
+    """Refuse what was asked for and can be neither compared with PyTorch nor judged here.
+
+    fp16 is let through: GPUs are seldom where voices are made.
+
+    Raises:
+        EngineError: This machine does not run a variant.
+    """
+    for name in names:
+        variant = KNOWN[name]
+        reason = why_not(variant)
+        if reason is None or variant.device == "gpu":
+            continue
+        if variant.gate == "reference":
+            raise EngineError(f"{name} is not made where it cannot be compared with PyTorch: {reason}")
+        if wishes.judge:
+            raise EngineError(
+                f"{name} cannot be judged on this machine: {reason}. Export where it runs, leave it out of "
+                "--variants, or give --no-gate: then it is made and marked as ungated."
+            )
 
 
 def _no_sentences(language: str) -> str:

@@ -94,9 +94,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="LIST",
         help="what to make, with commas between: fp32 (always made), fp32-openvino, bf16, int8, int8-bf16, "
         "int8-onnxruntime, fp16 "
-        "(default: all but fp16 that this machine computes)",
+        "(default: all but fp16 that this machine runs; what it does not run is refused without --no-gate)",
     )
-    add("--no-gate", action="store_true", help="do not judge; what is not exact is marked as ungated")
+    add(
+        "--no-gate",
+        action="store_true",
+        help="do not judge; what is not exact is ungated, and made even where this machine does not run it",
+    )
     add(
         "--sentences",
         type=Path,

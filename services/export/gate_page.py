@@ -81,6 +81,7 @@ def write_page(folder: Path, report: GateReport, *, title: str) -> None:
         _summary(report),
         *(_verdict(verdict) for verdict in report.verdicts),
         _speeds(report),
+        _about(report),
         _players(report.heard),
         "</html>",
     ]
@@ -132,6 +133,19 @@ def _speeds(report: GateReport) -> str:
         "<h2>Speed here</h2><table><tr><th>variant</th><th>time</th><th>times as fast as "
         f"{PORTABLE}</th></tr>{rows}</table><p class=note>From text to samples, the fastest of several turns.</p>"
     )
+
+
+def _about(report: GateReport) -> str:
+    """How it came about."""
+    if not report.about:
+        return ""
+    about = {key: value for key, value in report.about.items() if key not in ("judges", "computed_by")}
+    engines = {key: text for key, text in report.about["computed_by"].items() if key != "cpu_features"}
+    rows = "".join(
+        f"<tr><td>{escape(name)}</td><td>{escape(str(value))}</td></tr>"
+        for name, value in {**about, **engines, **report.about["judges"]}.items()
+    )
+    return f"<h2>How it was judged</h2><table>{rows}</table>"
 
 
 def _players(heard: Sequence[Heard]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +14,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from shared.errors import EngineError, ModelError
-from shared.processor import cpu_features
+from shared.processor import cpu_features, cpu_model
 from shared.voice.spec import Variant
 
 Arrays = dict[str, NDArray[np.float32]]
@@ -60,7 +61,10 @@ def open_engine(folder: Path, variant: Variant, *, threads: int | None = None, s
     """
     lacking = why_not(variant)
     if lacking:
-        raise EngineError(f"This machine cannot run the variant: {lacking}")
+        raise EngineError(
+            f"This machine cannot run the variant: {lacking}. Use the variant 'fp32' instead, which runs anywhere, "
+            "or 'auto'."
+        )
     threads = threads or len(os.sched_getaffinity(0))
     if variant.engine == "openvino":
         from shared.voice.openvino_engine import OpenVinoEngine  # 180 MB that not every installation has
@@ -70,19 +74,28 @@ def open_engine(folder: Path, variant: Variant, *, threads: int | None = None, s
 
 
 def why_not(variant: Variant) -> str | None:
-    """Why this machine cannot run a variant, with what to do; None where it can."""
+    """Why this machine cannot run a variant; None where it can."""
     if variant.device == "gpu" and GPU_PROVIDER not in onnxruntime.get_available_providers():
-        return (
-            "it needs a CUDA GPU and onnxruntime-gpu (the extra 'serve-gpu'). Use the variant 'fp32' instead."
-        )
+        return "it needs a CUDA GPU and onnxruntime-gpu (the extra 'serve-gpu')"
     if variant.engine == "openvino" and importlib.util.find_spec("openvino") is None:
-        return "OpenVINO is not installed. pip install openvino, or use the variant 'fp32' instead."
+        return "OpenVINO is not installed (pip install openvino)"
     if variant.requires and not cpu_features() & set(variant.requires):
         return (
             f"its {variant.precision} needs a CPU with {' or '.join(variant.requires)} (see /proc/cpuinfo), "
-            "and this one has none of them. Use the variant 'fp32' instead, which runs anywhere, or 'auto'."
+            "and this one has none of them"
         )
     return None
+
+
+def computed_by() -> dict[str, str]:
+    """What samples depend on beside graphs and inputs: the runtimes' versions and the processor."""
+    openvino = importlib.util.find_spec("openvino") is not None
+    return {
+        "onnxruntime": onnxruntime.__version__,
+        "openvino": version("openvino") if openvino else "not installed",
+        "cpu": cpu_model(),
+        "cpu_features": " ".join(sorted(cpu_features())),
+    }
 
 
 def graph_path(folder: Path, path: str) -> Path:

@@ -26,6 +26,7 @@ from onnx import helper
 from services.export.graphs import SIGNATURES
 from services.export.progress import Progress
 from services.export.quantization.decoder import Decoder
+from services.export.sentences import Line, shared_out
 from shared.voice import Voice
 
 #: Samples that are kept of each tensor, over all sentences and channels.
@@ -67,26 +68,23 @@ def calibrate(
     Args:
         voice: The voice, whose encoder and flow make the latents.
         decoder_path: Its fp32 decoder.
-        sentences: What it says.
+        sentences: What it says, its speakers in turn.
         cache: A folder that may be kept from run to run.
         progress: Is told of each sentence.
     """
-    digest = hashlib.sha256(voice.spec.model_dump_json(include={"front_end", "defaults"}).encode())
-    for name in SIGNATURES:  # all of them have a part in what is read
-        digest.update((decoder_path.parent / f"{name}.onnx").read_bytes())
-    folder = cache / f"calibration-{digest.hexdigest()[:16]}"
+    folder = cache / f"calibration-{digest_of(voice, decoder_path)}"
     folder.mkdir(parents=True, exist_ok=True)
     tensors = list(dict.fromkeys(layer.input for layer in Decoder.read(decoder_path).layers))
     session: onnxruntime.InferenceSession | None = None
     found: dict[str, list[Samples]] = {name: [] for name in tensors}
     seconds = 0.0
     with (progress or Progress()).bar("Calibrating", len(sentences)) as step:
-        for sentence in sentences:
-            name = hashlib.sha256(sentence.encode()).hexdigest()[:16]
-            file = folder / f"{name}-{len(sentences)}.npz"
+        for line in shared_out(sentences, voice.spec.num_speakers):
+            name = hashlib.sha256(line.text.encode()).hexdigest()[:16]
+            file = folder / f"{name}-{line.speaker}-{len(sentences)}.npz"
             if not file.is_file():
                 session = session or _observed_session(decoder_path, tensors)
-                _observe(voice, session, tensors, sentence, file, len(sentences))
+                _observe(voice, session, tensors, line, file, len(sentences))
             with np.load(file) as stored:
                 for tensor in tensors:
                     found[tensor].append(stored[tensor])
@@ -94,6 +92,14 @@ def calibrate(
             step(f"{seconds:.0f} s of speech")
     samples = {tensor: np.concatenate(parts, axis=1) for tensor, parts in found.items()}
     return Statistics(samples, len(sentences), seconds)
+
+
+def digest_of(voice: Voice, decoder_path: Path) -> str:
+    """Of what makes the samples of a sentence and a speaker: all graphs have a part in it, and how the voice speaks."""
+    digest = hashlib.sha256(voice.spec.model_dump_json(include={"front_end", "defaults"}).encode())
+    for name in SIGNATURES:
+        digest.update((decoder_path.parent / f"{name}.onnx").read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _observed_session(path: Path, tensors: Sequence[str]) -> onnxruntime.InferenceSession:
@@ -117,17 +123,17 @@ def _observe(
     voice: Voice,
     session: onnxruntime.InferenceSession,
     tensors: Sequence[str],
-    sentence: str,
+    line: Line,
     path: Path,
     sentences: int,
 ) -> None:
     """Speak one sentence and store what was seen; the file appears whole or not at all."""
-    utterance = voice.prepare(sentence, seed=SEED)
+    utterance = voice.prepare(line.text, speaker=line.speaker, seed=SEED)
     inputs = {"latents": utterance.latents[None], "speaker_id": np.array([utterance.speaker_id])}
     values = {name: inputs["latents"] for name in tensors if name in inputs}
     computed = [name for name in tensors if name not in inputs]
     values.update(zip(computed, session.run(computed, inputs), strict=True))
-    rng = np.random.default_rng(zlib.crc32(sentence.encode()))
+    rng = np.random.default_rng(zlib.crc32(line.text.encode()))
     kept = {name: _thin(value[0], rng, SAMPLES_PER_TENSOR // sentences) for name, value in values.items()}
     seconds = utterance.latents.shape[1] * voice.spec.hop_length / voice.sampling_rate
     temporary = path.with_suffix(".partial")

@@ -6,21 +6,30 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
+from services.export.export import VARIANTS
 from services.export.progress import Progress
-from services.export.quantization.calibration import SEED, Samples, calibrate
+from services.export.quantization.calibration import SEED, Samples, calibrate, digest_of
 from services.export.quantization.channels_last import write_channels_last
 from services.export.quantization.decoder import Decoder, in_two_dimensions
 from services.export.quantization.equalisation import equalise
 from services.export.quantization.grids import grid_of, write_grids
-from services.export.quantization.search import DAMAGE_BUDGET, Probe, choose_layers, measure_layers
+from services.export.quantization.search import (
+    DAMAGE_BUDGET,
+    Probe,
+    ProbedWindow,
+    choose_layers,
+    measure_layers,
+)
+from services.export.sentences import shared_out
 from shared.voice import Voice
+from shared.voice.engine import computed_by, why_not
 from shared.voice.selection import PORTABLE
 from shared.voice.spec import Variant
 
@@ -33,17 +42,24 @@ PERCENTILE = 99.99
 #: Windows on which layers are compared, and their frames.
 PROBED_WINDOWS, PROBED_FRAMES = 6, 128
 
-#: CPU features of which one makes int8 fast.
-INT8_FEATURES = ["avx512_vnni", "avx_vnni", "amx_int8"]
+_INT8 = VARIANTS[PORTABLE].model_copy(
+    update={
+        "engine": "openvino",
+        "precision": "int8",
+        "decoder": "int8/decoder.onnx",
+        "requires": ["avx512_vnni", "avx_vnni", "amx_int8"],
+        "gate": "ungated",
+    }
+)
 
-#: Those of which one makes bf16 fast.
-BF16_FEATURES = ["avx512_bf16", "amx_bf16"]
-
-#: The variants that `quantise` makes, from the faster to the slower, and the CPU features of which each needs one.
-QUANTISED = {"int8-bf16": BF16_FEATURES, "int8": INT8_FEATURES, "int8-onnxruntime": INT8_FEATURES}
-
-#: The decoders that quantisation writes into the voice folder, by the runtime that computes them.
-DECODERS = {"openvino": "int8/decoder.onnx", "onnxruntime": "int8/decoder-onnxruntime.onnx"}
+#: The variants that `quantise` makes, from the faster to the slower.
+QUANTISED: dict[str, Variant] = {
+    "int8-bf16": _INT8.model_copy(update={"rest": "bf16", "requires": VARIANTS["bf16"].requires}),
+    "int8": _INT8,
+    "int8-onnxruntime": _INT8.model_copy(
+        update={"engine": "onnxruntime", "decoder": "int8/decoder-onnxruntime.onnx"}
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -83,39 +99,42 @@ def quantise(
         cache: A folder that may be kept from run to run: what was interrupted goes on where it stopped.
         search: Whether to find by measurement which layers compute in int8. A voice that does not speak (random
             weights) gives nothing to measure, and has the choice that was found on Joe: all but the last stage.
+            So has every voice where OpenVINO, which measures, is not installed.
         budget: Log-spectral distance from fp32, in dB, that the search may spend.
         progress: Is told of each step.
 
     Raises:
         ModelError: The decoder is not one that `services.export` wrote.
-        MissingExtraError: OpenVINO is not installed.
     """
     progress = progress or Progress()
     with Voice.open(folder) as voice:
-        source = voice.spec.variant(PORTABLE)
-        path = folder / source.decoder
+        path = folder / voice.spec.variant(PORTABLE).decoder
         seen = calibrate(voice, path, sentences, cache=cache, progress=progress)
         windows = _windows(voice, sentences)
+        key = _key(voice, path, sentences)
+    if search and find_spec("openvino") is None:
+        progress("OpenVINO, which would measure the layers, is not installed: they are those found on Joe")
+        search = False
     if search:
         probe = Probe(windows, voice.sampling_rate)
-        known = _Remembered(cache / f"damage-{_key(path, sentences)}.json")
-        chosen, found = _searched(path, seen.samples, probe, known, budget, progress)
+        known = _Remembered(cache / f"damage-{key}.json")
+        rests = sorted({QUANTISED[name].rest for name in names if why_not(QUANTISED[name]) is None})
+        rests = rests or ["fp32"]
+        saved = _Remembered(cache / f"savings-{'-'.join(rests)}-{key}.json")
+        chosen, found = _searched(path, seen.samples, probe, known, saved, rests, budget, progress)
     else:
         decoder = Decoder.read(path)
         chosen = [layer.name for layer in decoder.residual_layers if layer.stage < decoder.last_stage]
         found = {"search": "none: the choice that was found on Joe, every stage but the last"}
     progress(f"{len(chosen)} of {len(Decoder.read(path).residual_layers)} layers compute in int8")
-    variants, sizes = {}, {}
-    for name in (name for name in QUANTISED if name in names):
-        runtime = "onnxruntime" if name == "int8-onnxruntime" else "openvino"
-        target = folder / DECODERS[runtime]
-        if runtime not in sizes:
+    variants = {name: variant for name, variant in QUANTISED.items() if name in names}
+    sizes: dict[str, float] = {}
+    for variant in variants.values():
+        if variant.engine not in sizes:
+            target = folder / variant.decoder
             target.parent.mkdir(exist_ok=True)
-            onnx.save(build_decoder(path, seen.samples, chosen, runtime), target)
-            sizes[runtime] = target.stat().st_size / path.stat().st_size
-        changes = {"engine": runtime, "precision": "int8", "decoder": DECODERS[runtime], "gate": "ungated"}
-        rest = {"rest": "bf16"} if name == "int8-bf16" else {}
-        variants[name] = source.model_copy(update={**changes, **rest, "requires": QUANTISED[name]})
+            onnx.save(build_decoder(path, seen.samples, chosen, variant.engine), target)
+            sizes[variant.engine] = target.stat().st_size / path.stat().st_size
     record = {
         "calibration": {
             "sentences": seen.sentences,
@@ -136,6 +155,8 @@ def _searched(
     samples: Mapping[str, Samples],
     probe: Probe,
     known: dict[str, float],
+    saved: dict[str, float],
+    rests: Sequence[str],
     budget: float,
     progress: Progress,
 ) -> tuple[list[str], dict[str, Any]]:
@@ -145,7 +166,7 @@ def _searched(
         return build_decoder(path, samples, names, "openvino")
 
     layers = Decoder.read(path).residual_layers
-    findings = measure_layers(layers, build, probe, known=known, progress=progress)
+    findings = measure_layers(layers, build, probe, known=known, saved=saved, rests=rests, progress=progress)
     expected = probe.speak(_plain(path))
 
     def damage_of(names: Collection[str]) -> float:
@@ -160,6 +181,7 @@ def _searched(
         "budget_db": budget,
         "damage_db": damage,
         "curve": curve,
+        "timed_beside": list(rests),
         "layers": [asdict(finding) for finding in findings],
     }
 
@@ -167,13 +189,13 @@ def _searched(
 def build_decoder(
     path: Path, samples: Mapping[str, Samples], names: Collection[str], runtime: str
 ) -> onnx.ModelProto:
-    """A decoder with the named layers in int8, for one of the runtimes of `DECODERS`.
+    """A decoder with the named layers in int8, for one of the runtimes.
 
     Args:
         path: The fp32 decoder.
         samples: What calibration saw.
         names: Layers to compute in int8.
-        runtime: ``openvino`` or ``onnxruntime``.
+        runtime: Which computes it: ``openvino`` or ``onnxruntime``.
     """
     decoder = Decoder.read(path)
     scaled = equalise(decoder, samples, alpha=ALPHA, percentile=PERCENTILE)
@@ -196,24 +218,22 @@ def _plain(path: Path) -> onnx.ModelProto:
     return decoder.store_weights()
 
 
-def _windows(voice: Voice, sentences: Sequence[str]) -> list[NDArray[np.float32]]:
-    """Windows ``[1, D, W]`` of the beginnings of some calibration sentences."""
+def _windows(voice: Voice, sentences: Sequence[str]) -> list[ProbedWindow]:
+    """Windows of the beginnings of some calibration sentences, the speakers in turn."""
     windows = []
-    for sentence in sentences[:PROBED_WINDOWS]:
-        latents_DF = voice.prepare(sentence, seed=SEED).latents[:, :PROBED_FRAMES]
-        window = np.zeros((1, len(latents_DF), PROBED_FRAMES), dtype=np.float32)
-        window[0, :, : latents_DF.shape[1]] = latents_DF
-        windows.append(window)
+    for line in shared_out(sentences[:PROBED_WINDOWS], voice.spec.num_speakers):
+        latents_DF = voice.prepare(line.text, speaker=line.speaker, seed=SEED).latents[:, :PROBED_FRAMES]
+        latents_1DW = np.zeros((1, len(latents_DF), PROBED_FRAMES), dtype=np.float32)
+        latents_1DW[0, :, : latents_DF.shape[1]] = latents_DF
+        windows.append(ProbedWindow(latents_1DW, line.speaker))
     return windows
 
 
-def _key(path: Path, sentences: Sequence[str]) -> str:
-    """Of all that a layer's damage depends on."""
-    digest = hashlib.sha256(path.read_bytes())
-    digest.update(
-        json.dumps([list(sentences), ALPHA, PERCENTILE, SEED, PROBED_WINDOWS, PROBED_FRAMES]).encode()
-    )
-    return digest.hexdigest()[:16]
+def _key(voice: Voice, path: Path, sentences: Sequence[str]) -> str:
+    """Of all that a layer's damage and saving depend on."""
+    recipe = [ALPHA, PERCENTILE, SEED, PROBED_WINDOWS, PROBED_FRAMES]
+    parts = [digest_of(voice, path), list(sentences), voice.spec.num_speakers, recipe, computed_by()]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 class _Remembered(dict[str, float]):

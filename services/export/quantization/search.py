@@ -12,6 +12,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -20,7 +21,6 @@ from numpy.typing import NDArray
 from services.evaluation import log_spectral_distance
 from services.export.progress import Progress
 from services.export.quantization.decoder import Layer
-from shared.errors import MissingExtraError
 
 #: What the search may spoil, in dB of log-spectral distance; the gate allows more (`services.export.gate.Limits`).
 #: On the Joe voice 2.0 dB go with a DistillMOS drop of 0.05, 2.5 dB with 0.08, and 6.5 dB with 0.32.
@@ -42,7 +42,8 @@ class Finding:
     Attributes:
         layer: Its name.
         damage_db: Log-spectral distance from fp32 with this layer alone in int8.
-        saved_ms: Milliseconds that it saves of each window; below 0 where int8 is slower.
+        saved_ms: Milliseconds that it saves of each window, the mean over the precisions that the rest was timed in;
+            below 0 where int8 is slower.
         order: Damage for each millisecond saved; infinite where none is saved.
     """
 
@@ -56,60 +57,61 @@ class Finding:
         return self.damage_db / self.saved_ms if self.saved_ms > 0 else float("inf")
 
 
+class ProbedWindow(NamedTuple):
+    """Latents ``[1, D, W]`` of real speech, and who speaks."""
+
+    latents: NDArray[np.float32]
+    speaker_id: int
+
+
 class Probe:
     """Decodes fixed windows with OpenVINO, to compare and to time decoders that differ in quantisation.
 
     Args:
-        latents: Windows ``[1, D, W]`` of real speech, all of one width.
+        windows: All of one width.
         sampling_rate: Hz of the waveform.
-
-    Raises:
-        MissingExtraError: OpenVINO is not installed.
     """
 
-    def __init__(self, latents: Sequence[NDArray[np.float32]], sampling_rate: int) -> None:
-        try:
-            import openvino
-        except ImportError as error:
-            raise MissingExtraError(
-                "Quantisation measures its layers with OpenVINO, which is not installed: "
-                "pip install 'vits-suite[export]'"
-            ) from error
+    def __init__(self, windows: Sequence[ProbedWindow], sampling_rate: int) -> None:
+        import openvino  # which not every machine has
+
         self.core = openvino.Core()
-        self.latents = list(latents)
+        self.windows = list(windows)
         self.sampling_rate = sampling_rate
 
-    def compile(self, model: onnx.ModelProto, *, counters: bool = False) -> object:
-        """A request that computes a decoder on windows of the probe's shape, in fp32 and int8."""
+    def compile(self, model: onnx.ModelProto, *, counters: bool = False, rest: str = "fp32") -> object:
+        """A request that computes a decoder on windows of the probe's shape, in int8 and what the rest is."""
+        from shared.voice.openvino_engine import HINTS
+
         network = self.core.read_model(model.SerializeToString())
-        shapes = {"latents": list(self.latents[0].shape), "speaker_id": [1]}
+        shapes = {"latents": list(self.windows[0].latents.shape), "speaker_id": [1]}
         network.reshape({port.get_any_name(): shapes[port.get_any_name()] for port in network.inputs})
-        options = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1, "PERF_COUNT": counters}
+        options = {"INFERENCE_PRECISION_HINT": HINTS[rest], "NUM_STREAMS": 1, "PERF_COUNT": counters}
         return self.core.compile_model(network, "CPU", options).create_infer_request()
 
     def speak(self, model: onnx.ModelProto) -> list[NDArray[np.float32]]:
         """The waveform ``[S]`` of each window."""
         request = self.compile(model)
-        return [np.array(_infer(request, latents))[0] for latents in self.latents]
+        return [np.array(_infer(request, window))[0] for window in self.windows]
 
     def distance(self, expected: Sequence[NDArray[np.float32]], model: onnx.ModelProto) -> float:
         """Mean log-spectral distance, in dB, of a decoder from expected waveforms."""
         pairs = zip(expected, self.speak(model), strict=True)
         return statistics.fmean(log_spectral_distance(one, other, self.sampling_rate) for one, other in pairs)
 
-    def node_times(self, model: onnx.ModelProto) -> dict[str, float]:
+    def node_times(self, model: onnx.ModelProto, rest: str) -> dict[str, float]:
         """Milliseconds of each of OpenVINO's nodes, by its name: the least of several turns."""
-        request = self.compile(model, counters=True)
+        request = self.compile(model, counters=True, rest=rest)
         times: dict[str, list[float]] = {}
         for _ in range(REPEATS + 2):
-            _infer(request, self.latents[0])
+            _infer(request, self.windows[0])
             for entry in request.profiling_info:  # type: ignore[attr-defined]
                 times.setdefault(entry.node_name, []).append(1000 * entry.real_time.total_seconds())
         return {name: min(values[2:]) for name, values in times.items()}
 
 
-def _infer(request: object, latents: NDArray[np.float32]) -> NDArray[np.float32]:
-    known = {"latents": latents, "speaker_id": np.zeros(1, dtype=np.int64)}
+def _infer(request: object, window: ProbedWindow) -> NDArray[np.float32]:
+    known = {"latents": window.latents, "speaker_id": np.array([window.speaker_id])}
     names = [port.get_any_name() for port in request.model_inputs]  # type: ignore[attr-defined]
     result: NDArray[np.float32] = request.infer({name: known[name] for name in names})[0]  # type: ignore[attr-defined]
     return result
@@ -147,6 +149,8 @@ def measure_layers(
     probe: Probe,
     *,
     known: dict[str, float],
+    saved: dict[str, float],
+    rests: Sequence[str],
     progress: Progress,
 ) -> list[Finding]:
     """Measure damage and saving of each layer.
@@ -156,11 +160,18 @@ def measure_layers(
         build: Makes a decoder with the named layers in int8.
         probe: Decodes and times.
         known: Damages measured before, by layer; extended as they are measured.
+        saved: Savings measured before, by layer; extended likewise. Measured anew they would be a little different,
+            and an export that was interrupted would choose other layers than those that have been judged.
+        rests: The precisions of the rest in which savings are measured: ``fp32``, ``bf16``.
         progress: Is told of each layer.
     """
     expected = probe.speak(build(()))
     names = [layer.name for layer in layers]
-    saved = savings(layers, probe.node_times(build(())), probe.node_times(build(names)))
+    if not all(name in saved for name in names):
+        real, integer = build(()), build(names)
+        each = [savings(layers, probe.node_times(real, r), probe.node_times(integer, r)) for r in rests]
+        for name in names:
+            saved[name] = statistics.fmean(one[name] for one in each)
     with progress.bar("Trying int8 layer by layer", len(names)) as step:
         for name in names:
             if name not in known:

@@ -7,10 +7,15 @@ a text file of one's own.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
-from shared.errors import UserError
+from services.evaluation.transcripts import normalise
+from shared.errors import TextError, UserError
+from shared.text import FrontEnd
+from shared.text.script import plan_script
 
 #: The gate wants at least so many words, or an error rate says too little.
 GATE_WORDS = 2000
@@ -45,10 +50,51 @@ class Sentences:
                 f"{shared[0]!r}. Leave each in once."
             )
 
+    def in_segments(self, front_end: FrontEnd, language: str) -> Sentences:
+        """The same in pieces that a voice speaks at once, for a piece is what calibrates and is judged.
 
-def words(sentences: tuple[str, ...]) -> int:
-    """How many words, parted by spaces, sentences have."""
-    return sum(len(sentence.split()) for sentence in sentences)
+        Args:
+            front_end: The voice's.
+            language: What it speaks.
+
+        Raises:
+            UserError: The voice cannot speak one of them.
+        """
+        pieces = [
+            list(dict.fromkeys(piece for line in lines for piece in self._pieces(line, front_end, language)))
+            for lines in (self.calibration, self.gate)
+        ]
+        calibration, gate = pieces
+        return replace(
+            self,
+            calibration=tuple(calibration),
+            gate=tuple(piece for piece in gate if piece not in set(calibration)),
+        )
+
+    def _pieces(self, line: str, front_end: FrontEnd, language: str) -> list[str]:
+        try:
+            segments = plan_script(line, front_end, language=language).segments
+        except TextError as error:
+            raise UserError(f"{self.source}: the voice cannot speak {line!r}. {error}") from error
+        spoken = [segment.text for segment in segments if segment.tokens.ids]
+        return spoken if len(segments) > 1 else [line]
+
+
+class Line(NamedTuple):
+    """What one speaker of a voice says."""
+
+    text: str
+    speaker: int
+
+
+def shared_out(sentences: Sequence[str], speakers: int) -> list[Line]:
+    """Sentences, each said by one of so many speakers, in turn."""
+    return [Line(sentence, number % speakers) for number, sentence in enumerate(sentences)]
+
+
+def words(sentences: Sequence[str], language: str | None = None) -> int:
+    """How many words sentences have, as error rates count them."""
+    return sum(len(normalise(sentence, language)) for sentence in sentences)
 
 
 def sentences_for(language: str) -> Sentences | None:

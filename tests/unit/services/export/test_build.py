@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any, ClassVar
 
 import pytest
@@ -15,13 +16,28 @@ from services.export.export import VARIANTS
 from services.export.gate import Candidate, GateReport, Limits, Measure, Verdict
 from services.export.progress import Progress
 from services.export.quantization import QUANTISED, Quantised
-from shared.errors import MissingExtraError, NotFoundError, UserError
+from shared.errors import EngineError, MissingExtraError, NotFoundError, UserError
 from shared.model_source import ModelSource
 from shared.provenance import Provenance
 from shared.voice import VoiceSpec
+from shared.voice.spec import Variant
 from tests.unit.services.export.conftest import Exported
 
-ALL_FEATURES = frozenset({"avx512_bf16", "amx_bf16", "avx512_vnni"})
+JUDGED = set(build.REPLACED) & set(USUAL)
+
+
+def machine(*features: str, openvino: bool = True, gpu: bool = False) -> Callable[[Variant], str | None]:
+    """`why_not` as it answers on a machine with these CPU features, a GPU and OpenVINO or without."""
+
+    def why_not(variant: Variant) -> str | None:
+        if variant.device == "gpu" and not gpu:
+            return "no GPU"
+        if variant.engine == "openvino" and not openvino:
+            return "no OpenVINO"
+        lacking = variant.requires and not set(variant.requires) & set(features)
+        return f"no {variant.requires[0]}" if lacking else None
+
+    return why_not
 
 
 class Judges:
@@ -60,13 +76,7 @@ class Bench:
         self, folder: Path, names: Sequence[str], *, sentences: Sequence[str], search: bool, **_: Any
     ) -> Quantised:
         self.calibrated, self.searched = sentences, search
-        source = VoiceSpec.read(folder).variants["fp32"]
-        made = {
-            name: source.model_copy(update={"engine": "openvino", "precision": "int8", "requires": requires})
-            for name, requires in QUANTISED.items()
-            if name in names
-        }
-        return Quantised({name: v.model_copy(update={"gate": "ungated"}) for name, v in made.items()}, {})
+        return Quantised({name: variant for name, variant in QUANTISED.items() if name in names}, {})
 
     def gate(
         self, folder: Path, candidates: Sequence[Candidate], *, sentences: Sequence[str], **_: Any
@@ -97,8 +107,7 @@ def bench(deterministic: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(build, "speaks", lambda *_, **__: made.speaks)
     monkeypatch.setattr(build, "Judges", Judges)
     monkeypatch.setattr(Judges, "absent", {})
-    monkeypatch.setattr(build, "cpu_features", lambda: ALL_FEATURES)
-    monkeypatch.setattr(build, "why_not", lambda variant: None)
+    monkeypatch.setattr(build, "why_not", machine("avx512_bf16", "avx512_vnni"))
     return made
 
 
@@ -111,9 +120,7 @@ def test_all_that_is_usual_is_made_and_judged(bench: Bench) -> None:
         "int8": "fp32-openvino",
         "int8-onnxruntime": "fp32",
     }
-    assert {name for name, variant in spec.variants.items() if variant.gate == "passed"} == set(
-        build.REPLACED
-    )
+    assert {name for name, variant in spec.variants.items() if variant.gate == "passed"} == JUDGED
     assert VoiceSpec.read(bench.output) == spec
 
 
@@ -134,25 +141,28 @@ def test_layers_are_searched_where_there_is_speech_to_measure(bench: Bench, spea
 def test_without_the_gate_nothing_is_vouched_for(bench: Bench) -> None:
     spec = bench.build(language="es", judge=False)
     assert bench.candidates == []
-    assert {name: spec.variants[name].gate for name in build.REPLACED} == dict.fromkeys(
-        build.REPLACED, "ungated"
-    )
+    assert {name: spec.variants[name].gate for name in JUDGED} == dict.fromkeys(JUDGED, "ungated")
 
 
 @pytest.mark.parametrize(
     ("here", "left_out"),
     [
-        (frozenset(), {"bf16", "int8", "int8-bf16", "int8-onnxruntime"}),
-        (frozenset({"avx512_vnni"}), {"bf16", "int8-bf16"}),
-        (frozenset({"avx512_bf16", "avx512_vnni"}), set()),
+        (machine(), {"bf16", "int8", "int8-bf16", "int8-onnxruntime"}),
+        (machine("avx512_vnni"), {"bf16", "int8-bf16"}),
+        (machine("avx512_bf16", "avx512_vnni"), set()),
+        (machine("avx512_bf16", "avx512_vnni", openvino=False), set(USUAL) - {"fp32", "int8-onnxruntime"}),
+        (machine(openvino=False), set(USUAL) - {"fp32"}),
     ],
 )
-def test_what_the_processor_does_not_compute_is_left_out_and_said(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, here: frozenset[str], left_out: set[str]
+def test_what_the_machine_does_not_run_is_left_out_and_said(
+    bench: Bench,
+    monkeypatch: pytest.MonkeyPatch,
+    here: Callable[[Variant], str | None],
+    left_out: set[str],
 ) -> None:
-    monkeypatch.setattr(build, "cpu_features", lambda: here)
+    monkeypatch.setattr(build, "why_not", here)
     assert set(bench.build(language="es").variants) == set(USUAL) - left_out
-    assert all(any(name in line for line in bench.said) for name in left_out)
+    assert all(any(f"Left out: {name}, for no " in line for line in bench.said) for name in left_out)
 
 
 def test_without_sentences_or_judges_only_the_exact_is_made_and_it_is_said(
@@ -179,19 +189,50 @@ def test_asked_for_by_name_the_same_is_refused_before_anything_is_made(
     assert list(bench.output.iterdir()) == []
 
 
-def test_what_cannot_be_computed_here_is_made_when_asked_for_and_left_ungated(
+def test_what_nobody_can_judge_here_is_made_only_without_the_gate(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "why_not", lambda variant: "no CPU" if variant.precision == "int8" else None)
-    spec = bench.build(language="es", variants=("bf16", "int8"))
-    assert (spec.variants["bf16"].gate, spec.variants["int8"].gate) == ("passed", "ungated")
-    assert any("int8 is left ungated: no CPU" in line for line in bench.said)
+    monkeypatch.setattr(build, "why_not", machine("avx512_bf16"))
+    with pytest.raises(EngineError, match=r"int8 cannot be judged.*no avx512_vnni(.|\n)*--no-gate"):
+        bench.build(language="es", variants=("bf16", "int8"))
+    assert list(bench.output.iterdir()) == []
+    spec = bench.build(language="es", variants=("bf16", "int8"), judge=False)
+    assert {spec.variants[name].gate for name in ("bf16", "int8")} == {"ungated"}
+    assert bench.searched is False, "this processor would find that int8 saves nothing"
+
+
+def test_what_cannot_be_compared_with_pytorch_is_never_made(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "why_not", machine(openvino=False))
+    with pytest.raises(EngineError, match=r"fp32-openvino is not made.*no OpenVINO"):
+        bench.build(language="es", variants=("fp32-openvino",), judge=False)
+    assert list(bench.output.iterdir()) == []
+
+
+def test_lines_of_several_sentences_are_parted(bench: Bench, tmp_path: Path) -> None:
+    names = [one + other for one in ascii_lowercase for other in ascii_lowercase]
+    lines = [f"la casa de {name}. el perro de {name}." for name in names]
+    path = tmp_path / "lines.txt"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    bench.build(language="es", variants=("int8",), sentences=path)
+    assert len(bench.calibrated) == 2 * 32
+
+
+def test_fp16_is_judged_where_there_is_a_gpu_and_else_said_to_be_ungated(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert bench.build(language="kor", variants=("fp16",)).variants["fp16"].gate == "ungated"
+    assert any("fp16 is left ungated" in line and "no GPU" in line for line in bench.said)
+    monkeypatch.setattr(build, "why_not", machine(gpu=True))
+    spec = bench.build(language="es", variants=("fp16",))
+    assert bench.candidates == [Candidate("fp16", "fp32")]
+    assert (spec.variants["fp16"].gate, spec.recommended[0]) == ("passed", "fp16")
 
 
 def test_every_variant_is_known_once_and_what_differs_is_judged() -> None:
     assert len(USUAL) == len(set(USUAL)) == len(KNOWN) - 1
-    exact = {name for name, variant in VARIANTS.items() if variant.gate == "reference"}
-    assert set(USUAL) == exact | set(build.REPLACED)
+    assert set(KNOWN) - set(build.REPLACED) == {n for n, v in KNOWN.items() if v.gate == "reference"}
 
 
 def test_one_model_is_named_one_way(deterministic: Exported, tmp_path: Path) -> None:

@@ -12,11 +12,15 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
-from services.evaluation import Score
+from services.evaluation import Score, log_spectral_distance
 from services.evaluation.transcripts import Errors
+from services.export import gate as gate_module
 from services.export.gate import (
     FIRST_SENTENCES,
+    SEED,
+    TIMED_SENTENCES,
     Candidate,
     GateReport,
     Limits,
@@ -29,21 +33,40 @@ from services.export.gate import (
     speed_measure,
 )
 from services.export.gate_page import settle, write_page
-from services.export.sentences import GATE_WORDS, read_sentences, sentences_for, words
-from shared.errors import MissingExtraError, QualityError, UserError
-from shared.voice import VoiceSpec
-from tests.unit.services.export.conftest import Exported
+from services.export.sentences import GATE_WORDS, Sentences, read_sentences, sentences_for, words
+from shared.errors import MissingExtraError, UserError
+from shared.text import FrontEnd
+from shared.text.script import plan_script
+from shared.voice import Voice, VoiceSpec
+from tests.unit.services.export.conftest import ALPHABET, Exported
 
+FRONT_END = FrontEnd.from_spec(
+    {"kind": "characters", "vocab": {c: n for n, c in enumerate(ALPHABET)}, "add_blank": True}
+)
 SENTENCES = [f"la casa numero {word} de la calle" for word in ("uno", "dos", "tres", "cuatro")]
 FEW = Limits(words=20, log_spectral_distance=100.0)
 
 
-class FakeJudges:
-    """Scores fp32 with 3 and 4 (MOS); a variant, told by being asked a second time, loses what it is told to."""
+def opinions(samples: NDArray[np.float32]) -> tuple[float, float]:
+    """About 3 and 4 (MOS): of no use, but other samples have others."""
+    return 3 + float(np.abs(samples).mean()), 4 - float(np.abs(np.diff(samples)).mean())
 
-    def __init__(self, *, wrong: int = 0, missing: Mapping[str, str] | None = None) -> None:
+
+class FakeJudges:
+    """Scores by `opinions` alone; so many words of a sentence are misheard as it is told."""
+
+    def __init__(
+        self,
+        *,
+        wrong: int = 0,
+        missing: Mapping[str, str] | None = None,
+        identity: Mapping[str, str] | None = None,
+        heard_after: str = "",
+    ) -> None:
         self.wrong = wrong
         self.missing: Mapping[str, str] = missing or {}
+        self.identity: Mapping[str, str] = identity or {"dnsmos": "a fake"}
+        self.heard_after = heard_after
         self.heard: list[str] = []
 
     def score(self, samples: NDArray[np.float32], sampling_rate: int, text: str | None = None) -> Score:
@@ -51,7 +74,10 @@ class FakeJudges:
         self.heard.append(text)
         count = len(text.split())
         return Score(
-            len(samples) / sampling_rate, 3.0, 4.0, text, Errors(min(count, self.wrong), count), None
+            len(samples) / sampling_rate,
+            *opinions(samples),
+            text + self.heard_after,
+            Errors(min(count, self.wrong), count),
         )
 
 
@@ -70,8 +96,61 @@ def voice(stochastic: Exported, tmp_path: Path) -> Path:
 
 def run(folder: Path, judges: FakeJudges, cache: Path, limits: Limits = FEW) -> GateReport:
     return gate(
-        folder, [Candidate("twin")], sentences=SENTENCES, judges=judges, cache=cache, threads=1, limits=limits
+        folder,
+        [Candidate("twin")],
+        sentences=SENTENCES,
+        source="four sentences",
+        judges=judges,
+        cache=cache,
+        threads=1,
+        limits=limits,
     )
+
+
+def alter(folder: Path, graph: str) -> None:
+    """Give the twin a graph of its own, whose weights are all too large."""
+    model = onnx.load(folder / f"fp32/{graph}.onnx")
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1:
+            tensor.CopyFrom(numpy_helper.from_array(1.2 * numpy_helper.to_array(tensor), tensor.name))
+    (folder / "twin").mkdir()
+    onnx.save(model, folder / f"twin/{graph}.onnx")
+    spec = VoiceSpec.read(folder)
+    twin = spec.variants["twin"].model_copy(update={graph: f"twin/{graph}.onnx"})
+    spec.model_copy(update={"variants": {**spec.variants, "twin": twin}}).write(folder)
+
+
+def spoken(voice: Voice, number: int) -> NDArray[np.float32]:
+    """A sentence, as the gate lets it be spoken."""
+    speaker = number % voice.spec.num_speakers
+    utterance = voice.prepare(SENTENCES[number], speaker=speaker, seed=SEED)
+    return np.concatenate(list(voice.decode(utterance)))
+
+
+@pytest.mark.parametrize("graph", ["decoder", "flow"])
+def test_a_variant_is_heard_itself_as_every_speaker(voice: Path, tmp_path: Path, graph: str) -> None:
+    alter(voice, graph)
+    with Voice.open(voice, threads=1) as exact, Voice.open(voice, variant="twin", threads=1) as twin:
+        pairs = [(spoken(exact, number), spoken(twin, number)) for number in range(len(SENTENCES))]
+        rate = exact.sampling_rate
+    changes = [np.subtract(opinions(other), opinions(one)) for one, other in pairs]
+    assert len({len(one) for one, _ in pairs}) > 1
+    assert np.abs(changes).min() > 1e-5
+    report = run(voice, FakeJudges(), tmp_path / "cache")
+    dnsmos, distillmos, _, distance, _ = (measure.value for measure in report.verdict("twin").measures)
+    np.testing.assert_allclose([dnsmos, distillmos], np.mean(changes, axis=0), rtol=1e-3)
+    assert distance == pytest.approx(np.mean([log_spectral_distance(*pair, rate) for pair in pairs]))
+    assert report.about["speakers"] == "3 of 3"
+    np.testing.assert_array_equal(report.heard[1].samples["twin"], pairs[1][1])
+
+
+def test_other_durations_are_not_judged(voice: Path, tmp_path: Path) -> None:
+    """A rounding difference in a duration shifts all that follows: the variant then speaks fp32's latents."""
+    alter(voice, "encoder")
+    with Voice.open(voice, threads=1) as exact, Voice.open(voice, variant="twin", threads=1) as twin:
+        assert spoken(exact, 0).shape != spoken(twin, 0).shape
+    report = run(voice, FakeJudges(), tmp_path / "cache")
+    assert [measure.value for measure in report.verdict("twin").measures[:-1]] == [0, 0, 0, 0]
 
 
 def test_what_sounds_the_same_passes_but_for_speed_perhaps(voice: Path, tmp_path: Path) -> None:
@@ -81,7 +160,8 @@ def test_what_sounds_the_same_passes_but_for_speed_perhaps(voice: Path, tmp_path
     assert len(quality) == 4
     assert all(measure.passed for measure in quality)
     assert [measure.value for measure in quality] == [0, 0, 0, 0]
-    assert verdict.passed == speed.passed == (speed.value > 1)
+    assert speed.low is not None
+    assert verdict.passed == speed.passed == (speed.low > 1)
     assert (report.sentences, report.words) == (4, 28)
 
 
@@ -94,6 +174,41 @@ def test_a_sentence_once_scored_is_not_scored_again(voice: Path, tmp_path: Path)
     assert [m.value for m in second.verdict("twin").measures[:-1]] == [
         m.value for m in first.verdict("twin").measures[:-1]
     ]
+
+
+def test_other_judges_or_engines_judge_anew(
+    voice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(voice, FakeJudges(), tmp_path / "cache")
+    others = FakeJudges(identity={"dnsmos": "another"})
+    run(voice, others, tmp_path / "cache")
+    assert len(others.heard) == 2 * len(SENTENCES)
+    others.heard.clear()
+    run(voice, others, tmp_path / "cache")
+    assert others.heard == []
+    monkeypatch.setattr(gate_module, "computed_by", lambda: {"onnxruntime": "another"})
+    run(voice, others, tmp_path / "cache")
+    assert len(others.heard) == 2 * len(SENTENCES)
+
+
+def test_a_transcript_may_hold_any_character(voice: Path, tmp_path: Path) -> None:
+    judges = FakeJudges(heard_after="\u2028 and \x85")
+    run(voice, judges, tmp_path / "cache")
+    judges.heard.clear()
+    run(voice, judges, tmp_path / "cache")
+    assert judges.heard == []
+
+
+def test_the_report_says_how_it_came_about(voice: Path, tmp_path: Path) -> None:
+    report = run(voice, FakeJudges(identity={"dnsmos": "speechmos 1.0"}), tmp_path / "cache")
+    about = report.to_json()["about"]
+    assert about["judges"] == {"dnsmos": "speechmos 1.0"}
+    assert about["computed_by"].keys() == {"onnxruntime", "openvino", "cpu", "cpu_features"}
+    assert (about["threads"], about["sentences"]) == (1, "four sentences")
+    write_page(voice, report, title="A voice")
+    page = (voice / "report.html").read_text(encoding="utf-8")
+    assert "speechmos 1.0" in page
+    assert "four sentences" in page
 
 
 def test_a_cut_off_cache_is_mended(voice: Path, tmp_path: Path) -> None:
@@ -128,8 +243,7 @@ def test_what_nobody_understands_is_not_judged(voice: Path, tmp_path: Path) -> N
     assert not verdict.passed
     assert [measure.name for measure in verdict.measures] == ["speed against fp32"]
     assert len(judges.heard) == len(SENTENCES)  # the reference alone
-    with pytest.raises(QualityError, match="cannot be understood"):
-        report.require("twin")
+    assert "cannot be understood" in report.why_not_judged
 
 
 def test_an_untrained_model_is_found_out_by_its_first_sentences(voice: Path, tmp_path: Path) -> None:
@@ -216,7 +330,18 @@ def test_no_faster_than_what_it_replaces_fails() -> None:
     measure = speed_measure(Candidate("new", "old"), {"old": [1.0, 1.0, 1.0], "new": [0.5, 1.1, 1.2]})
     assert not measure.passed
     assert "no faster than old" in measure.complaint
-    assert speed_measure(Candidate("new", "old"), {"old": [1.0, 1.0], "new": [0.5, 0.25]}).value == 3.0
+    assert speed_measure(Candidate("new", "old"), {"old": [1.0, 1.0], "new": [0.5, 0.3]}).value == 2.5
+
+
+@pytest.mark.parametrize(("faster", "passed"), [(1.0, False), (1.1, True)])
+def test_a_little_faster_by_chance_does_not_pass(faster: float, passed: bool) -> None:
+    """Two of the same are timed; in half of the cases the second has the better mean."""
+    passes = 0
+    for seed in range(40):
+        old, new = np.random.default_rng(seed).normal(1, 0.02, (2, TIMED_SENTENCES))
+        measure = speed_measure(Candidate("new", "old"), {"old": list(old), "new": list(new / faster)})
+        passes += measure.passed
+    assert passes == 40 if passed else passes < 6
 
 
 def test_the_page_holds_players_and_verdicts(voice: Path, tmp_path: Path) -> None:
@@ -271,16 +396,15 @@ def test_a_failure_is_told_whole() -> None:
         "DNSMOS change", -0.2, None, None, -0.05, passed=False, complaint="DNSMOS drops by 0.200"
     )
     verdict = Verdict("int8", "fp32", judged=True, measures=(measure,))
-    report = GateReport((verdict,), "", 1, 1, Limits(), {}, {})
-    with pytest.raises(QualityError, match=r"int8 failed the quality gate: DNSMOS drops by 0\.200"):
-        report.require("int8")
+    assert verdict.explain() == "int8 failed the quality gate: DNSMOS drops by 0.200"
 
 
 @pytest.mark.parametrize("tag", ["es", "es-419", "spa", "en-us", "eng"])
-def test_lists_are_long_enough_and_apart(tag: str) -> None:
+def test_lists_are_long_enough_and_apart_and_each_sentence_is_one(tag: str) -> None:
     found = sentences_for(tag)
     assert found is not None
-    assert words(found.gate) >= GATE_WORDS
+    assert words(found.gate, tag) >= GATE_WORDS
+    assert found.in_segments(FRONT_END, tag) == found
     assert not set(found.gate) & set(found.calibration)
     assert len(set(found.gate)) == len(found.gate)
     assert not any(character.isdigit() for sentence in found.gate for character in sentence)
@@ -288,6 +412,28 @@ def test_lists_are_long_enough_and_apart(tag: str) -> None:
 
 def test_a_language_without_a_list_has_none() -> None:
     assert sentences_for("und") is None
+
+
+def test_a_line_of_several_sentences_is_parted_where_the_voice_parts_it() -> None:
+    """What was left of a line after its first sentence was once not heard, and its words counted as errors."""
+    given = Sentences(
+        ("la casa. un perro.", "el numero"), ("un perro", "sin fin. la casa. la calle.", "el mar"), "a file"
+    )
+    found = given.in_segments(FRONT_END, "es")
+    assert [text.rstrip(".") for text in found.calibration] == ["la casa", "un perro", "el numero"]
+    assert "el mar" in found.gate
+    assert not set(found.gate) & set(found.calibration)
+    assert [text for text in found.gate if "calle" in text] == ["la calle."]
+    long = Sentences(("hola",), ("la casa de la calle " * 20,), "a file")
+    assert len(long.in_segments(FRONT_END, "es").gate) > 1
+    for piece in long.in_segments(FRONT_END, "es").gate:
+        assert len(plan_script(piece, FRONT_END, language="es").segments) == 1
+    with pytest.raises(UserError, match=r"a file: the voice cannot speak '123 '"):
+        Sentences(("hola",), ("123 ",), "a file").in_segments(FRONT_END, "xx")
+
+
+def test_words_are_counted_as_error_rates_count_them() -> None:
+    assert words(["hola — buenas, tardes ."], "es") == 3
 
 
 def test_a_file_is_shared_out(tmp_path: Path) -> None:

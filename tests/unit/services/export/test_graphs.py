@@ -91,6 +91,7 @@ def test_the_files_are_what_the_voice_says(exported: Exported) -> None:
         assert OPSET == exported.voice().spec.variants["fp32"].opset == 18
         drawn = {node.op_type for node in model.graph.node if node.op_type.startswith("Random")}
         assert not drawn
+        assert not [t.name for t in model.graph.initializer if "original" in t.name], "weight norm is folded"
         for value in [*model.graph.input, *model.graph.output]:
             sizes = value.type.tensor_type.shape.dim
             assert sizes[0].dim_param == "B"

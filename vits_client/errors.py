@@ -9,7 +9,7 @@
     ├── OverloadedError       the server has too much to do: come back after `retry_after_seconds`
     │   └── QuotaError        the token's quota is used up
     ├── DeadlineError         the call's time limit passed
-    ├── StoppedError          the call was cancelled
+    ├── StoppedError          the call was cancelled, or given up since nothing of its stream was read
     ├── UnavailableError      no server answers there, or it is about to stop
     └── ServerError           the server failed; its log knows `request_id`
 """
@@ -78,7 +78,7 @@ class DeadlineError(ClientError):
 
 
 class StoppedError(ClientError):
-    """The call was cancelled."""
+    """The call was cancelled, or given up since nothing of its stream was read for too long."""
 
 
 class UnavailableError(ClientError):
@@ -99,6 +99,7 @@ _KINDS: dict[str, type[ClientError]] = {
     "RESOURCE_EXHAUSTED": OverloadedError,
     "DEADLINE_EXCEEDED": DeadlineError,
     "CANCELLED": StoppedError,
+    "ABORTED": StoppedError,
     "UNAVAILABLE": UnavailableError,
 }
 

@@ -185,15 +185,19 @@ class Context:
         self._begin()
 
     async def stop(self) -> None:
+        """End the work, and wait until it has ended."""
+        self.give_up()
+        await self.over()
+
+    def give_up(self) -> None:
         """End the work."""
         self._work.cancel()
-        await self.over()
-        if self._sending:
-            await asyncio.gather(self._sending, return_exceptions=True)
 
     async def over(self) -> None:
-        """Wait for the end of the work."""
+        """Wait for the end of the work, and of what is being sent."""
         await asyncio.wait({self._work})
+        if self._sending:
+            await asyncio.gather(self._sending, return_exceptions=True)
 
     async def _speak_all(self) -> None:
         try:
@@ -250,7 +254,8 @@ class Context:
             # From the first sentence on it is this seed, and this version even if another is published meanwhile.
             pinned = {"seed": speaking.seed, "voice": f"{speaking.voice}/{speaking.voice_version}"}
             self.options = self.options.model_copy(update=pinned)
-            await self._send("started", response_format=self.options.response_format, **delivery.facts())
+            started = self._send("started", response_format=self.options.response_format, **delivery.facts())
+            await self._to_its_end(started)
         elif self._seconds:
             pause = np.zeros(round(SENTENCE_PAUSE * speaking.sampling_rate), np.float32)
             await self._to_its_end(self._send_sound(delivery, pause))
@@ -259,7 +264,7 @@ class Context:
         )
 
     async def _to_its_end(self, sending: Coroutine[Any, Any, None]) -> None:
-        """Pack and send, even if this is cancelled: the pieces are of one stream, of which none may be lost."""
+        """Send, even if this is cancelled: the messages are of one stream, of which none may be lost."""
         self._sending = asyncio.create_task(sending)
         await asyncio.shield(self._sending)
 
@@ -303,9 +308,13 @@ class Connection:
             await self._take_leave()
         finally:
             draining.cancel()
-            for context in list(self._contexts.values()):
-                await context.stop()
+            contexts = list(self._contexts.values())
+            # All of them first, since who waits may be cancelled, too.
+            for context in contexts:
+                context.give_up()
                 self.forget(context, "cancelled")
+            for context in contexts:
+                await context.over()
 
     async def _next(self, draining: asyncio.Task[Any]) -> Message | None:
         """What comes next from the client; nothing once the server is about to stop."""

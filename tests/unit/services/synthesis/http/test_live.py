@@ -126,6 +126,7 @@ def test_a_cancel_loses_nothing_of_the_stream(http: TestClient, audio_format: st
     assert read_audio(audio_of(messages)).duration_seconds == pytest.approx(
         messages[-1]["duration_seconds"], abs=0.1
     )
+    assert [m["type"] for m in messages].count("started") == 1
 
 
 def test_contexts_do_not_mix(http: TestClient, fake: FakeSpeaker) -> None:

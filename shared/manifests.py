@@ -304,14 +304,18 @@ def parse(record: type[AnyRecord], data: bytes, where: str) -> AnyRecord:
     try:
         return record.model_validate_json(data)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, problem['loc'])) or 'the whole'}: {problem['msg']}"
-            for problem in error.errors()[:3]
-        )
         raise CorruptObjectError(
-            f"{where} is no {record.__name__.lower()} that this release can read ({problems}). "
+            f"{where} is no {record.__name__.lower()} that this release can read ({problems_of(error)}). "
             "It was damaged, written by hand, or written by a newer release: upgrade, or publish it again"
         ) from error
+
+
+def problems_of(error: ValidationError) -> str:
+    """What is wrong with a record, on one line: the first three problems."""
+    return "; ".join(
+        f"{'.'.join(map(str, problem['loc'])) or 'the whole'}: {problem['msg']}"
+        for problem in error.errors()[:3]
+    )
 
 
 def json_schemas() -> dict[str, dict[str, Any]]:

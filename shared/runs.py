@@ -12,14 +12,15 @@ cannot spoil a checkpoint of its successor. Nothing here is ever unpickled: file
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from shared.cache import verify
 from shared.errors import AlreadyExistsError, CorruptObjectError, LeaseLostError, NotFoundError, UserError
@@ -31,6 +32,7 @@ from shared.manifests import (
     new_nonce,
     now,
     parse,
+    problems_of,
     this_writer,
 )
 from shared.registry import files_to_publish, upload_files
@@ -38,6 +40,8 @@ from shared.store import Store
 
 #: The file of a state that says where its run stands; its schema is ``shared/schemas/training_state.json``.
 TRAINER_FILE = "trainer_state.json"
+#: The file of a state that holds its run's configuration.
+CONFIG_FILE = "training_config.json"
 
 
 @dataclass(frozen=True)
@@ -251,6 +255,53 @@ class Run:
         return f"{self.prefix}/checkpoints/{step:010d}/{lease:010d}"
 
 
+class _State(BaseModel):
+    """What is read here of ``TRAINER_FILE``."""
+
+    base: str | None = None
+    global_step: int = 0
+    max_steps: int = 0
+
+
+class _Configuration(BaseModel):
+    """What is read here of ``CONFIG_FILE``."""
+
+    dataset_name: str | None = None
+
+
+_Contents = TypeVar("_Contents", _State, _Configuration)
+
+
+@dataclass(frozen=True)
+class RunOrigin:
+    """What a run is made of, as far as its newest state says.
+
+    Attributes:
+        base: The folder in the store of the version that it began from, which may be gone by now; None if that is in
+            no store.
+        dataset: Its recordings, as lineages name them.
+    """
+
+    base: str | None
+    dataset: str | None
+
+
+def origins(store: Store) -> dict[str, RunOrigin]:
+    """What the runs are made of that have left anything in the store, by run.
+
+    Raises:
+        CorruptObjectError: A run's state cannot be read.
+        StoreError: The store failed.
+    """
+    return {
+        run.id: RunOrigin(
+            base=model_folder(_newest(run, TRAINER_FILE, _State).base),
+            dataset=_newest(run, CONFIG_FILE, _Configuration).dataset_name,
+        )
+        for run in _runs(store)
+    }
+
+
 def bases_of_unfinished(store: Store) -> dict[str, str]:
     """What unfinished runs began from, by run: the folders in the store of versions, which may be gone by now.
 
@@ -261,30 +312,46 @@ def bases_of_unfinished(store: Store) -> dict[str, str]:
         StoreError: The store failed.
     """
     found = {}
-    for run_id in sorted({item.path.split("/")[1] for item in store.list("runs")}):
-        state = _newest_state(Run(store, run_id, sequence=0))  # it only reads
-        base = model_folder(state.get("base"))
-        if base and state.get("global_step", 0) < state.get("max_steps", 0):
-            found[run_id] = base
+    for run in _runs(store):
+        state = _newest(run, TRAINER_FILE, _State)
+        base = model_folder(state.base)
+        if base and state.global_step < state.max_steps:
+            found[run.id] = base
     return found
 
 
-def _newest_state(run: Run) -> dict[str, Any]:
-    """Where a run stood when it was saved last; nothing if it does not say."""
-    steps = run.checkpoints()
+def _runs(store: Store) -> list[Run]:
+    """All runs, only to be read."""
+    ids = {item.path.split("/")[1] for item in store.list("runs")}
+    return [Run(store, run_id, sequence=0) for run_id in sorted(ids)]
+
+
+def _newest(run: Run, file: str, form: type[_Contents]) -> _Contents:
+    """A file of the state that a run saved last; nothing where it has none."""
+    while steps := run.checkpoints():
+        try:
+            return _contents(run, steps[-1], file, form)
+        except NotFoundError as error:
+            # Saves and prunes go on meanwhile, and these take the manifest first: then there is a newer one.
+            if run.store.exists(run._manifest_path(steps[-1])):
+                raise CorruptObjectError(
+                    f"{error}, though checkpoint {steps[-1]} of the run {run.id!r} lists it. Remove this state, with "
+                    "its manifest first"
+                ) from error
+    return form()
+
+
+def _contents(run: Run, step: int, file: str, form: type[_Contents]) -> _Contents:
+    checkpoint = run.checkpoint(step)
+    if file not in {entry.path for entry in checkpoint.files}:
+        return form()
+    path = f"{run._files_prefix(step, checkpoint.lease)}/{file}"
     try:
-        checkpoint = run.checkpoint(steps[-1]) if steps else None
-        if checkpoint is None or TRAINER_FILE not in {entry.path for entry in checkpoint.files}:
-            return {}
-        path = f"{run._files_prefix(checkpoint.step, checkpoint.lease)}/{TRAINER_FILE}"
-        state: dict[str, Any] = json.loads(run.store.read(path))
-    except NotFoundError:  # it has just begun anew
-        return {}
-    except ValueError as error:
+        return form.model_validate_json(run.store.read(path))
+    except ValidationError as error:
         raise CorruptObjectError(
-            f"{run.store.address(path)} is damaged: {error}. Remove this state, with its manifest first"
+            f"{run.store.address(path)} is damaged: {problems_of(error)}. Remove this state, with its manifest first"
         ) from error
-    return state
 
 
 def _lease_path(run_id: str, sequence: int) -> str:

@@ -35,7 +35,7 @@ from shared.manifests import (
     this_writer,
 )
 from shared.registry import Registry, Version
-from shared.runs import bases_of_unfinished
+from shared.runs import origins
 
 #: What no program that has this store's address alone can delete.
 UNREACHED = (
@@ -61,7 +61,7 @@ class Plan:
         datasets: The recordings, as lineages name them. Of these nothing is published any more.
         aliases: Aliases that will point to nothing, as ``kind/name@alias``.
         undecided: Versions whose lineage does not name the recordings, or names a version that is not there;
-            what was never completed, and runs that no version names.
+            what was never completed, and runs of which the same is true.
     """
 
     asked: tuple[str, ...] = ()
@@ -103,15 +103,23 @@ class _Family:
     Attributes:
         versions: By folder in the store.
         parents: The folders of what each was made from.
-        gone: The folders of what versions were made from and is not there.
-        runs: The runs that have left something in the store.
+        runs: What runs are made of, by run.
+        gone: The folders of what versions were made from, or runs began from, and is not there.
     """
 
     def __init__(self, registry: Registry) -> None:
         self.versions = {version.prefix: version for version in every_version(registry)}
         self.parents = {prefix: parents(version, registry) for prefix, version in self.versions.items()}
-        self.gone = {each for made_from in self.parents.values() for each in made_from} - self.versions.keys()
-        self.runs = {item.path.split("/")[1] for item in registry.store.list("runs")}
+        self.runs = origins(registry.store)
+        made_from = {each for found in self.parents.values() for each in found}
+        began_from = {origin.base for origin in self.runs.values() if origin.base}
+        self.gone = (made_from | began_from) - self.versions.keys()
+
+    @property
+    def datasets(self) -> set[str]:
+        """The recordings that versions and runs name."""
+        named = {version.manifest.lineage.get("dataset") for version in self.versions.values()}
+        return {str(each) for each in {*named, *(origin.dataset for origin in self.runs.values())} if each}
 
 
 class Withdrawals:
@@ -156,7 +164,7 @@ class Withdrawals:
             with suppress(NotFoundError) if plan.begun else nullcontext():
                 for prefix, why in search:
                     self._add(plan, family, prefix, why)
-        plan.datasets = [each for record in plan.begun for each in record.datasets]
+        plan.datasets = [*datasets, *(each for record in plan.begun for each in record.datasets)]
         self._add_same_recordings(plan, family)
         # Not before: what went on from such models may be trained on the recordings of others.
         for prefix, version in plan.recorded.items():
@@ -263,18 +271,12 @@ class Withdrawals:
     ) -> Iterator[tuple[str, str]]:
         """The folders of versions that have a word, and why each goes."""
         found = [version for version in family.versions.values() if matches(version, word)]
-        if not found:
-            known = sorted(
-                {
-                    str(each)
-                    for version in family.versions.values()
-                    if (each := version.manifest.lineage.get("dataset"))
-                }
-            )
+        if not found and not (what == "dataset" and word in family.datasets):  # of runs it may be
+            known = sorted(family.datasets)
             undecided = "".join(f"\n  - {line}" for line in self._undecided(Plan(), family))
             raise NotFoundError(
                 f"nothing in {self.store.url} has the {what} {word!r}{nearest(word, known) or '.'} "
-                f"Recordings that lineages name: {', '.join(known) or 'none'}"
+                f"Recordings that lineages and runs name: {', '.join(known) or 'none'}"
                 + (undecided and f". Cannot be told; look at each:{undecided}")
             )
         yield from ((version.prefix, f"{what} {word}") for version in found)
@@ -315,8 +317,11 @@ class Withdrawals:
     def _complete(self, plan: Plan, family: _Family) -> None:
         runs = {str(version.manifest.lineage.get("run")) for version, _ in plan.versions.values()}
         runs |= {run for record in plan.begun for run in record.runs}
-        runs |= {run for run, base in bases_of_unfinished(self.store).items() if base in plan.folders}
-        plan.runs = sorted(runs & family.runs)
+        plan.runs = sorted(
+            run
+            for run, origin in family.runs.items()
+            if run in runs or origin.base in plan.folders or origin.dataset in plan.datasets
+        )
         for kind in KINDS:
             for name in sorted(
                 {folder.split("/")[1] for folder in plan.folders if folder.startswith(f"{kind}/")}
@@ -336,14 +341,17 @@ class Withdrawals:
                 continue
             missing = [parent for parent in family.parents[prefix] if parent in family.gone]
             if missing:
-                yield (
-                    f"{prefix}: made from {missing[0]}, which is not there; if that was made of these recordings, "
-                    f"'vits models delete {missing[0].removeprefix('models/')} --purge' deletes what comes from it"
-                )
+                yield _made_from_missing(prefix, missing[0])
             elif not version.manifest.lineage.get("dataset") and not family.parents[prefix]:
                 yield f"{prefix}: its lineage names neither recordings nor a model"
         named = {str(version.manifest.lineage.get("run")) for version in family.versions.values()}
-        yield from (f"runs/{run}: no version names it" for run in sorted(family.runs - named - {*plan.runs}))
+        for run, origin in family.runs.items():
+            if run in plan.runs:
+                continue
+            if origin.base in family.gone:
+                yield _made_from_missing(f"runs/{run}", str(origin.base))
+            elif run not in named and not origin.dataset:
+                yield f"runs/{run}: no version names it, and no state of it names its recordings"
         for kind in KINDS:
             folders = {"/".join(item.path.split("/")[:3]) for item in self.store.list(kind)}
             yield from (
@@ -379,6 +387,13 @@ def _already_gone(prefix: str) -> WithdrawnVersion:
     _, name, version = prefix.split("/")
     return WithdrawnVersion(
         kind="models", name=name, version=version, why="named, not there any more", bytes=0
+    )
+
+
+def _made_from_missing(folder: str, missing: str) -> str:
+    return (
+        f"{folder}: made from {missing}, which is not there; if that was made of these recordings, "
+        f"'vits models delete {missing.removeprefix('models/')} --purge' deletes what comes from it"
     )
 
 

@@ -36,6 +36,7 @@ from torch.optim import Optimizer
 from services.training.discriminator import Discriminator
 from shared.errors import ModelError, UserError
 from shared.modeling import VitsForTraining
+from shared.runs import CONFIG_FILE as CONFIG_FILE
 from shared.runs import TRAINER_FILE
 
 if TYPE_CHECKING:
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 
 STATE_FILE = "training_state.safetensors"
 OPTIMIZERS_FILE = "optimizers.json"
-CONFIG_FILE = "training_config.json"
 #: Files of a checkpoint that only its own run has a use for; they are not part of a published model.
 PRIVATE_FILES = frozenset({STATE_FILE, OPTIMIZERS_FILE, TRAINER_FILE})
 _PARTIAL = ".partial"

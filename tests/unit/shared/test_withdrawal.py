@@ -16,7 +16,7 @@ from shared.copying import copy_version
 from shared.errors import ConsentError, NotFoundError, StoreError
 from shared.manifests import Kind, Manifest, Withdrawal, WithdrawalOutcome, new_nonce, parse
 from shared.registry import Registry, Version
-from shared.runs import TRAINER_FILE, Run
+from shared.runs import CONFIG_FILE, TRAINER_FILE, Run
 from shared.store import Store, digest_file
 from shared.withdrawal import Plan, Withdrawals
 
@@ -165,6 +165,52 @@ def test_a_run_that_began_from_what_goes_loses_its_state(
     plan = Withdrawals(registry).plan("models", ["ana"])
     assert plan.runs == ["ana", "further"]
     assert not any("further" in line for line in plan.undecided)
+
+
+def save_run(registry: Registry, tmp_path: Path, run: str, dataset: str, **state: object) -> None:
+    folder = tmp_path / run
+    folder.mkdir()
+    (folder / TRAINER_FILE).write_text(json.dumps({"global_step": 1, "max_steps": 2, **state}))
+    configuration = {"dataset_name": dataset, "max_steps": None, "seed": 42}
+    (folder / CONFIG_FILE).write_text(json.dumps(configuration))
+    Run.acquire(registry.store, run).save_checkpoint(1, folder)
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_run_that_is_trained_on_the_recordings_loses_its_state(
+    registry: Registry, family: dict[str, Version], tmp_path: Path, step: int
+) -> None:
+    """It has published nothing, or that was collected; its base is no version of the store. Luis's stays."""
+    save_run(registry, tmp_path, "third", "ana.csv", global_step=step, base="facebook/mms-tts-spa")
+    save_run(registry, tmp_path, "luis-again", "luis.csv", base="facebook/mms-tts-spa")
+    plan = Withdrawals(registry).plan("models", ["ana"])
+    assert plan.runs == ["ana", "third"]
+    assert not any("third" in line or "luis-again" in line for line in plan.undecided)
+
+
+def test_recordings_of_which_nothing_was_published_are_withdrawn_with_their_run(
+    registry: Registry, family: dict[str, Version], tmp_path: Path
+) -> None:
+    save_run(registry, tmp_path, "eva", "eva.csv")
+    plan = Withdrawals(registry).plan("models", datasets=["eva.csv"])
+    assert (plan.runs, plan.datasets, plan.folders) == (["eva"], ["eva.csv"], set())
+    assert Withdrawals(registry).carry_out(plan, reason="letter").remaining == ()
+    assert registry.store.list("runs/eva") == []
+    with pytest.raises(ConsentError, match=r"eva\.csv"):
+        again(registry, tmp_path, dataset="eva.csv")
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_run_that_began_from_a_version_that_is_gone_is_told_of_and_found_by_it(
+    registry: Registry, family: dict[str, Version], tmp_path: Path, step: int
+) -> None:
+    gone = "eva/20260102T030405-89abcdef"
+    save_run(registry, tmp_path, "further", "other.csv", base=gone, global_step=step)
+    plan = Withdrawals(registry).plan("models", ["ana"])
+    (line,) = (line for line in plan.undecided if line.startswith("runs/further"))
+    assert f"vits models delete {gone} --purge" in line
+    plan = Withdrawals(registry).plan("models", [gone])
+    assert (plan.runs, plan.gone) == (["further"], [f"models/{gone}"])
 
 
 def test_a_purge_deletes_what_was_planned_and_leaves_a_record(

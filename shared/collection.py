@@ -226,7 +226,7 @@ class Collector:
 def every_version(
     registry: Registry, kinds: Sequence[Kind] = KINDS, *, but: Container[str] = ()
 ) -> Iterator[Version]:
-    """All versions of a store, name by name, the newest of each last.
+    """All versions of a store, name by name, the newest of each last; none that is deleted meanwhile.
 
     Args:
         registry: Where they are.
@@ -240,8 +240,13 @@ def every_version(
     for kind in kinds:
         for name in registry.names(kind):
             for id_ in registry.versions(kind, name):
-                if f"{kind}/{name}/{id_}" not in but:
-                    yield registry.resolve(kind, f"{name}/{id_}")
+                if f"{kind}/{name}/{id_}" in but:
+                    continue
+                try:
+                    version = registry.resolve(kind, f"{name}/{id_}")
+                except NotFoundError:
+                    continue  # deleted since it was listed
+                yield version
 
 
 def descendants(version: Version, registry: Registry, known: Mapping[str, Sequence[str]] = {}) -> list[str]:

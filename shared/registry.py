@@ -550,8 +550,11 @@ class Registry:
             self._put_back(version)
             return False
         self.remove_leftovers(version.prefix)
-        # A copy that found the claim there still may have completed the version once more. Others do not find it now.
-        self.store.delete(f"{version.prefix}/manifest.json")
+        # A copy that found the claim there still may have completed the version once more. Others do not find it now;
+        # one that has begun since has a claim of its own.
+        manifest, claim = (f"{version.prefix}/{file}" for file in ("manifest.json", "claim.json"))
+        if self.store.exists(manifest) and not self.store.exists(claim):
+            self.store.delete(manifest)
         return True
 
     def _put_back(self, version: Version) -> None:
@@ -578,10 +581,15 @@ class Registry:
             StoreError: The store failed.
         """
         path = f"{prefix}/claim.json"
-        claim = self.store.read(path) if self.store.exists(path) else None
-        self.store.delete(path)
-        if claim and self.store.exists(f"{prefix}/manifest.json"):
-            self.store.write(path, claim)
+        try:
+            claim = self.store.read(path)
+        except NotFoundError:
+            claim = None  # another collection has it, which puts it back if it finds the version completed
+        else:
+            self.store.delete(path)
+        if self.store.exists(f"{prefix}/manifest.json"):
+            if claim:
+                self.store.write(path, claim)
             return False
         self.remove_leftovers(prefix)
         return True

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 import shared.collection
-from shared.collection import Collector, Garbage, Rules
+from shared.collection import Collector, Garbage, Rules, every_version
 from shared.errors import CorruptObjectError, NotFoundError, StoreError
-from shared.manifests import Kind, Manifest, new_nonce, now
+from shared.manifests import Checkpoint, Kind, Manifest, new_nonce, now
 from shared.registry import Registry, Version
-from shared.runs import TRAINER_FILE, Run
+from shared.runs import TRAINER_FILE, Run, bases_of_unfinished
 from shared.store import Store
 
 
@@ -193,12 +193,36 @@ def test_a_run_that_began_elsewhere_keeps_nothing(
     assert collect(registry, Rules(newest=1)) == [old.prefix]
 
 
-def test_nothing_is_collected_where_a_runs_state_cannot_be_read(registry: Registry, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", ["{", "[]", '{"global_step": null}', '{"base": 5}', None])
+def test_nothing_is_collected_where_a_runs_state_cannot_be_read(
+    registry: Registry, tmp_path: Path, content: str | None
+) -> None:
     save_state(registry, tmp_path, 1)
     (path,) = (item.path for item in registry.store.list("runs") if item.path.endswith(TRAINER_FILE))
-    registry.store.write(path, b"{")
-    with pytest.raises(CorruptObjectError, match=rf"{path} is damaged.*Remove this state"):
+    if content is None:
+        registry.store.delete(path)
+    else:
+        registry.store.write(path, content.encode())
+    with pytest.raises(
+        CorruptObjectError, match=rf"{path} (is damaged|does not exist, though).*Remove this state"
+    ):
         Collector(registry).find()
+
+
+def test_a_run_that_saves_and_prunes_while_it_is_read_keeps_its_base(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_state(registry, tmp_path, 1, base="joe/20260102T030405-89abcdef", max_steps=9)
+    checkpoint = Run.checkpoint
+
+    def too_late(run: Run, step: int) -> Checkpoint:
+        if step == 1:
+            save_state(registry, tmp_path, 2, base="joe/20260102T030405-89abcdef", max_steps=9)
+            Run.acquire(registry.store, "ana").prune(keep=1)
+        return checkpoint(run, step)
+
+    monkeypatch.setattr(Run, "checkpoint", too_late)
+    assert bases_of_unfinished(registry.store) == {"ana": "models/joe/20260102T030405-89abcdef"}
 
 
 def test_the_model_of_a_voice_that_is_not_collected_now_stays(
@@ -301,11 +325,12 @@ def test_a_publisher_waits_for_what_is_put_back(
         registry.store.delete(path)
         return version
 
+    def put_back(pause: float) -> None:
+        if pause:
+            registry.store.write(path, model.manifest.to_bytes())
+
     monkeypatch.setattr(registry, "complete", and_away)
-    monkeypatch.setattr(
-        "shared.registry.time.sleep",
-        lambda pause: pause and registry.store.write(path, model.manifest.to_bytes()),
-    )
+    monkeypatch.setattr("shared.registry.time.sleep", put_back)
     voice = publish(registry, tmp_path, "voices", model=of(model))
     assert registry.resolve("voices", voice.reference) == voice
 
@@ -481,6 +506,48 @@ def test_a_version_that_is_completed_while_it_is_collected_stays(
     assert not collector.delete(garbage)
     registry.fetch(version)
     registry.check_claim(version.manifest)
+
+
+def test_of_two_collections_neither_takes_what_is_completed_meanwhile(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first has taken the claim; the second finds none, and does all its work before the first looks further."""
+    version = publish(registry, tmp_path)
+    path = f"{version.prefix}/manifest.json"
+    registry.store.delete(path)
+    other = Registry(registry.store)
+    delete = Store.delete
+
+    def then_completed(self: Store, path_: str) -> None:
+        delete(self, path_)
+        monkeypatch.setattr(Store, "delete", delete)
+        registry.store.write(path, version.manifest.to_bytes())
+        assert not other.remove_given_up(version.prefix)
+
+    monkeypatch.setattr(Store, "delete", then_completed)
+    assert not registry.remove_given_up(version.prefix)
+    registry.check_claim(version.manifest)
+    registry.fetch(registry.resolve("models", version.reference))
+
+
+def test_a_version_that_is_deleted_between_listing_and_reading_is_left_out(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another collection, or a purge."""
+    first, deleted, last = (publish(registry, tmp_path) for _ in range(3))
+    resolve = registry.resolve
+
+    def too_late(kind: Kind, reference: str) -> Version:
+        if reference == deleted.reference:
+            registry.delete(deleted)
+        return resolve(kind, reference)
+
+    monkeypatch.setattr(registry, "resolve", too_late)
+    assert [*every_version(registry)] == [first, last]
+    monkeypatch.setattr(registry, "resolve", resolve)
+    registry.store.write(f"{last.prefix}/manifest.json", b"{")
+    with pytest.raises(CorruptObjectError):
+        [*every_version(registry)]
 
 
 def test_what_was_completed_since_it_was_found_stays(

@@ -136,6 +136,24 @@ def test_a_deletion_that_a_copy_overtakes_leaves_nothing_in_part(
     assert target.store.list("") == []
 
 
+def test_a_copy_that_begins_while_a_deletion_ends_stays(
+    source: Registry, target: Registry, version: Version, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The claim has gone, and the deletion's last request is on its way for minutes."""
+    copy_version(source.store, version, target)
+    delete = Store.delete
+
+    def then_copied(self: Store, path: str) -> None:
+        delete(self, path)
+        if path.endswith("claim.json"):
+            monkeypatch.setattr(Store, "delete", delete)
+            assert copy_version(source.store, version, target)
+
+    monkeypatch.setattr(Store, "delete", then_copied)
+    assert target.delete(version)
+    assert_whole(target, version)
+
+
 def test_what_an_earlier_attempt_left_and_a_collection_takes_meanwhile_is_missed(
     source: Registry, target: Registry, version: Version
 ) -> None:

@@ -118,8 +118,9 @@ class _Family:
     @property
     def datasets(self) -> set[str]:
         """The recordings that versions and runs name."""
-        named = {version.manifest.lineage.get("dataset") for version in self.versions.values()}
-        return {str(each) for each in {*named, *(origin.dataset for origin in self.runs.values())} if each}
+        of_versions = (version.manifest.lineage.get("dataset") for version in self.versions.values())
+        of_runs = (origin.dataset for origin in self.runs.values())
+        return {str(each) for each in (*of_versions, *of_runs) if each}
 
 
 class Withdrawals:

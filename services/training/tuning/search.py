@@ -26,7 +26,7 @@ from optuna.exceptions import ExperimentalWarning, StorageInternalError, TrialPr
 from optuna.samplers import TPESampler
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError, SQLAlchemyError
 
 from services.training.config import SECRETS, TrainingConfig, resolve
 from services.training.loop import Course, Unsaved
@@ -45,6 +45,8 @@ from shared.wording import counted
 HEARTBEAT, GRACE = 15, 60
 #: Trials before one may be ended early, and before proposals are more than chance.
 _STARTUP_TRIALS = 5
+#: Seconds that another worker has to make the tables of a new database.
+_TABLES = 1.0
 #: What decides how comparable trials are: a study is one configuration's.
 _INDIFFERENT = frozenset(SECRETS) | {
     "output_dir", "store", "cache_dir", "report_to", "metrics_port", "metrics_host", "logging_steps",
@@ -250,6 +252,17 @@ def run(config: TrainingConfig, heed: Any) -> None:
 # -- The study -------------------------------------------------------------------------------------
 
 
+def _storage(url: str) -> RDBStorage:
+    """The database, its tables made if they are not there. Several workers on one file wait for each other."""
+    return RDBStorage(
+        url,
+        engine_kwargs={"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {},
+        heartbeat_interval=HEARTBEAT,
+        grace_period=GRACE,
+        heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+    )
+
+
 def _open(config: TrainingConfig, options: Options, space: Space, folder: Path) -> optuna.Study:
     """The study, a new one or the one that is there.
 
@@ -257,18 +270,17 @@ def _open(config: TrainingConfig, options: Options, space: Space, folder: Path) 
         ConfigError: The database cannot be used, or its study is another configuration's.
     """
     url = options.storage or f"sqlite:///{(folder / 'study.db').resolve()}"
-    # Several workers on one file wait for each other.
-    engine = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         with _quiet():
-            storage = RDBStorage(
-                url,
-                engine_kwargs=engine,
-                heartbeat_interval=HEARTBEAT,
-                grace_period=GRACE,
-                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
-            )
+            try:
+                storage = _storage(url)
+            except (
+                IntegrityError,
+                OperationalError,
+            ):  # another worker may just have been making the same tables
+                time.sleep(_TABLES)
+                storage = _storage(url)
             study = optuna.create_study(
                 storage=storage,
                 study_name=options.study or config.run_id,

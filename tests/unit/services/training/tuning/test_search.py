@@ -15,7 +15,9 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState
+from sqlalchemy.exc import IntegrityError
 
 from services.training import config_sources
 from services.training.config import TrainingConfig
@@ -198,6 +200,23 @@ def test_a_killed_search_goes_on_and_tries_again_what_was_under_way(
     assert after[2].params == before[1].params
     assert len({trial.params["learning_rate"] for trial in after[2:]}) == 2  # no draw is repeated
     assert (config.output_dir / "tune" / "best.json").is_file()
+
+
+def test_another_worker_makes_the_tables_at_the_same_moment(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of them is told that a row or a table is there already, which it was not when it looked."""
+    make, faults = RDBStorage, [IntegrityError("insert", None, Exception("UNIQUE constraint failed"))]
+
+    def contested(*arguments: Any, **options: Any) -> Any:
+        if faults:
+            raise faults.pop()
+        return make(*arguments, **options)
+
+    monkeypatch.setattr(search, "RDBStorage", contested)
+    monkeypatch.setattr(search, "_TABLES", 0.0)
+    run(make_config(max_steps=1, eval_steps=1), tmp_path, trials=1)
+    assert not faults
 
 
 def test_two_workers_share_one_study(make_config: MakeConfig, tmp_path: Path) -> None:

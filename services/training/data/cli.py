@@ -218,10 +218,16 @@ def _language(options: argparse.Namespace) -> str:
 
 def _draw(inspection: Inspection, options: argparse.Namespace) -> None:
     from services.training.data.plots import draw
+    from shared.errors import UserError
 
     source = Path(options.source).expanduser()
     folder = source if source.is_dir() else source.parent if source.is_file() else Path()
     path = options.plots or folder / "inspect.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draw(inspection, path)
-    print(f"picture: {path}")
+    try:
+        draw(inspection, path)
+    except UserError as error:
+        if options.plots:
+            raise
+        print(f"no picture: {error}")  # what was asked for is on the screen
+    else:
+        print(f"picture: {path}")

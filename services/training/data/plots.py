@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from services.training.data.inspection import Inspection, Measured
-from shared.errors import MissingExtraError
+from shared.errors import MissingExtraError, UserError
 from shared.wording import counted
 
 #: Colour-blind safe (Okabe and Ito); train, validation, test, then any other split.
@@ -23,6 +23,7 @@ def draw(inspection: Inspection, path: Path) -> None:
 
     Raises:
         MissingExtraError: matplotlib is not installed.
+        UserError: It cannot be written there.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -44,7 +45,13 @@ def draw(inspection: Inspection, path: Path) -> None:
     rates = [one.speaking_rate for one in measured]
     _histogram(axes[1, 0], splits, rates, "Speaking rate", "letters a second")
     _scatter(axes[1, 1], inspection, splits)
-    figure.savefig(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+    except OSError as error:
+        raise UserError(
+            f"the picture cannot be written: {error}. Name another place with --plots, or leave it out with --no-plots"
+        ) from error
 
 
 def _splits(measured: Sequence[Measured]) -> list[str]:

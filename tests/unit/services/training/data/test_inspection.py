@@ -20,6 +20,7 @@ from services.training.data.inspection import (
 from services.training.data.reading import survey
 from services.training.data.recordings import Recording
 from shared.audio import frame_levels, write_wav
+from shared.errors import UserError
 from shared.text import FrontEnd
 
 Tone = Callable[..., np.ndarray]
@@ -153,6 +154,19 @@ class TestCommand:
         assert picture.is_file()
         assert main(["inspect", str(tmp_path), "--no-plots", "--split", "test"]) == 0
         assert "1 recording, " in capsys.readouterr().out
+
+    def test_where_no_picture_can_be_written_the_rest_is_told(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """As where recordings are mounted read-only; only who asked for the picture is failed."""
+        write_wav(tmp_path / "0.wav", np.full(16000, 0.1, np.float32), 16000)
+        (tmp_path / "metadata.csv").write_text("0|veinte letras aqui va\n")
+        taken = tmp_path / "inspect.png"
+        taken.mkdir()
+        assert main(["inspect", str(tmp_path)]) == 0
+        assert "no picture: the picture cannot be written: " in capsys.readouterr().out
+        with pytest.raises(UserError, match="Name another place with --plots"):
+            main(["inspect", str(tmp_path), "--plots", str(taken)])
 
     def test_no_line_is_broken_by_hand(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """Through a pipe a sentence must stay whole, however deep the folder is."""

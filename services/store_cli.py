@@ -8,16 +8,21 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from services.store_upkeep import add_upkeep, run_upkeep
 from services.tables import print_json, print_table, size, time
+from shared.errors import NotFoundError
 from shared.manifests import Alias, Kind, Manifest
 from shared.progress import byte_bar
+from shared.provenance import PROVENANCE_FILE, Provenance, commercial_warning
 from shared.store import default_store_url
 
 if TYPE_CHECKING:
+    from pydantic import JsonValue
+
     from shared.registry import Registry
 
 EPILOG = """\
@@ -98,7 +103,10 @@ def _parser(kind: str) -> argparse.ArgumentParser:
     command(
         "publish",
         "put a local folder into the store as a new version",
-        ("folder", "its files; licence and sources are read from its provenance.json"),
+        (
+            "folder",
+            "its files; licence and sources are read from its provenance.json, or else a voice's voice.json",
+        ),
         ("name", "lower-case letters, digits, dashes, dots and underscores"),
     )
     add_upkeep(kind, command)
@@ -142,10 +150,24 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _publish(registry: Registry, kind: Kind, folder: Path, name: str, as_json: bool) -> None:
-    from shared.provenance import Provenance
+def _origin(registry: Registry, kind: Kind, folder: Path) -> tuple[Provenance, dict[str, JsonValue]]:
+    """What a folder says of where it comes from; of a voice its model too, if that is here: a withdrawal goes by it."""
+    from shared.voice.spec import VOICE_FILE, VoiceSpec
 
-    provenance = Provenance.read(folder)
+    if kind == "models" or (folder / PROVENANCE_FILE).is_file() or not (folder / VOICE_FILE).is_file():
+        return Provenance.read(folder), {"folder": str(folder)}
+    spec = VoiceSpec.read(folder)
+    provenance = Provenance(licence=spec.licence, sources=tuple(spec.sources))
+    if spec.model:
+        with suppress(NotFoundError):
+            model = registry.resolve("models", f"{spec.model.name}/{spec.model.version}")
+            provenance = provenance.model_copy(update={"consent": model.manifest.consent})
+            return provenance, {"model": spec.model.model_dump()}
+    return provenance, {"folder": str(folder)}
+
+
+def _publish(registry: Registry, kind: Kind, folder: Path, name: str, as_json: bool) -> None:
+    provenance, lineage = _origin(registry, kind, folder)
     with byte_bar(f"Publishing {name}") as progress:
         version = registry.publish(
             kind,
@@ -154,7 +176,7 @@ def _publish(registry: Registry, kind: Kind, folder: Path, name: str, as_json: b
             licence=provenance.licence,
             sources=provenance.sources,
             consent=provenance.consent,
-            lineage={"folder": str(folder)},
+            lineage=lineage,
             progress=progress,
         )
     if as_json:
@@ -227,8 +249,6 @@ def _show(registry: Registry, kind: Kind, reference: str, as_json: bool) -> None
 
 
 def _warn_of_licence(manifest: Manifest) -> None:
-    from shared.provenance import commercial_warning
-
     if warning := commercial_warning(manifest.name, manifest.licence):
         print(f"Warning: {warning}")
 

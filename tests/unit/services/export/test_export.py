@@ -20,6 +20,7 @@ import torch
 from onnx import numpy_helper
 from transformers import VitsModel
 
+from services import store_cli
 from services.export import cli, export, parity
 from services.export.cli import main
 from services.export.export import export_voice
@@ -216,6 +217,26 @@ def test_what_is_there_is_not_made_again_and_a_rollback_is_left_alone(
     assert export_if_new(published) == versions
     assert published.alias("voices", "eva", "latest") == first
     assert f"has eva/{versions[1]}, made of the same" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("here", [True, False], ids=["of this store's model", "of another store's"])
+def test_a_voice_folder_keeps_its_licence_and_its_model_when_it_is_published(
+    deterministic: Exported, tmp_path: Path, here: bool
+) -> None:
+    registry = Registry(Store.open(str(tmp_path / "store")))
+    model = registry.publish(
+        "models", "eva", deterministic.model_folder, licence="x", sources=[], consent="a letter", lineage={}
+    )
+    folder = shutil.copytree(deterministic.folder, tmp_path / "voice")
+    spec = json.loads((folder / "voice.json").read_text())
+    reference = {"name": "eva", "version": model.id if here else "20260101T000000-00000000"}
+    spec |= {"licence": "CC-BY-SA-3.0", "sources": ["Allison"], "model": reference}
+    (folder / "voice.json").write_text(json.dumps(spec))
+    assert store_cli.main(["voices", "publish", str(folder), "eva", "--store", registry.store.url]) == 0
+    manifest = registry.resolve("voices", "eva").manifest
+    assert (manifest.licence, manifest.sources) == ("CC-BY-SA-3.0", ("Allison",))
+    assert manifest.consent == ("a letter" if here else None)
+    assert manifest.lineage == ({"model": reference} if here else {"folder": str(folder)})
 
 
 @pytest.mark.parametrize("fault", [CorruptObjectError("damaged"), NotFoundError("deleted meanwhile")])

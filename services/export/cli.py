@@ -197,11 +197,8 @@ def made_before(registry: Registry, name: str, lineage: dict[str, JsonValue], al
     for number in reversed(registry.versions("voices", name)):
         try:
             version = registry.resolve("voices", f"{name}/{number}")
-        except (
-            CorruptObjectError,
-            NotFoundError,
-        ) as error:  # damaged, or deleted meanwhile: not this very voice
-            print(error)
+        except (CorruptObjectError, NotFoundError) as error:
+            print(error)  # damaged, or deleted meanwhile: not this very voice
             continue
         if version.manifest.lineage == lineage:
             print(f"{registry.store.url} has {version.reference}, made of the same with the same settings")

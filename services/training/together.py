@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from accelerate import Accelerator
 from torch.distributed import distributed_c10d
 
-from services.cli import EXIT_CODES, exit_code
+from services.cli import EXIT_CODES
 from shared.errors import VitsError
 
 if TYPE_CHECKING:
@@ -94,9 +94,8 @@ class Together:
 
     def _announce(self, error: Exception) -> None:
         """Leave word of a failure, and give the others time to hear of it; or tell of the one that came before it."""
-        code, what = _UNKNOWN, f"{type(error).__name__}: {error}"
-        if isinstance(error, VitsError):
-            code, what = exit_code(error), str(error)
+        code = EXIT_CODES[same_failure(error)]
+        what = str(error) if isinstance(error, VitsError) else f"{type(error).__name__}: {error}"
         said = self._store.compare_set(_FAILURE, "", f"{self._rank} {code} {what}").decode()
         if not isinstance(error, VitsError):
             self._tell(said)

@@ -44,6 +44,14 @@ CONCURRENT_CHUNKS = 4
 #: A request that fails by the service's or the network's fault is sent again for this long, with growing pauses of
 #: random length, so that many clients do not come back at once.
 PATIENCE = timedelta(minutes=3)
+#: The first of these pauses at most, and the longest, in seconds.
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 15.0
+#: How long a request may take in all: the pieces that are in flight at once get through at 60 kB/s.
+REQUEST_TIMEOUT = timedelta(minutes=10)
+#: How long a server may say nothing to a request that asks for something, or writes something small.
+READ_TIMEOUT = timedelta(minutes=1)
+#: How long a server may take to accept a connection.
+CONNECT_TIMEOUT = timedelta(seconds=10)
 
 CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or a role; AWS_ENDPOINT_URL for your own server",
@@ -107,8 +115,10 @@ class Store:
         url: str,
         root: Path | None = None,
         patience: timedelta = PATIENCE,
+        sender: ObjectStore | None = None,
     ) -> None:
         self._opened = client
+        self._sender = sender
         self.url = url
         self.root = root
         self.patience = patience
@@ -135,7 +145,8 @@ class Store:
             return cls(_open_memory(rest), url)
         if scheme in CREDENTIALS and rest:
             _check_no_secret(scheme, url)
-            return cls(_open_remote(scheme, url, patience), url.rstrip("/"), patience=patience)
+            client, sender = _open_remote(scheme, url, patience)
+            return cls(client, url.rstrip("/"), patience=patience, sender=sender)
         raise UserError(
             f"{url!r} is not the address of a store: use a folder (file://./store), s3://bucket/prefix, "
             "gs://bucket/prefix, az://container/prefix or memory://name"
@@ -210,7 +221,7 @@ class Store:
             StoreError: The store failed.
         """
         with self._translated("write", path):
-            obstore.put(self._writer(), path, data, use_multipart=False)
+            obstore.put(self._sender or self._writer(), path, data, use_multipart=False)
 
     def create(self, path: str, data: bytes, *, nonce: str | None = None) -> None:
         """Create a small object in one request unless it exists. Of many writers, exactly one succeeds.
@@ -227,7 +238,7 @@ class Store:
         """
         if nonce is not None and nonce.encode() not in data:
             raise ValueError("the data do not contain the nonce")
-        deadline, pause = time.monotonic() + self.patience.total_seconds(), 0.1
+        deadline, pause = time.monotonic() + self.patience.total_seconds(), FIRST_PAUSE
         while True:
             try:
                 return self._create_once(path, data)
@@ -239,8 +250,8 @@ class Store:
                 # The client does not send this again by itself, for without a nonce it could not tell whose it finds.
                 if not self._may_pass(error) or time.monotonic() + pause > deadline:
                     raise
-            time.sleep(random.uniform(pause / 2, pause))  # noqa: S311
-            pause = min(2 * pause, 15)
+            time.sleep(_some_of(pause))
+            pause = min(2 * pause, LONGEST_PAUSE)
 
     def _may_pass(self, error: StoreError) -> bool:
         """Whether a failure to create is the network's or the service's, and may be another time's success."""
@@ -334,7 +345,11 @@ class Store:
 
         with self._translated("write", path):
             obstore.put(
-                self._writer(), path, counted(), chunk_size=CHUNK_BYTES, max_concurrency=CONCURRENT_CHUNKS
+                self._sender or self._writer(),
+                path,
+                counted(),
+                chunk_size=CHUNK_BYTES,
+                max_concurrency=CONCURRENT_CHUNKS,
             )
         return Digest(sent, sha256.hexdigest())
 
@@ -529,25 +544,43 @@ def _open_memory(name: str) -> MemoryStore:
         return _memory.setdefault(name, MemoryStore())
 
 
-def _open_remote(scheme: str, url: str, patience: timedelta) -> ObjectStore:
-    # Plain HTTP happens only where the user's own endpoint says so. A request may take long on a slow link, but not
-    # be silent for long.
-    client: ClientConfig = {
+def _some_of(pause: float) -> float:
+    """A random length between half of a pause and all of it."""
+    return random.uniform(pause / 2, pause)  # noqa: S311
+
+
+def _open_remote(scheme: str, url: str, patience: timedelta) -> tuple[ObjectStore, ObjectStore]:
+    """A client for what is read or small, and one for sending what may be large.
+
+    The first gives up a server that is silent. The other must not: to a client a server is silent also while it is sent
+    something, however well that goes, and over a slow uplink no piece would ever get through.
+    """
+    # Plain HTTP happens only where the user's own endpoint says so.
+    sending: ClientConfig = {
         "allow_http": True,
-        "connect_timeout": "10s",
-        "read_timeout": "60s",
-        "timeout": "10m",
+        "connect_timeout": CONNECT_TIMEOUT,
+        "timeout": REQUEST_TIMEOUT,
     }
+    asking: ClientConfig = {**sending, "read_timeout": READ_TIMEOUT}
+    first_pause = timedelta(seconds=_some_of(FIRST_PAUSE))  # the client draws only what comes after it
     retries: RetryConfig = {
         "max_retries": 20,
         "retry_timeout": patience,
-        "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=15), "base": 2},
+        "backoff": {
+            "init_backoff": first_pause,
+            "max_backoff": timedelta(seconds=LONGEST_PAUSE),
+            "base": 2,
+        },
     }
     try:
-        profile = profile_credentials() if scheme == "s3" else None
-        if profile:
-            return from_url(url, client_options=client, retry_config=retries, credential_provider=profile)
-        return from_url(url, client_options=client, retry_config=retries)
+        keys = profile_credentials() if scheme == "s3" else None
+
+        def opened(client: ClientConfig) -> ObjectStore:
+            if keys:
+                return from_url(url, client_options=client, retry_config=retries, credential_provider=keys)
+            return from_url(url, client_options=client, retry_config=retries)
+
+        return opened(asking), opened(sending)
     except (BaseError, ValueError) as error:
         raise StoreError(
             f"{url} cannot be opened: {_first_line(error)}. Set {CREDENTIALS[scheme]}"

@@ -26,15 +26,7 @@ class Handler(BaseHTTPRequestHandler):
         for fault in list(self.server.faults):
             if fault(self):
                 return
-        body = self.server.receive(self, int(self.headers.get("Content-Length", 0)))
-        connection = http.client.HTTPConnection(self.server.upstream, timeout=60)
-        connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-        for name, value in self.headers.items():  # Host as the client signed it
-            connection.putheader(name, value)
-        connection.endheaders(body)
-        with connection.getresponse() as answer:
-            content = b"" if self.command == "HEAD" else answer.read()
-        connection.close()
+        answer, content = self.ask()
         self.send_response(answer.status)
         for name, value in answer.getheaders():
             if name.lower() not in {"connection", "transfer-encoding", "content-length", "date", "server"}:
@@ -45,6 +37,19 @@ class Handler(BaseHTTPRequestHandler):
         self.server.send(self, content)
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _forward  # noqa: N815
+
+    def ask(self) -> tuple[http.client.HTTPResponse, bytes]:
+        """Have the server do what is asked: its answer, and that one's body."""
+        body = self.server.receive(self, int(self.headers.get("Content-Length", 0)))
+        connection = http.client.HTTPConnection(self.server.upstream, timeout=60)
+        connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in self.headers.items():  # Host as the client signed it
+            connection.putheader(name, value)
+        connection.endheaders(body)
+        with connection.getresponse() as answer:
+            content = b"" if self.command == "HEAD" else answer.read()
+        connection.close()
+        return answer, content
 
     def reset(self) -> None:
         """Break the connection off as a dying host or a firewall does."""
@@ -158,3 +163,15 @@ def slowly_read(bytes_per_second: int, *, step: int = 4096) -> Callable[[Handler
         return b"".join(pieces)
 
     return receive
+
+
+def together(number: int, matching: Callable[[Handler], bool]) -> Fault:
+    """No fault: requests that match go on when so many of them are there at once, and fail if they never are."""
+    barrier = threading.Barrier(number, timeout=20)
+
+    def fault(handler: Handler) -> bool:
+        if matching(handler):
+            barrier.wait()
+        return False
+
+    return fault

@@ -23,8 +23,16 @@ from shared.copying import copy_version, damage
 from shared.errors import AlreadyExistsError, CorruptObjectError, NotFoundError, StoreError
 from shared.manifests import new_version_id, now
 from shared.registry import Registry, Version
-from shared.store import Store
-from tests.infra.faulty_proxy import FaultyProxy, Handler, proxy_before, slowly, slowly_read, times
+from shared.store import CONCURRENT_CHUNKS, Store
+from tests.infra.faulty_proxy import (
+    FaultyProxy,
+    Handler,
+    proxy_before,
+    slowly,
+    slowly_read,
+    times,
+    together,
+)
 from tests.infra.s3_server import S3Server, running
 
 #: S3's smallest part of a multipart upload.
@@ -86,6 +94,21 @@ def unavailable(handler: Handler) -> None:
     handler.refuse(503)
 
 
+def deaf(handler: Handler) -> None:
+    """The server does what it is asked, and the connection breaks before it can say so."""
+    handler.ask()
+    handler.reset()
+
+
+def answer_in_half(handler: Handler) -> None:
+    """The server does what it is asked, and the connection breaks before it has said all of it."""
+    answer, content = handler.ask()
+    handler.send_response(answer.status)
+    handler.send_header("Content-Length", str(len(content)))
+    handler.end_headers()
+    handler.reset()
+
+
 # ---------------------------------------------------------------------- the server itself
 
 
@@ -107,6 +130,20 @@ def test_a_large_file_goes_in_parts_and_comes_in_pieces(
     assert store.download("large", tmp_path / "back", progress=lambda *at: seen.append(at)) == sent
     assert (tmp_path / "back").read_bytes() == (tmp_path / "large").read_bytes()
     assert [done for done, _ in seen] == [PART, 2 * PART, sent.bytes]
+
+
+def test_pieces_of_a_file_are_on_their_way_at_once(
+    store: Store, proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every one of them waits at the proxy for the others."""
+    monkeypatch.setattr(shared.store, "CHUNK_BYTES", PART)
+    (tmp_path / "large").write_bytes(bytes(PART * CONCURRENT_CHUNKS))
+    proxy.faults.append(together(CONCURRENT_CHUNKS, to("PUT", "partNumber")))
+    sent = store.upload("large", tmp_path / "large")
+    proxy.faults[:] = [together(CONCURRENT_CHUNKS, to("GET", "large"))]
+    assert store.download("large", tmp_path / "back") == sent
+    for words in ("PUT", "GET"):
+        assert len([line for line in proxy.requests if line.startswith(words)]) == CONCURRENT_CHUNKS
 
 
 # ---------------------------------------------------------------------- connections
@@ -158,25 +195,56 @@ def test_a_reset_part_of_a_large_upload_is_sent_again(
 def test_an_answer_that_is_lost_does_not_publish_or_promote_twice(
     registry: Registry, proxy: FaultyProxy, folder: Path
 ) -> None:
-    """The server writes the object, and the connection breaks before it can say so."""
-
-    def deaf(handler: Handler) -> None:
-        def lose(self: Handler, _: bytes) -> None:
-            self.reset()
-
-        handler.server.send, usual = lose, handler.server.send
-        faults, handler.server.faults = handler.server.faults, []
-        try:
-            handler._forward()
-        finally:
-            handler.server.send, handler.server.faults = usual, faults
-
     for words in ("claim.json", "manifest.json", "aliases/"):
         proxy.faults.append(times(1, to("PUT", words), deaf))
     version = publish(registry, folder)
     registry.move_alias("voices", "joe", "production", version.id)
     assert registry.versions("voices", "joe") == [version.id]
     assert [move.version for move in registry.history("voices", "joe", "production")] == [version.id]
+
+
+def test_an_answer_that_is_lost_at_the_end_of_a_large_upload_does_no_harm(
+    store: Store, proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared.store, "CHUNK_BYTES", PART)
+    (tmp_path / "large").write_bytes(b"0123456789abcdef" * (2 * PART // 16))
+    proxy.faults.append(times(1, to("POST", "uploadId"), deaf))
+    sent = store.upload("large", tmp_path / "large")
+    assert store.download("large", tmp_path / "back") == sent
+    assert len([line for line in proxy.requests if line.startswith("POST") and "uploadId" in line]) == 2
+
+
+@pytest.mark.parametrize(
+    ("where", "fault", "parts"),
+    [(to("PUT", "partNumber=2"), reset_in_the_middle, 3), (to("POST", "uploadId"), answer_in_half, 0)],
+    ids=["a part", "the last answer"],
+)
+def test_a_copy_that_breaks_off_goes_on_with_what_it_lacks(
+    registry: Registry,
+    proxy: FaultyProxy,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: Callable[[Handler], bool],
+    fault: Callable[[Handler], None],
+    parts: int,
+) -> None:
+    """In a file's second part, or when the file is there and only the word of it is not."""
+    monkeypatch.setattr(shared.store, "CHUNK_BYTES", PART)
+    (folder / "weights").write_bytes(b"0123456789abcdef" * (5 * PART // 2 // 16))
+    source = Registry(Store.open(str(tmp_path / "source")))
+    version = publish(source, folder)
+    proxy.faults.append(times(99, where, fault))
+    with pytest.raises(StoreError, match=rf"could not write s3://voices/.*{version.prefix}/weights: .*"):
+        copy_version(source.store, version, registry)
+    assert registry.names("voices") == []
+    proxy.faults.clear()
+    before = len(proxy.requests)
+    assert copy_version(source.store, version, registry)
+    again = [line for line in proxy.requests[before:] if line.startswith("PUT")]
+    assert len([line for line in again if "weights" in line and "partNumber" in line]) == parts
+    assert not [line for line in again if "voice.json" in line or "decoder.onnx" in line]
+    assert contents(registry.fetch(registry.resolve("voices", version.reference))) == contents(folder)
 
 
 def test_bursts_of_503_are_waited_out_and_lasting_ones_explained(
@@ -193,21 +261,30 @@ def test_bursts_of_503_are_waited_out_and_lasting_ones_explained(
         registry.resolve("voices", version.reference)
 
 
-def test_a_slow_link_only_takes_time(registry: Registry, proxy: FaultyProxy, folder: Path) -> None:
+@pytest.fixture
+def strict(store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """The same store, whose client gives up what is silent for less than the links below take for a file."""
+    monkeypatch.setattr(shared.store, "READ_TIMEOUT", timedelta(seconds=0.4))
+    return Store.open(store.url, patience=timedelta(seconds=20))
+
+
+def test_a_slow_link_only_takes_time(
+    registry: Registry, strict: Store, proxy: FaultyProxy, folder: Path, tmp_path: Path
+) -> None:
     version = publish(registry, folder)
-    proxy.send = slowly(200_000)
+    proxy.send = slowly(80_000)
     seen: list[int] = []
-    registry.fetch(version, progress=lambda done, _: seen.append(done))
+    Registry(strict, tmp_path / "cache").fetch(version, progress=lambda done, _: seen.append(done))
     assert seen == sorted(seen)
     assert seen[-1] == version.manifest.total_bytes
 
 
 def test_an_upload_over_a_slow_link_only_takes_time(
-    registry: Registry, proxy: FaultyProxy, folder: Path
+    strict: Store, proxy: FaultyProxy, folder: Path, tmp_path: Path
 ) -> None:
-    proxy.receive = slowly_read(200_000)
+    proxy.receive = slowly_read(80_000)
     seen: list[int] = []
-    version = registry.publish(
+    version = Registry(strict, tmp_path / "cache").publish(
         "voices",
         "joe",
         folder,
@@ -219,9 +296,61 @@ def test_an_upload_over_a_slow_link_only_takes_time(
     )
     assert seen == sorted(seen)
     assert seen[-1] == version.manifest.total_bytes
-    sent = [line for line in proxy.requests if line.startswith("PUT")]
-    assert len(sent) == len(set(sent)) == 4  # claim, two files, manifest: none was given up and sent again
-    assert damage(registry.store, version) == []
+    sent = [line for line in proxy.requests if line.startswith("PUT") and "decoder.onnx" in line]
+    assert len(sent) == 1  # it was not given up and sent again
+    assert damage(strict, version) == []
+
+
+@pytest.fixture
+def silence(proxy: FaultyProxy) -> Iterator[None]:
+    """A server that takes every request, and never says a word."""
+    over = threading.Event()
+
+    def silent(handler: Handler) -> bool:
+        over.wait()
+        handler.reset()
+        return True
+
+    proxy.faults.append(silent)
+    yield
+    over.set()
+
+
+@pytest.mark.usefixtures("silence")
+@pytest.mark.parametrize(
+    ("timeout", "act"),
+    [
+        *(("READ_TIMEOUT", act) for act in ("read", "list", "create", "download")),
+        *(("REQUEST_TIMEOUT", act) for act in ("write", "upload")),
+    ],
+)
+def test_a_server_that_falls_silent_is_given_up(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timeout: str, act: str
+) -> None:
+    monkeypatch.setattr(shared.store, timeout, timedelta(seconds=0.2))
+    monkeypatch.setattr(shared.store, "CHUNK_BYTES", PART)
+    (tmp_path / "large").write_bytes(bytes(2 * PART))
+    impatient = Store.open(store.url, patience=timedelta(seconds=0.05))
+    acts: dict[str, Callable[[], object]] = {
+        "read": lambda: impatient.read("voices/x"),
+        "list": lambda: impatient.list("voices"),
+        "create": lambda: impatient.create("voices/x", b"nonce", nonce="nonce"),
+        "write": lambda: impatient.write("voices/x", b"1"),
+        "upload": lambda: impatient.upload("voices/x", tmp_path / "large"),
+        "download": lambda: impatient.download("voices/x", tmp_path / "back"),
+    }
+    with pytest.raises(StoreError, match=rf"could not [\w ]+ {store.url}/voices.*the service answers"):
+        acts[act]()
+
+
+def test_an_answer_that_does_not_end_is_given_up(
+    store: Store, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.write("x", bytes(100_000))
+    proxy.send = slowly(50_000)
+    monkeypatch.setattr(shared.store, "REQUEST_TIMEOUT", timedelta(seconds=0.3))
+    with pytest.raises(StoreError, match=rf"could not read {store.url}/x: .*the service answers"):
+        Store.open(store.url, patience=timedelta(seconds=0.05)).read("x")
 
 
 def test_a_reader_cut_off_goes_on_in_its_next_attempt(

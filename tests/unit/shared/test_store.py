@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -13,10 +14,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from obstore.exceptions import GenericError
+from obstore.store import S3Store
 
 import shared.store
 from shared.errors import AlreadyExistsError, NotFoundError, StoreError, UserError
-from shared.store import CHUNK_BYTES, Store, default_store_url, digest_file
+from shared.store import CHUNK_BYTES, FIRST_PAUSE, LONGEST_PAUSE, Store, default_store_url, digest_file
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -191,6 +194,42 @@ def test_a_lost_reply_is_resolved_by_the_nonce(error: Exception, monkeypatch: py
         other.create("x", b"theirs, 5678", nonce="5678")
     with pytest.raises(ValueError, match="nonce"):
         store.create("z", b"data", nonce="absent")
+
+
+# ---------------------------------------------------------------------- pauses
+
+
+class OftenAway(Store):
+    """Breaks off ten times before it creates anything."""
+
+    broken = 0
+
+    def _create_once(self, path: str, data: bytes) -> None:
+        self.broken += 1
+        if self.broken <= 10:
+            raise StoreError("connection reset") from GenericError("connection reset")
+        super()._create_once(path, data)
+
+
+def pauses(seed: int, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long a client waits before each of its attempts, and its library before the first, by a random source."""
+    taken: list[float] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(shared.store, "random", random.Random(seed))  # noqa: S311
+        patched.setattr("shared.store.time.sleep", taken.append)
+        OftenAway.open("memory://").create("x", b"nonce", nonce="nonce")
+        library = Store.open("s3://bucket")._client
+    assert isinstance(library, S3Store)
+    assert library.retry_config
+    return [*taken, library.retry_config["backoff"]["init_backoff"].total_seconds()]
+
+
+def test_pauses_grow_and_no_two_clients_have_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = pauses(1, monkeypatch), pauses(2, monkeypatch)
+    longest = [*(min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE) for attempt in range(10)), FIRST_PAUSE]
+    for taken in (one, other):
+        assert all(most / 2 <= pause <= most for pause, most in zip(taken, longest, strict=True))
+    assert not set(one) & set(other)
 
 
 # ---------------------------------------------------------------------- files

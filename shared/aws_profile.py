@@ -19,14 +19,20 @@ if TYPE_CHECKING:
 
 
 def profile_credentials() -> Callable[[], S3Credential] | None:
-    """What gives the credentials of ``AWS_PROFILE``; None where it is not set, or keys in the environment go before it.
+    """What gives the credentials of ``AWS_PROFILE``, or else the keys of AWS's file under ``default``.
+
+    The order is that of AWS's own tools: keys in the environment, the profile that is named, a web identity, the file's
+    default, a container's or a machine's role. None where the client finds what applies by itself.
 
     Raises:
         UserError: There is no such profile, or nothing that can read it.
     """
-    profile = os.environ.get("AWS_PROFILE")
-    if not profile or "AWS_ACCESS_KEY_ID" in os.environ:
+    if "AWS_ACCESS_KEY_ID" in os.environ:
         return None
+    profile = os.environ.get("AWS_PROFILE")
+    if not profile:
+        default = None if "AWS_WEB_IDENTITY_TOKEN_FILE" in os.environ else _from_file("default")
+        return (lambda: default) if default else None
     found = _from_file(profile) or _from_command(profile)
     if found["expires_at"] is None:
         return lambda: found

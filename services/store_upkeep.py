@@ -420,5 +420,6 @@ def _ask(question: str, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise UserError("nobody is there to confirm this: look at --dry-run first, then say --yes")
-    if input(f"{question} [y/N] ").strip().lower() not in {"y", "yes"}:
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)  # standard output is the answer's alone
+    if input().strip().lower() not in {"y", "yes"}:
         raise UserError("nothing was deleted")

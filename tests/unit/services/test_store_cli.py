@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from datetime import timedelta
@@ -77,12 +78,11 @@ def test_a_pipe_gets_every_cell_on_one_line(tmp_path: Path, capsys: pytest.Captu
 def test_json_output_is_complete(versions: list[Version], capsys: pytest.CaptureFixture[str]) -> None:
     old, new = versions
 
-    def answer(*arguments: str) -> object:
+    def answer(*arguments: str) -> Any:
         assert main(["voices", *arguments, "--json"]) == 0
         return json.loads(capsys.readouterr().out)
 
     move = answer("promote", old.reference, "latest")
-    assert isinstance(move, dict)
     assert (move["sequence"], move["version"]) == (1, old.id)
     assert answer("history", "joe", "latest") == [move]
     assert answer("list") == [
@@ -95,6 +95,40 @@ def test_json_output_is_complete(versions: list[Version], capsys: pytest.Capture
         }
     ]
     assert answer("show", "joe") == json.loads(old.manifest.model_dump_json())
+    answer("promote", new.reference, "latest")
+    back = answer("rollback", "joe", "latest")
+    assert answer("history", "joe", "latest")[-1] == back
+    assert (back["sequence"], back["version"]) == (3, old.id)
+
+
+def test_what_is_published_and_deleted_is_told_in_json(
+    versions: list[Version],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And nothing else on standard output: not the question before it, either."""
+    folder = tmp_path / "another"
+    folder.mkdir()
+    (folder / "w").write_bytes(b"weights")
+    Provenance(licence="CC0-1.0").write(folder)
+    assert main(["voices", "publish", str(folder), "ana", "--json"]) == 0
+    published = json.loads(capsys.readouterr().out)
+    ana = Registry(Store.open(str(tmp_path / "store"))).resolve("voices", "ana")
+    assert published == {"name": "ana", "version": ana.id}
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for options, typed, deleted in (["--dry-run"], "", False), ([], "y\n", True):
+        monkeypatch.setattr("sys.stdin", Terminal(typed))
+        assert main(["voices", "delete", ana.reference, *options, "--json"]) == 0
+        told = capsys.readouterr()
+        assert json.loads(told.out) == [{"reference": ana.reference, "deleted": deleted}]
+        assert ("Delete 1 of the voices" in told.err) == deleted
+    with pytest.raises(NotFoundError):
+        main(["voices", "show", ana.reference])
 
 
 def test_an_empty_store_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,6 +88,68 @@ sys.stdin.read()
     assert held(cache) == {"b", "c"}
 
 
+FETCHES = """
+import pathlib, sys
+import shared.store
+from shared.cache import Cache
+from shared.manifests import FileEntry
+from shared.store import Store
+
+shared.store.CHUNK_BYTES = 100
+read_range, locked = Store._read_range, Cache._locked
+
+def tell(word):
+    print(word, flush=True)
+
+def watched(self, path, start, length):
+    if start == 500:
+        tell("reads")
+        sys.stdin.readline()
+    return read_range(self, path, start, length)
+
+def told(self, name):
+    tell("asks")
+    return locked(self, name)
+
+Store._read_range, Cache._locked = watched, told
+entry = FileEntry(path="w", bytes=1000, sha256=sys.argv[3])
+folder = Cache(pathlib.Path(sys.argv[1])).provide("models/a/1", (entry,), Store.open(sys.argv[2]), "models/a")
+tell((folder / "w").read_text()[:1])
+"""
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_of_two_processes_that_want_one_file_one_fetches_it(tmp_path: Path, dies: bool) -> None:
+    """The other waits for it, and takes its place if it dies."""
+    Store.open(str(tmp_path / "store")).write("models/a/w", b"a" * KILOBYTE)
+    root = Path(shared.cache.__file__).parents[1]
+
+    def begin() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", FETCHES, tmp_path / "cache", tmp_path / "store", entry("a").sha256],
+            env={**os.environ, "PYTHONPATH": str(root)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def hear(process: subprocess.Popen[str], *words: str) -> None:
+        assert process.stdout
+        assert [process.stdout.readline().strip() for _ in words] == list(words)
+
+    with begin() as first:
+        hear(first, "asks", "reads")
+        with begin() as second:
+            hear(second, "asks")
+            if dies:
+                first.kill()
+                hear(second, "reads")
+                assert second.communicate("go on\n")[0] == "a\n"
+            else:
+                assert first.communicate("go on\n")[0] == "a\n"
+                hear(second, "a")
+
+
 def test_an_interrupted_download_goes_on_where_it_stopped(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,6 +62,20 @@ def test_the_answer_meets_the_target_and_fewer_pods_do_not(profile: Profile, tex
     assert ask(texts, profile, 0.4, rate=8.0).answer().pods > found.pods  # type: ignore[operator]
 
 
+def test_an_hour_of_audio_costs_what_its_pods_do_in_that_time(
+    profile: Profile, texts: list[TextWork]
+) -> None:
+    """Audio seconds a second are audio hours an hour, and a pod's price is of an hour."""
+    question = replace(ask(texts, profile, 0.4), pod_price=0.08, scaling=Scaling())
+    found = question.answer()
+    assert found.scaled
+    for row in (*found.rows, found.scaled.row):
+        assert row.cost == pytest.approx(0.08 * row.pods / row.throughput)
+    for row in found.rows:
+        spoken = question.load.peak * found.audio_seconds * (1 - row.refused)
+        assert row.throughput == pytest.approx(spoken, rel=0.15)
+
+
 def test_a_target_below_one_request_alone_is_impossible_and_says_why(
     profile: Profile, texts: list[TextWork]
 ) -> None:

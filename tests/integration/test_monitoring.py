@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from deploy.monitoring.generate import DASHBOARDS, HERE, generated
 from shared.metrics import Metrics, TrainingMetrics
-from tests.integration.manifests import KUBERNETES, ROOT
+from tests.integration.manifests import KUBERNETES, ROOT, find, render
 
 RULES: list[dict[str, Any]] = [
     rule for group in yaml.safe_load((HERE / "rules.yaml").read_text())["groups"] for rule in group["rules"]
@@ -97,6 +98,13 @@ def test_prometheus_finds_the_rules_correct_and_true() -> None:
     promtool("test", "rules", *(str(HERE / name) for name in ("rules-test.yaml", "rules-days-test.yaml")))
 
 
+def test_prometheus_accepts_the_configuration_of_compose(tmp_path: Path) -> None:
+    """The rules lie beside it there."""
+    for file in (ROOT / "deploy" / "compose" / "prometheus.yaml", HERE / "rules.yaml"):
+        shutil.copy(file, tmp_path)
+    promtool("check", "config", str(tmp_path / "prometheus.yaml"))
+
+
 def test_every_rule_has_a_story() -> None:
     checked = [check for story in STORIES for check in story.get("alert_rule_test", [])]
     spoken = {check["alertname"] for check in checked if check["exp_alerts"]}
@@ -116,6 +124,27 @@ def test_every_alert_has_an_entry_in_the_runbook_and_every_entry_an_alert() -> N
             assert rule["annotations"]["runbook_url"] == f"docs/runbook.md#{name.lower()}"
     anchors = set(re.findall(r"\(#(\w+)\)", page))
     assert anchors <= {name.lower() for name in ALERTS}
+
+
+def test_the_runbook_says_how_alerts_link_to_it(tmp_path: Path) -> None:
+    """The repository has no address of its own, and who reads an alert needs one that a browser opens."""
+    page = (ROOT / "docs" / "runbook.md").read_text()
+    told = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[0])
+    overlay = told | {"kind": "Kustomization", "components": [os.path.relpath(HERE, tmp_path)]}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    objects = render(tmp_path)
+    assert [thing["kind"] for thing in objects if thing["metadata"]["name"] != "vits-dashboards"] == [
+        "PrometheusRule"
+    ]
+    shipped = (HERE / "rules.yaml").read_text()
+    edit = re.findall(r"^sed '(.*?)' deploy/monitoring/rules.yaml", page, re.MULTILINE)
+    edited = subprocess.run(["sed", *edit], input=shipped, text=True, capture_output=True, check=True).stdout
+    for groups in (find(objects, "PrometheusRule")["spec"]["groups"], yaml.safe_load(edited)["groups"]):
+        rules = [rule for group in groups for rule in group["rules"]]
+        linked = {rule["alert"]: rule["annotations"].pop("runbook_url") for rule in rules if "alert" in rule}
+        address = "https://wiki.example.com/vits/runbook"
+        assert linked == {name: f"{address}#{name.lower()}" for name in ALERTS}
+        assert [rule["expr"] for rule in rules] == [rule["expr"] for rule in RULES]
 
 
 def test_the_rules_ask_for_what_exists() -> None:

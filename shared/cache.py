@@ -39,8 +39,17 @@ _in_use_lock = threading.Lock()
 
 
 def default_cache() -> Path:
-    """``$VITS_CACHE``, or ``~/.cache/vits``."""
-    return Path(os.environ.get("VITS_CACHE") or "~/.cache/vits").expanduser()
+    """``$VITS_CACHE``, or ``~/.cache/vits``.
+
+    Raises:
+        UserError: It is an address.
+    """
+    text = os.environ.get("VITS_CACHE") or "~/.cache/vits"
+    if "://" in text:
+        raise UserError(
+            f"VITS_CACHE is {text!r}: give a folder of this machine; an address is for VITS_STORE"
+        )
+    return Path(text).expanduser()
 
 
 def default_limit() -> int:

@@ -97,6 +97,8 @@ def run(chosen: Checks) -> Iterator[Finding]:
     for name, check in chosen.items():
         try:
             yield from check()
+        except UserError as error:
+            yield fail(name, str(error), "mend that")
         except ModuleNotFoundError as error:
             yield fail(
                 name, f"it needs the package {error.name!r}, which is not installed", "see the extras above"

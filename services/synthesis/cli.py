@@ -133,6 +133,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--lexicons",
+        type=folder,
         metavar="FOLDER",
         default=defaults.lexicons,
         help="folder with VOICE.json or VOICE.tsv for each voice that has words of its own (default: none)",
@@ -193,6 +194,13 @@ def count(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)
+
+
+def folder(text: str) -> str:
+    """The path of a folder, which may come to be there later."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is an address; give a folder of this machine")
+    return text
 
 
 def listening_socket(host: str, number: int) -> socket.socket:

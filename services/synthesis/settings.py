@@ -105,6 +105,10 @@ class Settings:
         log_format = values.get("log_format", "text")
         if log_format not in LOG_FORMATS:
             problems.append(f"{PREFIX}LOG_FORMAT is {log_format!r}; it must be {' or '.join(LOG_FORMATS)}")
+        if "://" in str(values.get("lexicons")):
+            problems.append(
+                f"{PREFIX}LEXICONS is {values['lexicons']!r}; it must be a folder of this machine"
+            )
         if problems:
             raise ConfigError("The server's environment cannot be used:", problems)
         return cls(**values)  # type: ignore[arg-type]  # checked field by field above

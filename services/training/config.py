@@ -21,6 +21,8 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
@@ -35,6 +37,21 @@ from shared.errors import ConfigError, nearest
 
 #: Keys that are never shown and never written, and the environment variables that they should come from.
 SECRETS: dict[str, str] = {"token": "HF_TOKEN", "hub_token": "HUB_TOKEN"}
+
+_FOLDER = "it is a folder of this machine, and no address"
+
+#: Keys of what lies on this machine, with what to do for one who gives an address such as ``s3://…``.
+_LOCAL: dict[str, str] = {
+    "model_name_or_path": "give a folder, a model of the store (name@alias) or a name on the hub",
+    "config_name": _FOLDER,
+    "tokenizer_name": _FOLDER,
+    "cache_dir": _FOLDER,
+    "dataset_name": "give a folder of this machine, where the bucket is mounted or copied to, or a name on the hub "
+    "(owner/name)",
+    "output_dir": f"{_FOLDER}; checkpoints and the model go to an object store as well: give its address as store, or "
+    "$VITS_STORE",
+    "resume_from_checkpoint": f"{_FOLDER}; a run in the store is found by run_name",
+}
 
 #: What an evaluation measures, for choosing the best checkpoints; of each, less is better.
 METRICS = ("loss", "mel", "kl", "duration", "generator", "feature_maps", "discriminator", "mel_distance")
@@ -450,6 +467,14 @@ class TrainingConfig(BaseModel):
         None, description="the run's name; from the model's name and output_dir when left out"
     )
     alias: str = Field("latest", description="alias that is moved to the final model")
+
+    @field_validator(*_LOCAL, mode="before")
+    @classmethod
+    def _on_this_machine(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse an address, of which a path would be a folder ``s3:`` here."""
+        if "://" in str(value):
+            raise ValueError(_LOCAL[str(info.field_name)])
+        return value
 
     @model_validator(mode="before")
     @classmethod

@@ -624,3 +624,10 @@ def test_the_cache_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -
     assert default_cache() == Path("/somewhere/else")
     monkeypatch.delenv("VITS_CACHE")
     assert default_cache() == Path.home() / ".cache" / "vits"
+
+
+def test_a_cache_is_a_folder_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address would be a folder ``s3:`` in the working directory."""
+    monkeypatch.setenv("VITS_CACHE", "s3://bucket/cache")
+    with pytest.raises(UserError, match="VITS_CACHE is 's3://bucket/cache': give a folder"):
+        default_cache()

@@ -227,6 +227,13 @@ def test_a_check_that_breaks_keeps_no_other_from_being_run() -> None:
     assert "'av'" in found[1].said
 
 
+def test_a_users_mistake_is_no_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VITS_CACHE", "s3://bucket/cache")
+    (found,) = cli.run({"disk": cli.checks(cli.parser().parse_args([]))["disk"]})
+    assert found.said.startswith("VITS_CACHE is 's3://bucket/cache'")
+    assert "report" not in found.remedy
+
+
 def test_whole_command_on_this_machine(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], recordings: Path
 ) -> None:

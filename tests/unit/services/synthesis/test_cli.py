@@ -35,8 +35,16 @@ def test_the_service_does_not_import_torch() -> None:
     assert done.stdout.strip() == "set()"
 
 
-@pytest.mark.parametrize("arguments", [["--http-port", "99999"], ["--grpc-port", "x"], ["--threads", "-1"]])
-def test_bad_numbers(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--http-port", "99999"],
+        ["--grpc-port", "x"],
+        ["--threads", "-1"],
+        ["--lexicons", "s3://bucket/words"],
+    ],
+)
+def test_bad_values(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.parser().parse_args(arguments)
     assert caught.value.code == 2

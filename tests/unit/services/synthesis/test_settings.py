@@ -55,8 +55,11 @@ def test_a_log_format_that_is_none() -> None:
 
 def test_every_problem_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        Settings.from_environment({"VITS_GRPC_PORT": "many", "VITS_THREADS": "-1", "VITS_HOST": "::"})
+        Settings.from_environment(
+            {"VITS_GRPC_PORT": "many", "VITS_THREADS": "-1", "VITS_HOST": "::", "VITS_LEXICONS": "s3://a/b"}
+        )
     assert [problem.partition(" ")[0] for problem in caught.value.problems] == [
         "VITS_GRPC_PORT",
         "VITS_THREADS",
+        "VITS_LEXICONS",
     ]

@@ -374,6 +374,20 @@ def test_a_wrong_dataset_name_is_not_also_missing() -> None:
     assert len(problems({"model_name_or_path": "base", "dataset_name": 5})) == 1
 
 
+@pytest.mark.parametrize(
+    "address", ["s3://bucket/voz", "file:///data/voz", "https://huggingface.co/datasets/ana/voz"]
+)
+def test_an_address_is_no_folder(address: str) -> None:
+    """As a path it would be a folder ``s3:`` of this machine; what the store is for goes to the store."""
+    keys = list(config_module._LOCAL)
+    found = problems({**dict.fromkeys(keys, address), "learning_rate": "fast", "fp16": True, "bf16": True})
+    assert sorted(problem.partition(":")[0] for problem in found if address in problem) == sorted(keys)
+    assert len(found) == len(keys) + 2
+    assert "give its address as store, or $VITS_STORE" in problems(MINIMAL | {"output_dir": address})[0]
+    assert "mounted or copied to" in problems(MINIMAL | {"dataset_name": address})[0]
+    assert resolve(MINIMAL | {"store": "s3://bucket/voz"}, origin="it").store == "s3://bucket/voz"
+
+
 def test_a_run_that_does_nothing_is_refused() -> None:
     """finetune-hf-vits, defect 20: do_eval alone is impossible, and max_eval_samples without do_eval crashes."""
     assert "nothing to do" in problems(MINIMAL | {"do_train": False})[0]

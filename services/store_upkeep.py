@@ -339,6 +339,10 @@ def _purge(registry: Registry, kind: Kind, options: argparse.Namespace) -> None:
         raise UserError("say whose: references, --dataset or --source; 'show' names a version's recordings")
     if not options.reason and not options.dry_run:
         raise UserError("--purge leaves a record: say --reason '…', such as the date of the speaker's letter")
+    if options.json and not (options.yes or options.dry_run):
+        raise UserError(
+            "--json shows nothing that could be confirmed: look at --dry-run first, then say --yes"
+        )
     withdrawals = Withdrawals(registry)
     plan = withdrawals.plan(kind, options.references, datasets=options.dataset, sources=options.source)
     outcome = None

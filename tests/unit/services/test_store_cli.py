@@ -127,6 +127,10 @@ def test_what_is_published_and_deleted_is_told_in_json(
         told = capsys.readouterr()
         assert json.loads(told.out) == [{"reference": ana.reference, "deleted": deleted}]
         assert ("Delete 1 of the voices" in told.err) == deleted
+    monkeypatch.setattr("sys.stdin", Terminal("y\n"))
+    with pytest.raises(UserError, match="--json shows nothing that could be confirmed"):
+        main(["voices", "delete", "joe", "--purge", "--reason", "letter", "--json"])
+    assert main(["voices", "show", "joe"]) == 0
     with pytest.raises(NotFoundError):
         main(["voices", "show", ana.reference])
 

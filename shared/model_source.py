@@ -49,7 +49,7 @@ def _find_in_store(reference: str, store_url: str, here: str) -> ModelSource:
     except UserError as error:
         raise NotFoundError(
             f"{here}, and the store has no such model: {error}.\n"
-            "Write ./FOLDER for a folder, NAME@latest for a model in the store (another store: --store)"
+            "Write ./FOLDER for a folder; NAME, NAME@ALIAS or NAME/VERSION for a model in the store (another: --store)"
         ) from error
     if Path(reference).expanduser().is_dir():
         print(f"{here}, so the model of the store is taken")

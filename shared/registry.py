@@ -47,6 +47,12 @@ from shared.manifests import (
 )
 from shared.store import Progress, Store, counted_on, digest_file
 
+#: What a store without any is told.
+_PUBLISHING: dict[Kind, str] = {
+    "models": "'vits train' publishes models, 'vits models publish FOLDER NAME' a folder that is there already",
+    "voices": "'vits export' publishes voices, 'vits voices publish FOLDER NAME' a folder that is there already",
+}
+
 
 @dataclass(frozen=True)
 class Version:
@@ -376,7 +382,11 @@ class Registry:
         versions = self.versions(kind, name)
         if not versions:
             names = self.names(kind)
-            there_are = f"Its {kind}: {', '.join(names)}" if names else self.store.lack(kind)
+            there_are = (
+                f"Its {kind}: {', '.join(names)}"
+                if names
+                else f"{self.store.lack(kind)}. {_PUBLISHING[kind]}"
+            )
             raise NotFoundError(
                 f"{self.store.url} has no {name!r} in its {kind}{_end(name, names)} {there_are}"
             )
@@ -476,12 +486,15 @@ class Registry:
         """
         move = self._newest_move(kind, check_name(name), check_name(alias, "alias"))
         if move is None:
-            self._some_versions(kind, name)
+            versions = self._some_versions(kind, name)
             known = sorted(self.aliases(kind, name))
             there_are = f"Its aliases: {', '.join(known)}" if known else "It has no aliases"
+            plain = "what its alias latest points to" if "latest" in known else "its newest version"
             raise NotFoundError(
                 f"{name!r} in the {kind} of {self.store.url} has no alias {alias!r}"
-                f"{_end(alias, known)} {there_are}"
+                f"{_end(alias, known)} {there_are}. Its versions: {', '.join(versions)}. "
+                f"Write {name} for {plain}, {name}/VERSION for another, or make the alias: "
+                f"'vits {kind} promote {name}/{versions[-1]} {alias} --store {self.store.url}'"
             )
         return move.version
 

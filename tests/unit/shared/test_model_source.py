@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from services.cli import main
 from shared.errors import ModelError, NotFoundError
 from shared.model_source import find_model
 from shared.registry import Registry, Version
@@ -65,7 +68,8 @@ def test_what_is_in_neither_place_is_told_of_both(reference: str, folder: str, h
     message = str(caught.value)
     assert message.startswith(folder)
     assert "the store has no such model" in message
-    assert "Write ./FOLDER for a folder, NAME@latest for a model in the store" in message
+    assert ("'vits train' publishes" in message) == (reference != "No Such")
+    assert "Write ./FOLDER for a folder; NAME, NAME@ALIAS or NAME/VERSION for a model in the store" in message
     assert not (here / "store").exists()
 
 
@@ -78,3 +82,17 @@ def test_what_can_only_be_a_folder_is_not_sought_in_the_store(
 ) -> None:
     with pytest.raises(ModelError, match=message):
         find_model(reference, "store")
+
+
+def test_an_alias_that_is_not_there_is_not_advised_again(published: Version) -> None:
+    with pytest.raises(NotFoundError) as caught:
+        find_model("my-voice@latest", "store")
+    message = str(caught.value)
+    assert "no alias 'latest'. It has no aliases" in message
+    assert f"Its versions: {published.id}" in message
+    assert "NAME@latest" not in message
+    assert "Write my-voice for its newest version" in message
+    assert find_model("my-voice", "store").version == published
+    promote = shlex.split(re.findall("'vits (models promote .*?)'", message)[0])
+    assert main(promote) == 0, "the advice runs as it stands"
+    assert find_model("my-voice@latest", "store").version == published

@@ -155,7 +155,7 @@ def test_models_and_voices_do_not_mix(registry: Registry, folder: Path) -> None:
     assert registry.names("voices") == []
     assert registry.versions("models", "joe") == [version.id]
     assert registry.versions("voices", "joe") == []
-    with pytest.raises(NotFoundError, match="holds no voices yet"):
+    with pytest.raises(NotFoundError, match=r"holds no voices yet.*'vits export' publishes"):
         registry.resolve("voices", "joe")
 
 
@@ -187,6 +187,14 @@ def test_what_is_not_there_is_answered_with_what_is(registry: Registry, folder: 
         registry.resolve("models", "joe@prodcution")
     with pytest.raises(NotFoundError, match="It has no aliases"):
         registry.resolve("models", "maria@production")
+    with pytest.raises(
+        NotFoundError, match=f"Its versions: {version.id}.*Write joe for its newest"
+    ) as caught:
+        registry.resolve("models", "joe@latest")
+    assert f"'vits models promote {version.reference} latest --store {registry.store.url}'" in str(
+        caught.value
+    )
+    assert "joe@latest" not in str(caught.value), "what was typed is no remedy"
     with pytest.raises(NotFoundError, match=f"Its versions: {version.id}"):
         registry.resolve("models", "joe/20200101T000000-00000000")
     with pytest.raises(NotFoundError, match="no version"):

@@ -65,6 +65,11 @@ def _version(name: str) -> str | None:
         return None
 
 
+def can_train() -> bool:
+    """Whether torch is installed, without which nothing here trains, and what only training needs is not missed."""
+    return _version("torch") is not None
+
+
 def extras() -> Iterator[Finding]:
     """Which extras are installed whole, and which commands need those that are not."""
     wanted = _requirements()
@@ -109,6 +114,9 @@ def _requirements() -> dict[str, list[str]]:
 
 def kernel() -> Iterator[Finding]:
     """Whether the alignment search is built, right, and fast."""
+    if not can_train():
+        yield ok("kernel", "not needed here: only training aligns, and torch is not installed")
+        return
     build = (
         "with a C compiler installed (Debian, Ubuntu: build-essential, python3-dev), "
         "pip install --force-reinstall --no-deps -e ."
@@ -224,7 +232,7 @@ def memory(
             f"speaking wants {SPEAKING_GB:g} GB and training {TRAINING_GB:g}: end other programs, "
             "or raise the container's limit",
         )
-    elif free < TRAINING_GB:
+    elif free < TRAINING_GB and can_train():
         yield note("memory", said, "enough to speak; to train, see configs/low-memory.json")
     else:
         yield ok("memory", said)

@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Iterator
 
 from services.doctor.finding import Finding, fail, note, ok
+from services.doctor.machine import can_train
 from shared.errors import AlreadyExistsError, StoreError, UserError
 from shared.store import Store
 
@@ -70,6 +71,9 @@ _OTHER = (
 
 def hub() -> Iterator[Finding]:
     """Whether the model hub answers; asked once, and not waited for."""
+    if not can_train():
+        yield ok("hub", "not needed here: only what trains asks it, and torch is not installed")
+        return
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
         yield note("hub", "HF_HUB_OFFLINE is set, so it is not asked", GO_ON)
         return

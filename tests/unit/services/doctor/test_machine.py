@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.doctor import machine
+from services.doctor import machine, stores
 from services.doctor.finding import Finding
 from shared import audio_encoding, processor
 from shared.errors import MissingExtraError
@@ -97,6 +98,22 @@ def test_a_kernel_that_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.status == "fail"
     assert "_kernel" in found.said
     assert "C compiler" in found.remedy
+
+
+def test_what_only_training_needs_is_not_missed_without_torch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As in the image that serves, which has no compiler either."""
+    real = machine._version
+    monkeypatch.setattr(machine, "_version", lambda name: None if name == "torch" else real(name))
+    monkeypatch.setitem(sys.modules, "monotonic_align", None)
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: pytest.fail("the hub was asked"))
+    for found in (one(machine.kernel()), one(stores.hub())):
+        assert found.status == "ok"
+        assert "not needed here" in found.said
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemAvailable: 3000000 kB\n")
+    assert one(machine.memory(meminfo, tmp_path / "memory.max")).status == "ok"
 
 
 def test_a_kernel_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from shared.arguments import Parser
 from shared.errors import UserError
+from shared.languages import language_code
 
 _EPILOG = """\
 Every conversion writes one folder, whole or not at all: an ordinary Hugging Face VITS model (config.json,
@@ -58,7 +60,7 @@ def _licence(parser: argparse.ArgumentParser) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of ``vits convert``."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="vits convert",
         description="Turn another project's voice or checkpoint into a model folder.",
         epilog=_EPILOG,
@@ -168,7 +170,9 @@ def _add_vits(kinds: Any) -> None:
         action=argparse.BooleanOptionalAction,
         help="texts become espeak-ng's American English phonemes (default: if trained by english_cleaners2)",
     )
-    vits.add_argument("--language", metavar="CODE", help="ISO 639-3, for the tokenizer's configuration")
+    vits.add_argument(
+        "--language", type=language_code, metavar="CODE", help="ISO 639-3, for the tokenizer's configuration"
+    )
     vits.add_argument(
         "--speakers", metavar="NAME,…", help="speakers' names by their ids (default: those in config.json)"
     )

@@ -17,8 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shared.arguments import Parser
 from shared.audio import read_audio
 from shared.errors import DataError, UserError
+from shared.languages import language_code
 from shared.store import default_store_url
 from shared.wording import counted
 
@@ -59,7 +61,7 @@ evaluation.json and evaluation.html (with players) are written into --output.
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="vits evaluate",
         description="Score a voice, a model or a folder of recordings, with the real recordings beside it.",
         epilog=EPILOG,
@@ -94,7 +96,10 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--threads", type=int, metavar="N", help="of one computation (default: all)")
     judging = made.add_argument_group("who judges")
     judging.add_argument(
-        "--language", metavar="TAG", help="what is spoken, such as es (default: what the voice says)"
+        "--language",
+        type=language_code,
+        metavar="TAG",
+        help="what is spoken, such as es (default: what the voice says)",
     )
     judging.add_argument(
         "--recogniser", type=Path, metavar="DIR",

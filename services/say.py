@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.arguments import Parser
 from shared.audio import read_audio
 from shared.audio_encoding import FORMATS, available_formats, encode, open_encoder
 from shared.errors import (
@@ -35,6 +36,7 @@ from shared.errors import (
     UserError,
     VitsError,
 )
+from shared.languages import language_code
 from shared.model_source import find_model
 from shared.store import default_store_url
 from shared.text.timestamps import Timed, to_json, to_srt, to_vtt
@@ -101,7 +103,7 @@ Speak = Callable[[], Said]
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="vits say",
         description="Speak one text into a file, or into a player while it is made.",
         epilog=EPILOG,
@@ -145,6 +147,7 @@ def parser() -> argparse.ArgumentParser:
     add("--speed", type=float, default=1.0, help="0.25 to 4; 2 is twice as fast (default: %(default)s)")
     add(
         "--language",
+        type=language_code,
         metavar="TAG",
         help="read numbers, dates and the like in this language, such as es (default: the voice's)",
     )

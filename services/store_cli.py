@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 
 from services.store_upkeep import add_upkeep, run_upkeep
 from services.tables import print_json, print_table, size, time
+from shared.arguments import Parser
 from shared.errors import NotFoundError
 from shared.manifests import Alias, Kind, Manifest
 from shared.progress import byte_bar
@@ -54,7 +55,7 @@ docs/store.md goes on from here.
 
 
 def _parser(kind: str) -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
+    common = Parser(add_help=False)
     common.add_argument(
         "--store",
         metavar="URL",
@@ -64,7 +65,7 @@ def _parser(kind: str) -> argparse.ArgumentParser:
     )
     common.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"vits {kind}",
         description=f"List and show the {kind} in a store, move their aliases, and look after both.",
         epilog=EPILOG.format(kind=kind),

@@ -36,6 +36,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 
@@ -172,3 +173,13 @@ def nearest(word: str, known: Sequence[str]) -> str:
     """Say which known word a misspelt one is nearest to: ``", did you mean 'x'?"``, or nothing."""
     matches = get_close_matches(word, known, n=1)
     return f", did you mean {matches[0]!r}?" if matches else ""
+
+
+def nearest_beside(path: Path) -> str:
+    """The same for a path that is not there, of what lies in its folder."""
+    try:
+        names = [one.name for one in path.parent.iterdir() if not one.name.startswith(".")]
+    except OSError:
+        return ""
+    matches = get_close_matches(path.name, names, n=1)
+    return f", did you mean '{path.with_name(matches[0])}'?" if matches else ""

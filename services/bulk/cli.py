@@ -16,6 +16,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shared.arguments import Parser
 from shared.errors import UserError, nearest
 from shared.store import Store, default_store_url
 from shared.wording import counted
@@ -52,7 +53,7 @@ LINE_SECONDS = 30.0
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="vits synthesize",
         description="Speak a table of texts, of any length, into a store; resumable, and nothing is made twice.",
         epilog=EPILOG,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from services.doctor import machine, stores, training
 from services.doctor.finding import Finding, fail
+from shared.arguments import Parser
 from shared.cache import default_cache
 from shared.errors import UserError
 from shared.store import Store, default_store_url
@@ -40,7 +41,7 @@ Checks = dict[str, Callable[[], Iterable[Finding]]]
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="vits doctor",
         description="Look at everything that the commands need, and say what to do where it is not there.",
         epilog=EPILOG,

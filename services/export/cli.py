@@ -11,7 +11,9 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from services.export.formats import FORMATS
+from shared.arguments import Parser
 from shared.errors import CorruptObjectError, NotFoundError, UserError
+from shared.languages import language_code
 from shared.manifests import check_name
 from shared.model_source import ModelSource, find_model
 from shared.provenance import UNKNOWN_LICENCE, commercial_warning
@@ -43,7 +45,7 @@ formats:
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="vits export",
         description="Turn a trained model into a voice that runs fast, and prove that it says the same.",
         epilog=EPILOG,
@@ -85,6 +87,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--language",
+        type=language_code,
         metavar="TAG",
         help="what the voice speaks, such as 'es' (default: what its text front end says)",
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from services.planning.autoscaler import Scaling
+from shared.arguments import Parser
 from shared.errors import QualityError, UserError
 from shared.store import default_store_url
 
@@ -49,7 +50,7 @@ SHAPES = ("constant", "ramp", "daily")
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="vits plan",
         description="How many pods does a load need? Simulates the server's scheduler and the autoscaler above it.",
         epilog=EPILOG,

@@ -20,6 +20,7 @@ from typing import Any, NoReturn, cast
 from services.synthesis.access import Access, add_token
 from services.synthesis.logs import configure_logging
 from services.synthesis.settings import LAST_PORT, LOG_FORMATS, Settings
+from shared.arguments import Parser
 from shared.cache import default_cache
 from shared.errors import UserError
 from shared.registry import Registry, default_voice
@@ -52,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
         ConfigError: The environment says what cannot be.
     """
     defaults = Settings.from_environment()
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="vits serve",
         description="Serve the voices of a store over HTTP (OpenAI's speech API) and gRPC.",
         epilog=EPILOG,

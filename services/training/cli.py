@@ -14,6 +14,8 @@ from services.training.config_sources import load, read_overrides
 from shared.errors import ConfigError
 
 _PROFILED_STEPS = 3
+#: What it takes beside the keys of a configuration.
+_OPTIONS = ("print_config", "profile", "help", "help_markdown")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     paths, overrides = read_overrides(argv)
     show = overrides.pop("print_config", False)
     profile = _steps_of_profile(overrides.pop("profile", None))
-    config, remarks = load(paths, overrides)
+    config, remarks = load(paths, overrides, options=_OPTIONS)
     if os.environ.get("RANK", "0") == "0":  # torchrun numbers its processes
         for remark in remarks:
             print(remark, file=sys.stderr)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -679,12 +680,16 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "unnamed"
 
 
-def resolve(values: Mapping[str, Any], *, origin: str) -> TrainingConfig:
+def resolve(
+    values: Mapping[str, Any], *, origin: str, typed: Collection[str] = (), options: Sequence[str] = ()
+) -> TrainingConfig:
     """Check a configuration.
 
     Args:
         values: The keys as given. Null is the same as left out.
         origin: Where they came from, for the message.
+        typed: Those of them that the command line gave.
+        options: What else that command line takes, to name what a misspelt key is nearest to.
 
     Raises:
         ConfigError: Anything is wrong; it lists everything that is.
@@ -694,7 +699,7 @@ def resolve(values: Mapping[str, Any], *, origin: str) -> TrainingConfig:
     try:
         config = TrainingConfig.model_validate(screened.values)
     except ValidationError as error:
-        problems += _problems_in(error, screened.values)
+        problems += _problems_in(error, screened.values, typed, options)
     else:
         if not problems:
             return config
@@ -702,9 +707,12 @@ def resolve(values: Mapping[str, Any], *, origin: str) -> TrainingConfig:
     raise ConfigError(f"{origin} cannot be used:", list(dict.fromkeys(problems)))
 
 
-def _problems_in(error: ValidationError, values: Mapping[str, Any]) -> list[str]:
+def _problems_in(
+    error: ValidationError, values: Mapping[str, Any], typed: Collection[str], options: Sequence[str]
+) -> list[str]:
     """What pydantic found, and what it did not look for because it had found that."""
-    problems = [line for problem in error.errors() for line in _describe(problem, values)]
+    describe = partial(_describe, values=values, typed=typed, options=options)
+    problems = [line for problem in error.errors() for line in describe(problem)]
     wrong = {problem["loc"][0] for problem in error.errors() if problem["loc"]}
     if not wrong:
         return problems
@@ -713,19 +721,23 @@ def _problems_in(error: ValidationError, values: Mapping[str, Any]) -> list[str]
     try:
         TrainingConfig.model_validate({key: values[key] for key in values if key not in wrong} | stand_ins)
     except ValidationError as contradictions:
-        problems += [line for problem in contradictions.errors() for line in _describe(problem, values)]
+        problems += [line for problem in contradictions.errors() for line in describe(problem)]
     return problems
 
 
-def _describe(problem: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
+def _describe(
+    problem: Mapping[str, Any], values: Mapping[str, Any], typed: Collection[str], options: Sequence[str]
+) -> list[str]:
     """One pydantic problem in a user's words."""
     key = ".".join(str(part) for part in problem["loc"][:1])
+    here = " on the command line" if key in typed else ""
     if problem["type"] == "extra_forbidden":
-        return [f"unknown key {key!r}{nearest(key, [*TrainingConfig.model_fields, *KNOWN])}"]
+        known = [*TrainingConfig.model_fields, *KNOWN, *(options if here else ())]
+        return [f"unknown key {key!r}{here}{nearest(key, known)}"]
     if problem["type"] == "missing":
         return [f"{key} is missing: {TrainingConfig.model_fields[key].description}"]
     if not problem["loc"]:
         return str(problem["ctx"]["error"]).splitlines()
     value = "the value" if key in SECRETS else repr(values.get(key))
     reason = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else problem["msg"].lower()
-    return [f"{key}: {value} will not do: {reason}"]
+    return [f"{key}{here}: {value} will not do: {reason}"]

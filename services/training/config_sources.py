@@ -42,11 +42,18 @@ PRESETS = {
 }
 
 
-def load(paths: Sequence[Path], overrides: Mapping[str, Any]) -> tuple[TrainingConfig, list[str]]:
+def load(
+    paths: Sequence[Path], overrides: Mapping[str, Any], *, options: Sequence[str] = ()
+) -> tuple[TrainingConfig, list[str]]:
     """A configuration from files, each over the one before it, and the command line over them all.
 
     ``preset``, among the command line's keys, names one more file, which goes over the others. Secrets that neither
     gives come from the environment.
+
+    Args:
+        paths: The files.
+        overrides: The keys of the command line.
+        options: What else that command line takes, to name what a misspelt key is nearest to.
 
     Returns:
         The configuration, and what a user should know about it, one line each.
@@ -65,8 +72,13 @@ def load(paths: Sequence[Path], overrides: Mapping[str, Any]) -> tuple[TrainingC
     secrets = {
         key: os.environ.get(variable) for key, variable in SECRETS.items() if key not in screened.values
     }
-    origin = " with ".join(map(str, paths)) or "The command line"
-    config = resolve(given | secrets, origin=origin)
+    sources = [*map(str, paths), *(["the command line"] if paths and overrides else [])]
+    config = resolve(
+        given | secrets,
+        origin=" with ".join(sources) or "The command line",
+        typed=overrides,
+        options=["config", "preset", *options],
+    )
     return config, screened.remarks + _remarks(screened.values, config)
 
 

@@ -142,9 +142,12 @@ def _on_training(inspection: Inspection, language: str, gpu: bool) -> Iterator[s
     speakers = {one.recording.speaker for one in trained}
     amount = amount_of(max((_of(trained, speaker) for speaker in speakers), key=len, default=[]))
     if amount is AMOUNTS[-1]:
-        root = language.partition("-")[0]
-        more = ["--language", root] if root in {"es", "en"} else ["--prompts", "sentences.txt"]
-        yield f"next: {_shell('vits', 'data', 'record', 'more-recordings', *more)}"
+        root = language.partition("-")[0].lower()
+        if root in {"es", "en"}:
+            yield f"next: {_shell('vits', 'data', 'record', 'more-recordings', '--language', root)}"
+        else:
+            record = _shell("vits", "data", "record", "more-recordings", "--prompts", "sentences.txt")
+            yield f"next: write sentences to read out into a text file, sentences.txt, one a line; then: {record}"
         return
     command = ["vits", "train", "--config", "configs/piper.json"]
     base = "the Piper voice that 'make demo' converts (models/joe); with a GPU, MMS of the language instead"

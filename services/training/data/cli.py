@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from services.training.data.listening import Listeners, nobody
+from shared.arguments import Parser
+from shared.languages import language_code
 
 if TYPE_CHECKING:
     from services.training.data.inspection import Inspection
@@ -72,7 +74,7 @@ def _module(command: str) -> Any:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="vits data", description=_DESCRIPTION, epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
@@ -110,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     inspect.add_argument(
         "--language",
+        type=language_code,
         metavar="TAG",
         help="what is spoken, such as es-MX, for the advice (default: the dataset's card)",
     )

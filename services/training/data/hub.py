@@ -6,10 +6,13 @@ The ``datasets`` library finds and maps the files; the sound in them is always d
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +26,16 @@ from services.training.data.recordings import (
     missing_column,
     pick_column,
 )
+from services.training.data.tables import AUDIO_EXTENSIONS, TABLE_EXTENSIONS
 from shared.audio import Audio
-from shared.errors import DataError, HubUnreachableError, MissingExtraError, UserError, nearest
+from shared.errors import (
+    DataError,
+    HubUnreachableError,
+    MissingExtraError,
+    UserError,
+    nearest,
+    nearest_beside,
+)
 
 #: How long to wait for the hub's first answer.
 HUB_TIMEOUT_SECONDS = 10.0
@@ -36,6 +47,11 @@ _ROW_FILES = (".parquet", ".arrow", ".jsonl", ".json", ".csv", ".tsv", ".zip", "
 def looks_like_id(source: str) -> bool:
     """Whether a source that is no folder may be the id of a hub dataset: ``name`` or ``owner/name``."""
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", source) is not None
+
+
+def looks_like_file(source: str) -> bool:
+    """Whether a source is called as a file of a dataset is, and a hub dataset is not."""
+    return source.lower().endswith((*TABLE_EXTENSIONS, *_ROW_FILES, *AUDIO_EXTENSIONS))
 
 
 def read_folder(folder: Path, split: str, columns: Columns) -> list[Row]:
@@ -91,6 +107,7 @@ def read_hub(
         MissingExtraError: The ``datasets`` library is not installed.
     """
     datasets = load_library()
+    _announce(name)
     reason = _why_unreachable(name, token)
     options: dict[str, Any] = {"cache_dir": None if cache_dir is None else str(cache_dir), "token": token}
     try:
@@ -105,11 +122,19 @@ def read_hub(
     return _rows(name, dict(loaded), split, columns, None)
 
 
+@cache
+def _announce(name: str) -> None:
+    """Say, once, that a source is taken for a name on the hub: it may be a folder, misspelt."""
+    if os.environ.get("RANK", "0") == "0":  # torchrun numbers its processes
+        here = f"There is no folder {name} here{nearest_beside(Path(name)) or '.'}"
+        print(here, "Taking it for a name on the Hugging Face hub", file=sys.stderr, flush=True)
+
+
 def unreachable_message(name: str, reason: str) -> str:
     """What to tell a user whose dataset is neither here nor within reach."""
     return (
-        f"The dataset {name!r} is no folder here, and the Hugging Face hub could not be reached for it "
-        f"({reason}).\n"
+        f"There is no folder {name!r} here{nearest_beside(Path(name)) or '.'} The Hugging Face hub, which may have a "
+        f"dataset of that name, could not be reached ({reason}).\n"
         "Two ways to go on:\n"
         "  - give a folder of your own as dataset_name: metadata.csv with the columns file_name and text,\n"
         "    and the recordings beside it ('vits data fetch asterisk-es --output DIR' makes one);\n"
@@ -291,6 +316,7 @@ def _why_unreachable(name: str, token: str | None) -> str | None:
         raise DataError(
             f"There is no dataset {name!r} here or on the hub",
             [
+                f"no folder here has that name{nearest_beside(Path(name))}",
                 "check the spelling; for a folder of your own give its path",
                 "for a private or gated dataset, accept its terms on the hub and log in with 'hf auth login'",
             ],

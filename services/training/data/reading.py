@@ -15,7 +15,7 @@ from pathlib import Path
 from services.training.data import hub, tables
 from services.training.data.recordings import Columns, Recording, Row, canonical_split, hold_out
 from shared.audio import Audio, read_audio, read_audio_header
-from shared.errors import DataError, UserError
+from shared.errors import DataError, UserError, nearest_beside
 from shared.wording import counted
 
 #: More bad rows than this are counted, not listed.
@@ -168,14 +168,17 @@ def survey(
         rows = tables.read_tables(folder, tables_found, columns)
     elif folder.exists():
         rows = hub.read_folder(folder, split, columns)
-    elif hub.looks_like_id(str(source)):
+    elif hub.looks_like_id(str(source)) and not hub.looks_like_file(str(source)):
         rows = hub.read_hub(
             str(source), split, columns, config_name=config_name, cache_dir=cache_dir, token=token
         )
     else:
         raise DataError(
             f"There is no dataset {source}",
-            ["the folder does not exist: check the path, or give the id of a hub dataset (owner/name)"],
+            [
+                f"no folder or file here has that name{nearest_beside(folder)}",
+                "check the path, or give the id of a hub dataset (owner/name)",
+            ],
         )
     _refuse_numbers_for_text(str(source), rows, columns)
     return _survey_rows(str(source), rows, verify=verify, refuse_empty_texts=refuse_empty_texts)

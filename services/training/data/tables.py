@@ -28,7 +28,8 @@ AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".webm")
 #: Where audio may be, relative to the table.
 AUDIO_FOLDERS = (".", "wavs", "audio", "clips")
 
-_TABLE_EXTENSIONS = (".csv", ".tsv", ".txt")
+#: Of a table of transcripts.
+TABLE_EXTENSIONS = (".csv", ".tsv", ".txt")
 
 #: Tables that hold one split each, under the names that corpora give them.
 _SPLIT_TABLES = ("train", "validation", "val", "valid", "dev", "eval", "test")
@@ -42,12 +43,12 @@ def find_tables(source: Path) -> list[Path]:
     Empty when the source is no folder of recordings; it may then be a dataset of another kind.
     """
     if source.is_file():
-        return [source] if source.suffix in _TABLE_EXTENSIONS else []
-    named = [source / f"metadata{extension}" for extension in _TABLE_EXTENSIONS]
+        return [source] if source.suffix in TABLE_EXTENSIONS else []
+    named = [source / f"metadata{extension}" for extension in TABLE_EXTENSIONS]
     for table in named:
         if table.is_file():
             return [table]
-    splits = [source / f"{name}{extension}" for name in _SPLIT_TABLES for extension in _TABLE_EXTENSIONS]
+    splits = [source / f"{name}{extension}" for name in _SPLIT_TABLES for extension in TABLE_EXTENSIONS]
     return [table for table in splits if table.is_file()]
 
 

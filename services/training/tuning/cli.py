@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     what, rest = (argv[0], argv[1:]) if argv[0] in {"lr", "batch"} else ("search", argv)
     paths, overrides = read_overrides(rest)
     options = take_options(overrides)
-    config, remarks = load(paths, overrides)
+    config, remarks = load(paths, overrides, options=list(Options.model_fields))
     for remark in remarks:
         print(remark, file=sys.stderr)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -181,3 +181,45 @@ def test_interruptions(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     assert "stopped" in capsys.readouterr().err
     fake(monkeypatch, close)
     assert main(["train"]) == 141
+
+
+#: A misspelt option of each subcommand, and what is meant.
+MISSPELT = {
+    "data": (["inspect", "x", "--langauge", "es"], "--language"),
+    "convert": (["piper", "voice.onnx", "--ouput", "x"], "--output"),
+    "train": (["--dataset_nam", "x"], "dataset_name"),
+    "tune": (["--trails", "3"], "trials"),
+    "export": (["x", "--varients", "fp32"], "--variants"),
+    "evaluate": (["x", "--jugdes", "wer"], "--judges"),
+    "say": (["hola", "--sped", "2"], "--speed"),
+    "serve": (["--htpp-port", "1"], "--http-port"),
+    "synthesize": (["--inptu", "x"], "--input"),
+    "plan": (["--requests-per-secnd", "1"], "--requests-per-second"),
+    "doctor": (["--confg", "x"], "--config"),
+    "models": (["list", "--stroe", "x"], "--store"),
+    "voices": (["gc", "--dry-rnu"], "--dry-run"),
+}
+
+
+@pytest.mark.parametrize("name", SUBCOMMANDS)
+def test_an_unknown_option_suggests_the_nearest(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, meant = MISSPELT[name]
+    try:
+        code: object = main([name, *arguments])
+    except SystemExit as ended:  # argparse's own way
+        code = ended.code
+    assert code == 2
+    assert f"did you mean '{meant}'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["data", "inspect", "x"], ["data", "clean", "x"], ["data", "record", "x"],
+        ["data", "prepare", "x", "--output", "y"], ["convert", "vits", "G.pth", "--output", "y"],
+        ["export", "x"], ["evaluate", "x"], ["say", "hola"],
+    ],
+)  # fmt: skip
+def test_a_language_is_given_by_its_code(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*arguments, "--language", "espanol"]) == 2
+    assert "did you mean 'es' (Spanish)?" in capsys.readouterr().err

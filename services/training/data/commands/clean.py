@@ -28,6 +28,7 @@ from services.training.data.recordings import Columns
 from services.training.data.writing import refuse_filled
 from shared.cache import default_cache
 from shared.errors import UserError
+from shared.languages import language_code
 from shared.provenance import UNKNOWN_LICENCE
 from shared.wording import counted
 
@@ -117,7 +118,10 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
 def add_ears(parser: argparse.ArgumentParser) -> None:
     """The arguments that say who listens."""
     parser.add_argument(
-        "--language", metavar="TAG", help="what is spoken, such as es (default: the dataset's card)"
+        "--language",
+        type=language_code,
+        metavar="TAG",
+        help="what is spoken, such as es (default: the dataset's card)",
     )
     parser.add_argument(
         "--recogniser", type=Path, metavar="DIR",

@@ -9,6 +9,7 @@ from pathlib import Path
 from services.training.data.card import DatasetCard, read_card
 from services.training.data.commands.origin import add_origin, settled
 from services.training.data.listening import Listeners
+from shared.languages import language_code
 from shared.provenance import UNKNOWN_LICENCE
 
 HELP = "record sentences one by one, on a page in the browser"
@@ -36,7 +37,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="the dataset to make, or to go on with")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--prompts", type=Path, metavar="FILE", help="sentences to read out, one a line")
-    what.add_argument("--language", metavar="TAG", help="or those that come with it: es or en")
+    what.add_argument(
+        "--language", type=language_code, metavar="TAG", help="or those that come with it: es or en"
+    )
     parser.add_argument(
         "--port", type=int, default=8071, help="of the page; 0 for any (default: %(default)s)"
     )

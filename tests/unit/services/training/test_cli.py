@@ -147,7 +147,7 @@ def test_mistakes_end_with_code_2_and_no_traceback(
     assert vits.main(["train", "--sed", "1", "--max_tokens_length", "x"]) == 2
     told = capsys.readouterr().err
     assert "did you mean 'seed'?" in told
-    assert "max_tokens_length: 'x'" in told
+    assert "max_tokens_length on the command line: 'x'" in told
     assert "Traceback" not in told
 
 

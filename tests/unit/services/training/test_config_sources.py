@@ -95,8 +95,23 @@ def test_later_files_go_over_earlier_ones_and_the_command_line_over_all(tmp_path
     config, _ = load(paths, {"do_eval": "false"})
     assert (config.seed, config.learning_rate, config.max_eval_samples) == (3, 1e-4, 5)
     assert (config.eval_steps, config.do_eval) == (None, False)
-    with pytest.raises(ConfigError, match=r"0\.json with .*1\.json cannot be used"):
+    with pytest.raises(ConfigError, match=r"0\.json with .*1\.json with the command line cannot be used"):
         load(paths[:2], {"seed": "x"})
+
+
+def test_what_is_wrong_on_the_command_line_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(MINIMAL | {"lerning_rate": 1, "fp16": "x"}), encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load([path], {"dataset_nam": "d", "seed": "x", "profil": True}, options=["profile"])
+    told = caught.value.problems
+    assert "unknown key 'dataset_nam' on the command line, did you mean 'dataset_name'?" in told
+    assert "unknown key 'profil' on the command line, did you mean 'profile'?" in told
+    assert "unknown key 'lerning_rate', did you mean 'learning_rate'?" in told
+    assert any(line.startswith("seed on the command line: 'x' will not do") for line in told)
+    assert any(line.startswith("fp16: 'x' will not do") for line in told)
+    with pytest.raises(ConfigError, match="json cannot be used"):
+        load([path], {})
 
 
 # -- The command line ------------------------------------------------------------------------------

@@ -50,6 +50,13 @@ def test_too_little_is_told_to_record_and_not_to_train() -> None:
     assert "40 recordings or 11 minutes more" in told
     assert "next: vits data record" in told
     assert "vits train" not in told
+    assert "vits data record more-recordings --language en\n" in advice(recordings(40), "EN-gb") + "\n"
+    for language in ("", "fr-FR"):  # there are no sentences of ours to read out
+        told = advice(recordings(40), language)
+        assert "write sentences to read out into a text file, sentences.txt, one a line" in told
+        assert told.index("write sentences") < told.index(
+            "vits data record more-recordings --prompts sentences.txt"
+        )
 
 
 def test_the_command_fits_language_machine_and_speakers() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,24 @@ class TestUnreachable:
         assert "Name or service not known" in message
         assert "metadata.csv" in message
         assert "--local-dir" in message
+
+    def test_a_folder_that_may_be_meant_is_named_before_and_after(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def away(name: str, token: str | None) -> str:
+            print("asked", file=sys.stderr)
+            return "away"
+
+        monkeypatch.setattr(hub, "_why_unreachable", away)
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "data" / "asterisk-es").mkdir(parents=True)
+        near = "There is no folder {} here, did you mean 'data/asterisk-es'?"
+        with pytest.raises(HubUnreachableError) as raised:
+            read_recordings("data/astersik-es", split="train", cache_dir=tmp_path / "cache")
+        assert str(raised.value).startswith(near.format("'data/astersik-es'"))
+        assert "could not be reached (away)" in str(raised.value)
+        told = capsys.readouterr().err
+        assert told.index(near.format("data/astersik-es")) < told.index("asked")
 
     def test_any_failure_to_connect_is_a_reason(self, monkeypatch: pytest.MonkeyPatch) -> None:
         import huggingface_hub

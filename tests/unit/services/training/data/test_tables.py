@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from services.training.data import read_recordings
+from services.training.data import hub, read_recordings
 from services.training.data.reading import survey
 from services.training.data.recordings import hold_out
 from shared.errors import DataError
@@ -237,8 +237,25 @@ class TestFaults:
             read_recordings(root, split="train")
 
     def test_no_such_folder(self) -> None:
-        with pytest.raises(DataError, match="the folder does not exist"):
+        with pytest.raises(DataError, match="no folder or file here has that name"):
             read_recordings("./no/such/folder", split="train")
+
+    def test_a_path_that_is_not_there_names_its_likeliest_neighbour(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """And is not asked of the hub, though a hub's name may have such an end too."""
+        monkeypatch.setattr(hub, "read_hub", lambda *_, **__: pytest.fail("the hub was asked"))
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "data" / "recordings").mkdir(parents=True)
+        (tmp_path / "data" / "train.csv").touch()
+        for source, near in (
+            ("./data/recordigns", "data/recordings"),
+            (str(tmp_path / "data/recording/"), str(tmp_path / "data/recordings")),
+            ("data/trian.csv", "data/train.csv"),
+        ):
+            with pytest.raises(DataError) as caught:
+                read_recordings(source, split="train")
+            assert f"did you mean '{near}'?" in str(caught.value)
 
 
 HELD_OUT_FOR_EVER = {"clip04": "test", "clip07": "test", "clip24": "validation", "clip29": "validation"}

@@ -1,0 +1,41 @@
+"""Options that a command does not know."""
+
+from __future__ import annotations
+
+import pytest
+
+from shared.arguments import Parser
+
+
+def make() -> Parser:
+    parser = Parser(prog="vits thing")
+    commands = parser.add_subparsers(dest="command")
+    one = commands.add_parser("one")
+    one.add_argument("what", nargs="*")
+    one.add_argument("--language")
+    one.add_argument("--output", required=True)
+    return parser
+
+
+def error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit, match="2"):
+        make().parse_args(arguments)
+    return capsys.readouterr().err
+
+
+def test_the_nearest_option_is_named_by_the_command_that_has_it(capsys: pytest.CaptureFixture[str]) -> None:
+    told = error(capsys, "one", "--langauge", "es", "--output", "x", "--qqq")
+    assert told.startswith("usage: vits thing one")
+    assert "error: unknown option --langauge, did you mean '--language'?; unknown option --qqq\n" in told
+
+
+def test_a_misspelt_option_is_named_before_what_is_missing_without_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert "--ouput, did you mean '--output'?" in error(capsys, "one", "--ouput=a b")
+
+
+def test_what_argparse_takes_is_taken() -> None:
+    """Abbreviations, values behind ``=``, and whatever stands behind ``--``."""
+    options = make().parse_args(["one", "--lang", "es", "--output=--x", "--", "--langauge"])
+    assert (options.language, options.output, options.what) == ("es", "--x", ["--langauge"])

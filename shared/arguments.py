@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from shared.errors import nearest
@@ -15,7 +16,13 @@ class Parser(argparse.ArgumentParser):
 
     Such an option is named before anything else, since it may be the reason for what else is wrong: a misspelt one that
     is required is missing as well. Parsers of commands below a command are of this class too.
+
+    A `Path` is one of this machine: an address such as ``s3://…`` is an error.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register("type", Path, _on_this_machine)
 
     def parse_known_args(  # type: ignore[override]  # mypy finds no overload of argparse's that is this one
         self, args: Sequence[str] | None = None, namespace: Any = None
@@ -30,6 +37,13 @@ class Parser(argparse.ArgumentParser):
             if unknown:
                 self.error("; ".join(f"unknown option {one}{nearest(one, known)}" for one in unknown))
         return super().parse_known_args(args, namespace)
+
+
+def _on_this_machine(text: str) -> Path:
+    """A path. Of an address it would be a folder ``s3:`` here."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is an address; give a path on this machine")
+    return Path(text)
 
 
 def _options(args: Sequence[str]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from shared.arguments import Parser
@@ -39,3 +41,17 @@ def test_what_argparse_takes_is_taken() -> None:
     """Abbreviations, values behind ``=``, and whatever stands behind ``--``."""
     options = make().parse_args(["one", "--lang", "es", "--output=--x", "--", "--langauge"])
     assert (options.language, options.output, options.what) == ("es", "--x", ["--langauge"])
+
+
+def test_an_address_is_no_path(capsys: pytest.CaptureFixture[str]) -> None:
+    """It was a folder ``s3:`` in the working directory."""
+    parser = Parser()
+    group = parser.add_argument_group().add_mutually_exclusive_group()
+    group.add_argument("--output", type=Path, default="here")
+    assert parser.parse_args(["--output", "a/b"]).output == Path("a/b")
+    assert parser.parse_args([]).output == Path("here")
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_args(["--output", "s3://bucket/voice"])
+    assert (
+        "--output: 's3://bucket/voice' is an address; give a path on this machine" in capsys.readouterr().err
+    )

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from shared.arguments import Parser
 from shared.audio import read_audio
 from shared.errors import DataError, UserError
+from shared.folders import check_writable
 from shared.languages import language_code
 from shared.store import default_store_url
 from shared.wording import counted
@@ -160,6 +161,7 @@ def _check(options: argparse.Namespace) -> None:
     output: Path = options.output
     if output.exists() and not output.is_dir():
         raise UserError(f"--output is {output}, which is a file: give a folder")
+    check_writable(output, "give another --output")
 
 
 def _wanted(names: str) -> list[str]:

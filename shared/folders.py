@@ -1,13 +1,47 @@
-"""Writing a model folder so that it appears whole or not at all."""
+"""Writing folders: whether one can be written at all, and a model's so that it appears whole or not at all."""
 
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shared.errors import ModelError
+from shared.errors import ModelError, UserError
+
+
+@contextmanager
+def writing(folder: Path, remedy: str) -> Iterator[None]:
+    """While inside, a folder that cannot be written is an error that names it and says what to do.
+
+    Args:
+        folder: What is written, or what is in it.
+        remedy: What to do where that cannot be.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror or error}): {remedy}") from error
+
+
+def check_writable(folder: Path, remedy: str) -> None:
+    """Make sure that a folder can be written, before long work is done for it. Nothing is left there.
+
+    Args:
+        folder: It, or where it will be made.
+        remedy: What to do where that cannot be.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    with writing(folder, remedy):
+        places = (folder, *folder.absolute().parents)
+        with tempfile.TemporaryFile(dir=next(place for place in places if place.exists())):
+            pass
 
 
 @contextmanager

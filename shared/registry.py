@@ -132,6 +132,28 @@ class Registry:
 
     # ------------------------------------------------------------------ publishing
 
+    def check_writable(self, kind: Kind, name: str) -> None:
+        """Make sure that a version could be published, before long work is done for it. Nothing of this shows.
+
+        It begins as publishing does, by claiming an id, and gives that up. Where nothing may be deleted, the claim
+        stays as a crashed publisher's would, until a garbage collection.
+
+        Args:
+            kind: ``models`` or ``voices``.
+            name: Its name.
+
+        Raises:
+            UserError: The name is malformed.
+            StoreError: The store cannot be written.
+        """
+        root = self.store.root
+        is_new = root is not None and not root.exists()
+        claim = self._claim(kind, check_name(name), new_version_id())
+        self._withdraw(f"{kind}/{name}/{claim.version}")
+        if root and is_new:
+            with suppress(OSError):  # somebody else may have begun to write there
+                root.rmdir()
+
     def publish(
         self,
         kind: Kind,
@@ -178,7 +200,7 @@ class Registry:
             )
         draft = _draft(kind, name, licence, sources, consent, lineage)
         origins = self._origins(draft)
-        claim = self._claim(draft)
+        claim = self._claim(kind, name, draft.version)
         prefix = f"{kind}/{name}/{claim.version}"
         try:
             entries = upload_files(self.store, prefix, files, progress=progress)
@@ -255,19 +277,18 @@ class Registry:
             raise self._given_up(manifest)
         return version
 
-    def _claim(self, draft: Manifest) -> Claim:
-        """Take a version's id that nobody has, normally the draft's own."""
-        version = draft.version
+    def _claim(self, kind: Kind, name: str, version: str) -> Claim:
+        """Take a version's id that nobody has, normally the one that is given."""
         while True:
             claim = Claim(
-                kind=draft.kind,
-                name=draft.name,
+                kind=kind,
+                name=name,
                 version=version,
                 nonce=new_nonce(),
                 writer=this_writer(),
                 created=now(),
             )
-            path = f"{draft.kind}/{draft.name}/{version}/claim.json"
+            path = f"{kind}/{name}/{version}/claim.json"
             try:
                 self.store.create(path, claim.to_bytes(), nonce=claim.nonce)
             except AlreadyExistsError:

@@ -471,6 +471,8 @@ class Store:
         lowered = reason.lower()
         if os.strerror(errno.ENOSPC).lower() in lowered:
             return f"{reason}. Free some space there"
+        if os.strerror(errno.EROFS).lower() in lowered:
+            return f"{reason}. Mount it so that it can be written, or choose another store"
         if "nosuchbucket" in str(error).lower() or "bucket does not exist" in lowered:
             return f"there is no such bucket ({reason}). Create it, or correct the address of the store"
         # A refused listing comes as a general error, and so does a folder without permission.

@@ -13,12 +13,15 @@ from pydantic import JsonValue
 from services.export.formats import FORMATS
 from shared.arguments import Parser
 from shared.errors import CorruptObjectError, NotFoundError, UserError
+from shared.folders import check_writable
 from shared.languages import language_code
 from shared.manifests import check_name
 from shared.model_source import ModelSource, find_model
 from shared.provenance import UNKNOWN_LICENCE, commercial_warning
 from shared.registry import Registry, Version
 from shared.store import Store, default_store_url, digest_file
+
+OUTPUT_REMEDY = "give another --output"
 
 EPILOG = """\
 what it does:
@@ -148,8 +151,15 @@ def main(argv: Sequence[str]) -> int:
     name = check_name(arguments.name or source.name, "voice's name (give another with --name)")
     lineage = lineage_of(source, arguments)
     aliases = list(dict.fromkeys(["latest", *arguments.alias]))
-    if arguments.if_new and made_before(Registry(Store.open(store)), name, lineage, aliases):
+    publishes = arguments.store is not None or arguments.output is None
+    registry = Registry(Store.open(store)) if publishes else None
+    if registry and arguments.if_new and made_before(registry, name, lineage, aliases):
         return 0
+    # Now, and not after minutes of work.
+    if registry:
+        registry.check_writable("voices", name)
+    if arguments.output:
+        check_writable(arguments.output, OUTPUT_REMEDY)
 
     # Built aside, so that what stops half-way leaves nothing that looks like a voice.
     with tempfile.TemporaryDirectory(prefix="vits-export-") as temporary:
@@ -159,8 +169,7 @@ def main(argv: Sequence[str]) -> int:
         if arguments.output:
             copy_voice(folder, arguments.output)
             print(f"Wrote the voice into {arguments.output}")
-        if arguments.store is not None or arguments.output is None:
-            registry = Registry(Store.open(store))
+        if registry:
             version = publish_voice(registry, name, folder, source, lineage)
             print(f"Published {version.reference} in {registry.store.url}")
             move_aliases(registry, version, aliases)
@@ -246,12 +255,13 @@ def write_other_format(source: ModelSource, arguments: argparse.Namespace) -> in
     """Write a model for another program.
 
     Raises:
-        UserError: Nobody said where.
+        UserError: Nobody said where, or it cannot be written there.
     """
     from services.export.formats.write import write_format
 
     if arguments.output is None:
         raise UserError(f"--format {arguments.format} writes into a folder: name it with --output DIR")
+    check_writable(arguments.output, OUTPUT_REMEDY)
     written = write_format(
         arguments.format, source.folder, arguments.output, progress=lambda line: print(line, flush=True)
     )

@@ -122,6 +122,7 @@ def test_a_dataset_is_recordings_too(
         (["--data", "x", "--threads", "-1"], "--threads is -1"),
         (["--data", "x", "--players", "-1"], "--players is -1"),
         (["--data", "x", "--output", "{model}/config.json"], "which is a file"),
+        (["--data", "x", "--output", "{model}/config.json/out"], "give another --output"),
         (["--sentences", "{model}/config.json", "--judges", "dnsmos,pesq"], "no judge pesq"),
     ],
 )

@@ -127,6 +127,26 @@ def test_what_a_crashed_publisher_left_goes_with_its_claim_first(
     registry.resolve("models", whole.reference)
 
 
+def test_what_is_left_of_trying_a_store_is_no_damage_and_is_collected(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On S3, who may write need not be allowed to delete."""
+
+    def refused(store: Store, path: str) -> None:
+        raise StoreError(f"could not delete {path}: access was refused")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "delete", refused)
+        registry.check_writable("voices", "joe")
+    (left,) = registry.store.list("")
+    assert registry.names("voices") == []
+    assert list(every_version(registry)) == []
+    assert collect(registry) == []
+    pass_time(monkeypatch, days=2)
+    assert collect(registry) == [left.path.removesuffix("/claim.json")]
+    assert registry.store.list("") == []
+
+
 def test_a_half_written_file_of_a_killed_writer_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registry = Registry(Store.open(str(tmp_path / "store")))
     version = publish(registry, tmp_path)

@@ -1,4 +1,4 @@
-"""A model folder appears whole, and nothing but an older model folder is ever replaced."""
+"""A model folder appears whole, nothing but an older one is ever replaced, and what cannot be written is told."""
 
 from __future__ import annotations
 
@@ -6,13 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from shared.errors import ModelError
-from shared.folders import whole_folder
+from shared.errors import ModelError, UserError
+from shared.folders import check_writable, whole_folder
 
 
 def fill(folder: Path, text: str) -> None:
     for name in ("config.json", "model.safetensors"):
         (folder / name).write_text(text)
+
+
+def test_whether_a_folder_can_be_written_is_told_without_a_trace(tmp_path: Path) -> None:
+    check_writable(tmp_path / "a/deep/folder", "give another")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file/folder"):
+        with pytest.raises(UserError, match=rf"{folder} cannot be written \(.*\): give another"):
+            check_writable(folder, "give another")
 
 
 def test_it_appears_when_it_is_whole(tmp_path: Path) -> None:

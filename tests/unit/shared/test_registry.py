@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import obstore
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -147,6 +149,34 @@ def test_what_cannot_be_published_leaves_no_trace(
     with pytest.raises(UserError, match=words):
         registry.publish("models", folder=path, sources=[], consent=None, **arguments)  # type: ignore[arg-type]
     assert registry.store.list("") == []
+
+
+def test_a_store_is_tried_before_long_work_and_left_as_it_was(registry: Registry, folder: Path) -> None:
+    registry.check_writable("models", "joe")
+    assert registry.store.list("") == []
+    assert registry.store.root is None or not registry.store.root.exists()
+    version = publish(registry, folder)
+    before = registry.store.list("")
+    registry.check_writable("models", "joe")
+    assert registry.store.list("") == before
+    assert registry.versions("models", "joe") == [version.id]
+    with pytest.raises(UserError, match="lowercase"):
+        registry.check_writable("models", "Joe")
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [(errno.EACCES, "access was refused .*Check "), (errno.EROFS, "Mount it so that it can be written")],
+)
+def test_a_store_that_cannot_be_written_is_found_out_with_the_remedy(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, code: int, remedy: str
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(obstore, "put", refused)
+    with pytest.raises(StoreError, match=rf"could not create .*/voices/joe/.*claim\.json: .*{remedy}"):
+        registry.check_writable("voices", "joe")
 
 
 def test_models_and_voices_do_not_mix(registry: Registry, folder: Path) -> None:

@@ -285,6 +285,21 @@ def test_if_new_needs_a_model_and_a_voice_in_the_store(published: Registry, dete
     assert published.names("voices") == []
 
 
+def test_what_cannot_be_written_is_said_before_anything_is_made(
+    published: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read-only store was told of after an hour of judging."""
+    monkeypatch.setattr(cli, "write_voice", lambda *_: pytest.fail("the voice was made first"))
+    (tmp_path / "file").touch()
+    output = ["--output", str(tmp_path / "file/voice")]
+    for format_ in ([], ["--format", "piper"]):
+        with pytest.raises(UserError, match=r"file/voice cannot be written .*give another --output"):
+            main(["eva", "--store", published.store.url, *output, *format_])
+    (tmp_path / "store/voices").touch()  # in the way of any voice
+    with pytest.raises(StoreError, match=r"could not create .*/voices/eva/.*/claim\.json"):
+        main(["eva", "--store", published.store.url])
+
+
 def spoil(path: Path, number: float) -> None:
     """Change one weight of a graph."""
     model = onnx.load(path)

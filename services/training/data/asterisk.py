@@ -33,6 +33,7 @@ from services.training.data.card import CARD_NAME, DatasetCard, read_card
 from services.training.data.debian import Package, unpack
 from shared.audio import read_audio, write_flac
 from shared.errors import DataError, UserError
+from shared.folders import check_writable
 
 NAME = "asterisk-es"
 SPEAKER = "allison"
@@ -134,11 +135,12 @@ def fetch(output: Path, *, downloaded: Sequence[Path] = (), progress: Progress |
         progress: Told of each recording that is written.
 
     Raises:
-        UserError: The packages cannot be had, or ``output`` holds something else.
+        UserError: The packages cannot be had, or ``output`` holds something else or cannot be written.
         DataError: The package's contents are not those that were reviewed.
     """
     if output.exists() and any(output.iterdir() if output.is_dir() else [output]):
         return _complete(output)
+    check_writable(output.absolute().parent, "give another --output")
     output.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:

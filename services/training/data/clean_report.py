@@ -8,7 +8,9 @@ from pathlib import Path
 
 from services.training.data.activity import Span
 from services.training.data.cleaning import DROP, KEEP, TRIM, Decision, Limits, counts
-from services.training.data.writing import replace_file
+from services.training.data.writing import REPORT_REMEDY, replace_file
+from shared.errors import UserError
+from shared.folders import writing
 from shared.pages import sound_uri, template
 
 #: Recordings that can be listened to: those to be left out first, then what is doubtful.
@@ -43,6 +45,7 @@ def write_page(
 
     Raises:
         MissingExtraError: jinja2 is not installed.
+        UserError: It cannot be written there.
     """
     looked_at = sorted((d for d in decisions if d.reasons), key=_order)
     text = template(Path(__file__).with_name("clean_report.html"), _REMEDY).render(
@@ -52,8 +55,9 @@ def write_page(
         minutes={name: _minutes(decisions, name) for name in (KEEP, TRIM, DROP)}, player=_player,
         cut=_cut,
     )  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, text.encode())
+    with writing(path.parent, REPORT_REMEDY):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, text.encode())
 
 
 def _order(decision: Decision) -> tuple[int, int, float]:
@@ -81,8 +85,9 @@ def _cut(decision: Decision) -> Span | None:
 
 
 def _player(decision: Decision) -> str | None:
-    """The recording as it is, as an address that holds it."""
-    if decision.examined.failure:
+    """The recording as it is, as an address that holds it; None where it cannot be read."""
+    try:
+        audio = decision.examined.recording.audio()
+    except UserError:
         return None
-    audio = decision.examined.recording.audio()
     return sound_uri(audio.samples, audio.sampling_rate)

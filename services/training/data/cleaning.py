@@ -160,23 +160,26 @@ def examine(
         front_end: Of the model that will be trained, for characters that it does not know.
         language: BCP 47, for characters that the language has not, where there is no model.
         advance: Called after each recording.
+
+    Raises:
+        UserError: What was heard cannot be kept.
     """
     found = []
     for recording, split in zip(survey.recordings, survey.splits, strict=True):
         try:
-            found.append(
-                _examined(recording, split, ears, hearing, _unknown(recording.text, front_end, language))
-            )
+            audio = recording.audio()
         except UserError as error:
             found.append(Examined(recording, split, failure=str(error)))
+        else:
+            unknown = _unknown(recording.text, front_end, language)
+            found.append(_examined(recording, split, audio, ears, hearing, unknown))
         advance()
     return found
 
 
 def _examined(
-    recording: Recording, split: str, ears: Ears, hearing: Hearing, unknown: tuple[str, ...]
+    recording: Recording, split: str, audio: Audio, ears: Ears, hearing: Hearing, unknown: tuple[str, ...]
 ) -> Examined:
-    audio = recording.audio()
     spans = speech_spans(audio, ears)
     sound = hashlib.sha256(audio.samples.tobytes()).hexdigest()
     speech = (spans[0][0], min(spans[-1][1], audio.duration_seconds)) if spans else None
@@ -377,7 +380,10 @@ def _same(one: Examined, other: Examined) -> bool:
         return False
     from scipy.signal import correlate  # slow to import, and rarely needed
 
-    first, second = (_speech_of(examined) for examined in (one, other))
+    try:
+        first, second = (_speech_of(examined) for examined in (one, other))
+    except UserError:
+        return False  # it was readable; whoever copies it will name it
     energy = math.sqrt(float(np.sum(first**2)) * float(np.sum(second**2)))
     return energy > 0 and float(np.max(correlate(first, second, method="fft"))) / energy >= _SAME_CORRELATION
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,9 +16,10 @@ from services.training.data.card import DatasetCard
 from services.training.data.cleaning import DROP, KEEP, TRIM, Decision
 from services.training.data.reading import MAX_LISTED_PROBLEMS, Survey
 from services.training.data.recordings import Recording
-from services.training.data.writing import new_folder, write_table
-from shared.audio import Audio, Samples, amplified, loudness_gain, write_flac
-from shared.errors import DataError, nearest
+from services.training.data.writing import REPORT_REMEDY, new_folder, write_table
+from shared.audio import Audio, amplified, loudness_gain, write_flac
+from shared.errors import DataError, UserError, nearest
+from shared.folders import writing
 
 #: What somebody may change; the other columns are there to decide by.
 EDITABLE = ("decision", "text", "start", "end")
@@ -53,14 +53,20 @@ def write_decisions(decisions: Sequence[Decision], path: Path) -> Path | None:
 
     Returns:
         Where the former one is now, if there was one.
+
+    Raises:
+        UserError: It cannot be written there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = None
-    if path.exists():
-        number = next(n for n in range(1, 1_000_000) if not path.with_name(f"{path.stem}.{n}.csv").exists())
-        aside = path.rename(path.with_name(f"{path.stem}.{number}.csv"))
-    # The byte order mark is for spreadsheet programs.
-    write_table(path, COLUMNS, map(_cells, decisions), encoding="utf-8-sig")
+    with writing(path.parent, REPORT_REMEDY):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            number = next(
+                n for n in range(1, 1_000_000) if not path.with_name(f"{path.stem}.{n}.csv").exists()
+            )
+            aside = path.rename(path.with_name(f"{path.stem}.{number}.csv"))
+        # The byte order mark is for spreadsheet programs.
+        write_table(path, COLUMNS, map(_cells, decisions), encoding="utf-8-sig")
     return aside
 
 
@@ -78,8 +84,11 @@ def _cells(decision: Decision) -> list[str]:
     ]  # fmt: skip
 
 
-def read_decisions(path: Path, survey: Survey) -> list[Verdict]:
+def read_decisions(path: Path, survey: Survey) -> tuple[list[Verdict], list[str]]:
     """Read a table back, in the dataset's order.
+
+    Returns:
+        A verdict for each recording; and what the table keeps and cannot be used any more, a sentence for each.
 
     Raises:
         DataError: It is not such a table, or not about this dataset; it lists every line that is wrong.
@@ -97,7 +106,12 @@ def read_decisions(path: Path, survey: Survey) -> list[Verdict]:
     recordings = {recording.id: recording for recording in survey.recordings}
     verdicts: dict[str, Verdict] = {}
     problems: list[str] = []
+    lost: list[str] = []
     for line, row in rows:
+        if row["id"] in survey.unusable and row["id"] not in recordings:
+            if row["decision"].lower() != DROP:
+                lost.append(survey.unusable[row["id"]])
+            continue
         problem, verdict = _verdict(row, recordings)
         if verdict is not None and verdict.id in verdicts:
             problem = f"{verdict.id!r} has a line already: remove one of the two"
@@ -116,7 +130,7 @@ def read_decisions(path: Path, survey: Survey) -> list[Verdict]:
         if len(problems) > len(listed):
             listed.append(f"… and {len(problems) - len(listed)} more")
         raise DataError(f"{path} does not fit {survey.source}", listed)
-    return [verdicts[recording.id] for recording in survey.recordings]
+    return [verdicts[recording.id] for recording in survey.recordings], lost
 
 
 def _table(path: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
@@ -182,15 +196,19 @@ class Applied:
 
     Attributes:
         folder: It.
-        actions: How many recordings were kept, trimmed and dropped.
+        recordings: How many are in it.
+        dropped: How many are not, as was decided.
         seconds: How long those that are in it last.
         held_back: How many are quieter than was asked for, so as not to clip.
+        lost: What was to be kept and could not be, a sentence for each.
     """
 
     folder: Path
-    actions: Mapping[str, int]
+    recordings: int
+    dropped: int
     seconds: float
     held_back: int
+    lost: tuple[str, ...]
 
 
 def apply_decisions(
@@ -202,7 +220,7 @@ def apply_decisions(
     loudness: float | None,
     advance: Callable[[], None] = lambda: None,
 ) -> Applied:
-    """Make a new dataset folder of what is kept; the old one is only read.
+    """Make a new dataset folder of what is kept; the old one is only read. What cannot be read is left out.
 
     Args:
         survey: The dataset's rows.
@@ -214,7 +232,7 @@ def apply_decisions(
 
     Raises:
         UserError: The folder holds something already, or cannot be written.
-        DataError: Nothing is kept.
+        DataError: Nothing is kept, or nothing of that can be read.
     """
     if not any(verdict.action != DROP for verdict in verdicts):
         raise DataError(
@@ -223,37 +241,49 @@ def apply_decisions(
     with new_folder(output) as made:
         (made / "audio").mkdir()
         rows: list[list[str]] = []
+        lost: list[str] = []
         names: set[str] = set()
         seconds, held_back = 0.0, 0
         speakers = any(recording.speaker for recording in survey.recordings)
         for recording, split, verdict in zip(survey.recordings, survey.splits, verdicts, strict=True):
             if verdict.action != DROP:
-                audio = recording.audio()
-                samples, quiet = _treated(audio, verdict, loudness)
-                held_back += quiet
-                seconds += len(samples) / audio.sampling_rate
-                file = f"audio/{_file_name(recording.id, names)}.flac"
-                write_flac(made / file, samples, audio.sampling_rate)
-                rows.append([file, verdict.text, split, *([recording.speaker or ""] if speakers else [])])
+                try:
+                    sound, quiet = _treated(recording.audio(), verdict, loudness)
+                except UserError as error:
+                    lost.append(recording.fault(str(error)))
+                else:
+                    held_back += quiet
+                    seconds += sound.duration_seconds
+                    file = f"audio/{_file_name(recording.id, names)}.flac"
+                    write_flac(made / file, sound.samples, sound.sampling_rate)
+                    speaker = [recording.speaker or ""] if speakers else []
+                    rows.append([file, verdict.text, split, *speaker])
             advance()
+        if not rows:
+            raise DataError(f"No recording of {survey.source} that is kept can be used", lost)
         columns = ["file_name", "text", "split", *(["speaker_id"] if speakers else [])]
         write_table(made / "metadata.csv", columns, rows)
         replace(card, files=len(rows)).write(made)
-    return Applied(output, Counter(verdict.action for verdict in verdicts), seconds, held_back)
+    dropped = sum(verdict.action == DROP for verdict in verdicts)
+    return Applied(output, len(rows), dropped, seconds, held_back, tuple(lost))
 
 
-def _treated(audio: Audio, verdict: Verdict, loudness: float | None) -> tuple[Samples, bool]:
+def _treated(audio: Audio, verdict: Verdict, loudness: float | None) -> tuple[Audio, bool]:
+    """What is kept of a recording, at its loudness; and whether it is quieter than that, lest it clip.
+
+    Raises:
+        UserError: Nothing is.
+    """
     samples = audio.samples
     if verdict.action == TRIM:
         end = len(samples) if verdict.end is None else round(verdict.end * audio.sampling_rate)
         samples = samples[round(verdict.start * audio.sampling_rate) : end]
     if not len(samples):
-        raise DataError(
-            f"Recording {verdict.id!r} cannot be trimmed", [f"it ends before {verdict.start:g} s"]
-        )
-    if loudness is None:
-        return samples, False
-    return amplified(samples, loudness_gain(samples, audio.sampling_rate, loudness))
+        raise UserError(f"it ends before {verdict.start:g} s, where trimming is to begin")
+    quiet = False
+    if loudness is not None:
+        samples, quiet = amplified(samples, loudness_gain(samples, audio.sampling_rate, loudness))
+    return Audio(samples, audio.sampling_rate), quiet
 
 
 def _file_name(id_: str, taken: set[str]) -> str:

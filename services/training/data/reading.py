@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -96,12 +96,14 @@ class Survey:
         recordings: What the good rows describe.
         splits: The split of each of them.
         problems: What is wrong with the bad rows, a sentence for each.
+        unusable: The same by the row's id.
     """
 
     source: str
     recordings: tuple[Recording, ...]
     splits: tuple[str, ...]
     problems: tuple[str, ...]
+    unusable: Mapping[str, str]
 
     def only(self, split: str) -> Survey:
         """One split of it, or itself for ``"all"``.
@@ -201,6 +203,7 @@ def _refuse_numbers_for_text(source: str, rows: Sequence[Row], columns: Columns)
 def _survey_rows(source: str, rows: Sequence[Row], *, verify: bool, refuse_empty_texts: bool) -> Survey:
     """Look at every row's text and sound."""
     problems: list[str] = []
+    unusable: dict[str, str] = {}
     recordings: list[Recording] = []
     named_splits: list[str] = []
     first_by_id: dict[str, str] = {}
@@ -218,10 +221,11 @@ def _survey_rows(source: str, rows: Sequence[Row], *, verify: bool, refuse_empty
             except UserError as error:
                 wrong = [str(error)]
         if wrong:
-            problems.append(f"{recording.row} ({recording.id or 'no id'}): {'; '.join(wrong)}")
+            problems.append(recording.fault("; ".join(wrong)))
+            unusable[recording.id] = problems[-1]
     if all(row.split is None for row in rows):
         named_splits = hold_out([(recording.id, recording.speaker) for recording in recordings])
-    return Survey(source, tuple(recordings), tuple(named_splits), tuple(problems))
+    return Survey(source, tuple(recordings), tuple(named_splits), tuple(problems), unusable)
 
 
 def _problem_with_text(text: str, *, refuse_empty: bool) -> str | None:

@@ -55,6 +55,10 @@ class Recording:
             return self.embedded()
         raise UserError(f"recording {self.id!r} has neither a file nor embedded sound")
 
+    def fault(self, why: str) -> str:
+        """Why it cannot be used, after its place and its name."""
+        return f"{self.row} ({self.id or 'no id'}): {why}"
+
     def edition(self) -> bytes:
         """Tells its sound from any other, and from itself before it was changed.
 

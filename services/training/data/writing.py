@@ -11,16 +11,25 @@ from pathlib import Path
 from uuid import uuid4
 
 from shared.errors import UserError
+from shared.folders import check_writable, writing
+
+_REMEDY = "give another --output"
+#: What to do where the table of decisions or its page cannot be written.
+REPORT_REMEDY = "name another folder with --report"
 
 
-def refuse_filled(output: Path) -> None:
-    """Refuse a folder that holds something, before long work is done for it.
+def check_output(output: Path) -> None:
+    """Refuse a folder that cannot be made, before long work is done for it.
 
     Raises:
-        UserError: There is something of that name.
+        UserError: It holds something, or cannot be written.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} is not empty, and nothing in it is overwritten: give another --output")
+    with writing(output, _REMEDY):
+        filled = output.exists() and (not output.is_dir() or any(output.iterdir()))
+    if filled:
+        raise UserError(f"{output} is not empty, and nothing in it is overwritten: {_REMEDY}")
+    remedy = f"give a new folder in {output} as --output" if output.exists() else _REMEDY
+    check_writable(output.absolute().parent, remedy)  # where it is filled
 
 
 @contextmanager
@@ -30,18 +39,15 @@ def new_folder(output: Path) -> Iterator[Path]:
     Raises:
         UserError: There is something of that name, or it cannot be written.
     """
-    refuse_filled(output)
+    check_output(output)
     made = output.with_name(f".{output.name}.{uuid4().hex}.partial")
     try:
-        made.mkdir(parents=True)
-        yield made
-        if output.is_dir():
-            output.rmdir()
-        made.rename(output)
-    except OSError as error:
-        raise UserError(
-            f"{output} cannot be written ({error.strerror or error}): give another --output"
-        ) from error
+        with writing(output, _REMEDY):
+            made.mkdir(parents=True)
+            yield made
+            if output.is_dir():
+                output.rmdir()
+            made.rename(output)
     finally:
         shutil.rmtree(made, ignore_errors=True)
 

@@ -13,13 +13,14 @@ from services.training.data.augmentation import (
     MIN_NOISE_SNR_DB,
     WARNING,
     Augmentation,
+    Change,
 )
 from services.training.data.card import DatasetCard, read_card
-from services.training.data.commands.clean import add_reading, progress, read
+from services.training.data.commands.clean import add_reading, progress, read, say_left_out
 from services.training.data.listening import Listeners
-from services.training.data.writing import new_folder, write_table
-from shared.audio import write_flac
-from shared.errors import ConfigError
+from services.training.data.writing import check_output, new_folder, write_table
+from shared.audio import Audio, write_flac
+from shared.errors import ConfigError, DataError, UserError
 from shared.provenance import UNKNOWN_LICENCE
 from shared.wording import counted
 
@@ -39,6 +40,8 @@ Warning: {WARNING[:73]}
 EPILOG = """\
 example:
   vits data augment data/ana --output data/ana-varied --pitch 1 --speed 0.05 --noise-snr 35
+
+A recording that cannot be read is named and left out; the exit code is 2 then.
 """
 
 
@@ -80,35 +83,36 @@ def run(options: argparse.Namespace, listeners: Listeners) -> int:
         UserError: The dataset or the folder cannot be used.
     """
     augmentation = _augmentation(options)
+    check_output(options.output)
     found = read(options)
-    found.raise_problems()
+    if not found.recordings:
+        found.raise_problems()
+    left_out = list(found.problems)
     speakers = any(recording.speaker for recording in found.recordings)
     rows: list[list[str]] = []
+    varied = 0
     with new_folder(options.output) as made:
         (made / "audio").mkdir()
         with progress("varying", len(found.recordings)) as advance:
             for number, (recording, split) in enumerate(
                 zip(found.recordings, found.splits, strict=True), start=1
             ):
-                audio = recording.audio()
                 copies = options.copies if split == "train" else 0
-                for copy in range(copies + 1):
-                    name = f"audio/{number:05d}" + (f"-{copy}" if copy else "") + ".flac"
-                    change = augmentation.draw(options.seed, copy, recording.id) if copy else None
-                    samples = (
-                        audio.samples if change is None else change.apply(audio.samples, audio.sampling_rate)
-                    )
-                    write_flac(made / name, samples, audio.sampling_rate)
-                    what = (
-                        ""
-                        if change is None
-                        else f"{change.semitones:+.2f} semitones, speed {change.speed:.3f}"
-                    )
-                    if change is not None and change.noise_snr is not None:
-                        what += f", noise {change.noise_snr:.0f} dB below"
-                    speaker = [recording.speaker or ""] if speakers else []
-                    rows.append([name, recording.text, split, what, *speaker])
+                speaker = [recording.speaker or ""] if speakers else []
+                try:
+                    audio = recording.audio()
+                except UserError as error:
+                    left_out.append(recording.fault(str(error)))
+                else:
+                    for copy in range(copies + 1):
+                        name = f"audio/{number:05d}" + (f"-{copy}" if copy else "") + ".flac"
+                        change = augmentation.draw(options.seed, copy, recording.id) if copy else None
+                        _write(made / name, audio, change)
+                        rows.append([name, recording.text, split, _told(change), *speaker])
+                    varied += copies
                 advance()
+        if not rows:
+            raise DataError(f"No recording of {found.source} can be used", left_out)
         columns = ["file_name", "text", "split", "varied", *(["speaker_id"] if speakers else [])]
         write_table(made / "metadata.csv", columns, rows)
         folder = Path(options.source).expanduser()
@@ -118,12 +122,24 @@ def run(options: argparse.Namespace, listeners: Listeners) -> int:
             card, name=f"{card.name}-varied", attribution=attribution, fingerprint="", files=len(rows)
         )
         card.write(made)
-    print(
-        f"{options.output}: {counted(len(rows), 'recording')}, {len(rows) - len(found.recordings)} of them varied"
-    )
+    print(f"{options.output}: {counted(len(rows), 'recording')}, {varied} of them varied")
+    say_left_out(left_out, counted(len(rows) - varied + len(left_out), "recording"))
     print(f"Note: {WARNING}")
     print(f"next: listen to some of them, then vits data inspect {shlex.quote(str(options.output))}")
-    return 0
+    return 2 if left_out else 0
+
+
+def _write(path: Path, audio: Audio, change: Change | None) -> None:
+    samples = audio.samples if change is None else change.apply(audio.samples, audio.sampling_rate)
+    write_flac(path, samples, audio.sampling_rate)
+
+
+def _told(change: Change | None) -> str:
+    """What a copy differs in; nothing for a recording as it is."""
+    if change is None:
+        return ""
+    noise = "" if change.noise_snr is None else f", noise {change.noise_snr:.0f} dB below"
+    return f"{change.semitones:+.2f} semitones, speed {change.speed:.3f}{noise}"
 
 
 def _augmentation(options: argparse.Namespace) -> Augmentation:

@@ -25,9 +25,10 @@ from services.training.data.hearing import Hearing
 from services.training.data.listening import Listeners
 from services.training.data.reading import Survey, survey
 from services.training.data.recordings import Columns
-from services.training.data.writing import refuse_filled
+from services.training.data.writing import REPORT_REMEDY, check_output
 from shared.cache import default_cache
 from shared.errors import UserError
+from shared.folders import check_writable
 from shared.languages import language_code
 from shared.provenance import UNKNOWN_LICENCE
 from shared.wording import counted
@@ -53,6 +54,8 @@ In the table only the columns decision, text, start and end are read back; start
 recording keeps. Silero VAD, Whisper and DNSMOS are used where the extra 'judges' is installed, and what they said is
 kept, so that a second run, or one that was stopped, does not ask again. Without them speech is found by its level, and
 transcripts and noise are judged by speaking rate and signal-to-noise ratio alone.
+
+A recording that was to be kept and cannot be read any more is named and left out; the exit code is 2 then.
 """
 
 
@@ -148,18 +151,19 @@ def run(options: argparse.Namespace, listeners: Listeners) -> int:
     if options.decisions and not options.output:
         raise UserError("--decisions are applied to a new dataset: give its folder with --output")
     if options.output:
-        refuse_filled(options.output)
+        check_output(options.output)
     found = read(options)
     if not found.recordings:
         found.raise_problems()
     folder = Path(options.source).expanduser()
     known = (read_card(folder) if folder.is_dir() else None) or DatasetCard(folder.stem, UNKNOWN_LICENCE)
+    lost: Sequence[str] = ()
     if options.decisions:
-        verdicts = read_decisions(options.decisions, found)
+        verdicts, lost = read_decisions(options.decisions, found)
     else:
         decisions = _look(options, found, listeners, known.language or None)
         verdicts = verdicts_of(decisions)
-    return _apply(options, found, verdicts, known, loudness) if options.output else 0
+    return _apply(options, found, verdicts, known, loudness, lost) if options.output else 0
 
 
 def _loudness(given: str) -> float | None:
@@ -181,6 +185,8 @@ def _look(
     from services.training.data import clean_report
     from shared.text import FrontEnd
 
+    report = options.report or Path(f"{str(options.source).rstrip('/')}-cleaning")
+    check_writable(report, REPORT_REMEDY)
     language = options.language or known
     wanted = ["speech", *([] if options.no_recogniser else ["recognition"]), "naturalness"]
     ears = listeners(language=language, recogniser=options.recogniser, wanted=wanted)
@@ -199,7 +205,6 @@ def _look(
             advance=advance,
         )  # fmt: skip
     decisions = decide(examined, limits)
-    report = options.report or Path(f"{str(options.source).rstrip('/')}-cleaning")
     table = report / "decisions.csv"
     aside = write_decisions(decisions, table)
     if aside:
@@ -244,9 +249,11 @@ def _say(found: Survey, decisions: Sequence[Decision]) -> None:
     for kind, row in counts(decisions).items():
         told = ", ".join(f"{name} {count}" for name, count in row.items() if count)
         print(f"  {kind}: {told}")
-    if found.problems:
-        print(f"  {counted(len(found.problems), 'row')} cannot be used at all, and would be left out:")
-        for problem in found.problems[:20]:
+    unreadable = [d.examined.recording.fault(d.examined.failure) for d in decisions if d.examined.failure]
+    problems = [*found.problems, *unreadable]
+    if problems:
+        print(f"  {counted(len(problems), 'row')} cannot be used at all, and would be left out:")
+        for problem in problems[:20]:
             print(f"    {problem}")
 
 
@@ -256,7 +263,9 @@ def _apply(
     verdicts: Sequence[Verdict],
     known: DatasetCard,
     loudness: float | None,
+    lost: Sequence[str],
 ) -> int:
+    """Make the clean dataset. ``lost`` is what was to be kept and is known to be unusable."""
     card = settled(options, known, required=False)
     changed = "cleaned: a selection, silence trimmed" + ("" if loudness is None else f", {loudness:g} LUFS")
     card = replace(
@@ -268,18 +277,32 @@ def _apply(
     )
     with progress("writing", len(verdicts)) as advance:
         made = apply_decisions(found, verdicts, options.output, card=card, loudness=loudness, advance=advance)
-    kept = made.actions[KEEP] + made.actions[TRIM]
     print(
-        f"{made.folder}: {counted(kept, 'recording')}, {made.seconds / 60:.1f} minutes; {made.actions[DROP]} left out"
+        f"{made.folder}: {counted(made.recordings, 'recording')}, {made.seconds / 60:.1f} minutes; "
+        f"{made.dropped} left out"
     )
-    if found.problems:
-        print(
-            f"  {counted(len(found.problems), 'row')} of {found.source} cannot be used; vits data inspect says why"
-        )
+    missed = [*lost, *made.lost]
+    say_left_out(missed, f"{made.recordings + len(missed)} that were to be kept")
+    others = len(found.problems) - len(lost)
+    if others:
+        print(f"  {counted(others, 'row')} of {found.source} cannot be used; vits data inspect says why")
     if made.held_back:
         print(f"  {made.held_back} are quieter than {loudness:g} LUFS, because their peaks would clip")
     print(f"next: vits data inspect {shlex.quote(str(made.folder))}")
-    return 0
+    return 2 if missed else 0
+
+
+def say_left_out(reasons: Sequence[str], of: str) -> None:
+    """Name what cannot be used and is left out, if anything is.
+
+    Args:
+        reasons: A sentence for each.
+        of: How many there are in all, and of what.
+    """
+    if reasons:
+        print(f"  cannot be used, and left out: {len(reasons)} of {of}")
+        for reason in reasons:
+            print(f"    {reason}")
 
 
 @contextmanager

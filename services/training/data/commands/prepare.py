@@ -12,12 +12,12 @@ from pathlib import Path
 
 from services.training.data.activity import Span, cut, parted, speech_spans
 from services.training.data.card import DatasetCard
-from services.training.data.commands.clean import add_ears, progress
+from services.training.data.commands.clean import add_ears, progress, say_left_out
 from services.training.data.commands.origin import add_origin, settled
 from services.training.data.hearing import Hearing
 from services.training.data.listening import Ears, Listeners
 from services.training.data.tables import AUDIO_EXTENSIONS
-from services.training.data.writing import new_folder, refuse_filled, write_table
+from services.training.data.writing import check_output, new_folder, write_table
 from shared.audio import Audio, read_audio, write_flac
 from shared.cache import default_cache
 from shared.errors import DataError, UserError
@@ -144,10 +144,7 @@ def run(options: argparse.Namespace, listeners: Listeners) -> int:
     print(
         f"{options.output}: {counted(len(rows), 'piece')}, {seconds / 60:.1f} minutes, {written} with a transcript"
     )
-    if unreadable:
-        print(f"  unreadable, and left out: {len(unreadable)} of {counted(len(files), 'file')}")
-        for reason in unreadable:
-            print(f"    {reason}")
+    say_left_out(unreadable, counted(len(files), "file"))
     print(f"next: vits data review {shlex.quote(str(options.output))}")
     return 0
 
@@ -164,7 +161,7 @@ def _check(options: argparse.Namespace) -> None:
         )
     if not 0 <= 4 * options.margin < options.max_seconds or options.pause <= 0:
         raise UserError("--margin must be less than a quarter of --max-seconds, and --pause above 0")
-    refuse_filled(options.output)
+    check_output(options.output)
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from services.training.data.card import DatasetCard, read_card
 from services.training.data.commands.origin import add_origin, settled
 from services.training.data.listening import Listeners
+from shared.folders import check_writable
 from shared.languages import language_code
 from shared.provenance import UNKNOWN_LICENCE
 
@@ -56,6 +57,7 @@ def run(options: argparse.Namespace, listeners: Listeners) -> int:
     from services.training.data.desk.review import sole
     from services.training.data.desk.server import tell
 
+    check_writable(options.folder, "give another folder")
     known = read_card(options.folder) if options.folder.is_dir() else None
     prompts = None
     if options.prompts is not None:

@@ -48,9 +48,11 @@ def run(options: argparse.Namespace, listeners: Listeners) -> int:
     from services.training.data.desk.review import Review, review_desk, sole
     from services.training.data.desk.server import tell
     from shared.errors import DataError
+    from shared.folders import check_writable
 
     if not options.folder.is_dir():
         raise DataError(f"There is no folder {options.folder}", ["give a dataset folder of your own"])
+    check_writable(options.folder, "copy it to where it can be, and review the copy")
     with sole(options.folder):
         review = Review(options.folder, accepted_only=options.accepted_only)
         desk = review_desk(review, options.port)

@@ -6,12 +6,14 @@ import argparse
 import csv
 import json
 import shlex
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from numpy.typing import NDArray
 
 from services.training.data import cli, read_card, read_recordings
@@ -30,6 +32,7 @@ from services.training.data.decisions import Verdict, read_decisions, verdicts_o
 from services.training.data.hearing import Hearing
 from services.training.data.listening import Ears
 from services.training.data.reading import Survey, survey
+from services.training.data.recordings import Recording
 from shared.audio import Audio, loudness_lufs, read_audio, write_wav
 from shared.errors import DataError, UserError
 from shared.text import FrontEnd
@@ -296,7 +299,9 @@ def test_everything_that_is_wrong_with_a_table_is_said_at_once(dataset: Path, tm
     found, decisions = looked_at(dataset, tmp_path)
     table = tmp_path / "decisions.csv"
     assert write_decisions(decisions, table) is None
-    assert read_decisions(table, found) == [
+    verdicts, lost = read_decisions(table, found)
+    assert lost == []
+    assert verdicts == [
         verdict if verdict.action == TRIM else Verdict(verdict.id, verdict.action, verdict.text)
         for verdict in map(_rounded, verdicts_of(decisions))
     ]
@@ -338,6 +343,90 @@ def test_a_broken_file_is_left_out_and_said(dataset: Path, tmp_path: Path) -> No
     found, decisions = looked_at(dataset, tmp_path)
     broken = [d for d in decisions if d.action == DROP and "unreadable" in kinds(d)]
     assert len(broken) == 1 or any("good" in problem for problem in found.problems)
+
+
+def spoil(path: Path) -> None:
+    """Make a file of one whose beginning can be read, and the rest not."""
+    samples = sentence(0)
+    samples[len(samples) // 2 :] = np.nan
+    soundfile.write(path, samples, RATE, subtype="FLOAT")
+
+
+def test_a_file_that_cannot_be_decoded_is_named_and_left_out(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VITS_CACHE", str(tmp_path / "cache"))
+    spoil(dataset / "audio/edges.wav")
+    assert run(dataset, "--output", tmp_path / "clean") == 0
+    told = capsys.readouterr().out
+    assert "1 row cannot be used at all" in told
+    assert f"metadata.csv:3 (audio/edges): {dataset}/audio/edges.wav holds values that are not" in told
+    assert [r.id for r in read_recordings(tmp_path / "clean", split="all")] == ["audio/good", "audio/wrong"]
+
+
+def test_what_breaks_after_the_decisions_costs_only_itself(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VITS_CACHE", str(tmp_path / "cache"))
+    assert run(dataset, "--no-page") == 0
+    table = tmp_path / "set-cleaning/decisions.csv"
+    edited(table, {"noisy": {"decision": "trim", "start": "90", "end": ""}})
+    (dataset / "audio/good.wav").write_bytes(b"RIFF and no more")
+    spoil(dataset / "audio/edges.wav")
+    capsys.readouterr()
+    assert run(dataset, "--decisions", table, "--output", tmp_path / "clean") == 2
+    told = capsys.readouterr().out
+    assert "cannot be used, and left out: 3 of 4 that were to be kept" in told
+    assert f"metadata.csv:2 (audio/good): {dataset}/audio/good.wav cannot be decoded" in told
+    assert f"metadata.csv:3 (audio/edges): {dataset}/audio/edges.wav holds values" in told
+    assert "metadata.csv:5 (audio/noisy): it ends before 90 s" in told
+    assert [r.id for r in read_recordings(tmp_path / "clean", split="all")] == ["audio/wrong"]
+    spoil(dataset / "audio/wrong.wav")
+    with pytest.raises(DataError, match=r"No recording .* can be used") as error:
+        run(dataset, "--decisions", table, "--output", tmp_path / "none")
+    assert len(error.value.problems) == 3
+    assert not (tmp_path / "none").exists()
+
+
+def test_what_breaks_meanwhile_costs_only_itself(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is decoded once more to find it a second time, to be heard on the page, and to be copied."""
+    monkeypatch.setenv("VITS_CACHE", str(tmp_path / "cache"))
+    audio, heard = Recording.audio, Counter[str]()
+
+    def once(recording: Recording, sampling_rate: int | None = None) -> Audio:
+        heard[recording.id] += 1
+        if recording.id in {"audio/good", "audio/edges"} and heard[recording.id] > 1:
+            raise UserError("the disk has gone")
+        return audio(recording, sampling_rate)
+
+    monkeypatch.setattr(Recording, "audio", once)
+    assert run(dataset, "--output", tmp_path / "clean") == 2
+    told = capsys.readouterr().out
+    assert "metadata.csv:2 (audio/good): the disk has gone" in told
+    assert "metadata.csv:3 (audio/edges): the disk has gone" in told
+    assert "audio/wrong" in [r.id for r in read_recordings(tmp_path / "clean", split="all")]
+
+
+def test_a_cache_that_cannot_be_written_is_not_the_recordings_fault(dataset: Path, tmp_path: Path) -> None:
+    """Every recording was called unreadable, and left out."""
+    (tmp_path / "heard").touch()
+    with pytest.raises(UserError, match="name another folder in the environment's VITS_CACHE"):
+        looked_at(dataset, tmp_path, Heard().ears())
+
+
+def test_where_nothing_can_be_written_is_said_before_anybody_listens(dataset: Path, tmp_path: Path) -> None:
+    """As where recordings are mounted read-only: it ended in a traceback, after an hour of listening."""
+
+    def listeners(**_: object) -> Ears:
+        pytest.fail("somebody listened first")
+
+    (tmp_path / "set-cleaning").touch()
+    remedies = {"--report": [], "--output": ["--output", str(tmp_path / "set-cleaning/clean")]}
+    for option, arguments in remedies.items():
+        with pytest.raises(UserError, match=f"{tmp_path}/set-cleaning cannot be written .* {option}"):
+            cli.main(["clean", str(dataset), *arguments], listeners=listeners)
 
 
 def test_of_two_equal_recordings_one_without_a_fault_stays(tmp_path: Path) -> None:

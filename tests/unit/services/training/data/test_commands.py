@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import soundfile
 from numpy.typing import NDArray
 
 from services.training.data import DatasetCard, cli, read_card, read_recordings
@@ -147,7 +149,7 @@ def test_a_file_that_cannot_be_read_is_named_and_left_out(
     assert cli.main(["prepare", str(talk), "--output", str(output), *ORIGIN], listeners=Listening()) == 0
     assert [row["source"] for row in rows(output)] == ["talk.wav"] * 3
     told = capsys.readouterr().out.splitlines()
-    assert "  unreadable, and left out: 2 of 3 files" in told
+    assert "  cannot be used, and left out: 2 of 3 files" in told
     assert all(
         any(f"{talk / name} cannot be decoded (" in line for line in told)
         for name in ("broken.wav", "zero.mp3")
@@ -241,6 +243,50 @@ def test_too_much_is_refused(recordings_folder: Path, tmp_path: Path) -> None:
     assert len(error.value.problems) == 4
     with pytest.raises(ConfigError, match="nothing is varied"):
         cli.main(["augment", str(recordings_folder), "--output", str(tmp_path / "o")])
+
+
+def test_a_recording_that_cannot_be_read_costs_only_itself(
+    recordings_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = shutil.copytree(recordings_folder, tmp_path / "set")
+    (root / "clip00.wav").write_bytes(b"RIFF and no more")
+    spoilt = np.append(np.zeros(8000), np.full(8000, np.nan))  # its beginning can be read
+    soundfile.write(root / "clip01.wav", spoilt, 16_000, subtype="FLOAT")
+    arguments = ["augment", str(root), "--pitch", "1", "--output"]
+    assert cli.main([*arguments, str(tmp_path / "made")]) == 2
+    told = capsys.readouterr().out
+    assert "14 recordings, 6 of them varied" in told
+    assert "cannot be used, and left out: 2 of 10 recordings" in told
+    assert f"metadata.csv:2 (clip00): {root}/clip00.wav cannot be decoded" in told
+    assert f"metadata.csv:3 (clip01): {root}/clip01.wav holds values that are not numbers" in told
+    assert len(rows(tmp_path / "made")) == 14
+    for number in range(10):
+        soundfile.write(root / f"clip{number:02d}.wav", spoilt, 16_000, subtype="FLOAT")
+    with pytest.raises(DataError, match=r"No recording .* can be used") as error:
+        cli.main([*arguments, str(tmp_path / "none")])
+    assert len(error.value.problems) == 10
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "remedy"),
+    [
+        ("prepare {talk} --output {file}/made --licence private --source Ana --consent signed", "--output"),
+        ("augment {recordings} --pitch 1 --output {file}/made", "--output"),
+        ("fetch asterisk-es --output {file}/made", "--output"),
+        ("record {file}/made --language es", "another folder"),
+        ("review /proc/self", "review the copy"),
+    ],
+)
+def test_where_nothing_can_be_written_is_said_at_once(
+    command: str, remedy: str, talk: Path, recordings_folder: Path, tmp_path: Path
+) -> None:
+    """As over a read-only mount."""
+    (tmp_path / "file").touch()
+    given = command.format(talk=talk, recordings=recordings_folder, file=tmp_path / "file")
+    with pytest.raises(UserError, match=rf"({tmp_path}/file|/proc/self).* cannot be written \(.*{remedy}"):
+        cli.main(given.split(), listeners=Listening())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "talks"]
 
 
 # -- push ------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from services.training.resuming import (
     Stop,
     already_finished,
     catch_sigterm,
+    check_store,
     find_origin,
     resume,
 )
@@ -83,6 +84,7 @@ def _train(config: TrainingConfig, accelerator: Accelerator) -> None:
     if config.do_train and not config.preprocessing_only:
         if already_finished(config, accelerator):
             return
+        check_store(config, accelerator)
         origin = find_origin(config, accelerator)
     session = begin(config, accelerator, origin)
     if config.preprocessing_only:

@@ -10,7 +10,7 @@ import signal
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ from services.training.publishing import deliver
 from services.training.session import Session
 from services.training.together import same_failure
 from shared.errors import ConfigError, NotFoundError, UserError
+from shared.registry import Registry
 from shared.runs import TRAINER_FILE, Run
 from shared.store import Store, default_store_url, digest_file
 from shared.text import FrontEnd
@@ -136,7 +137,7 @@ def _already_finished(config: TrainingConfig) -> bool:
             f"{config.output_dir} holds the finished model of {state.global_step} steps: more are asked for."
         )
         return False
-    did = deliver(config, Store.open(config.store or default_store_url()), state, print)
+    did = deliver(config, _store(config), state, print)
     if not did:
         changed = _changed(config, config.output_dir, config.model_dump().keys() - _NEVER_MIND)
         but = f" What is set otherwise now changes nothing: {', '.join(changed)}." if changed else ""
@@ -160,10 +161,26 @@ def _asks_for_more(config: TrainingConfig, state: ckpt.TrainerState) -> bool:
 # -- Going on --------------------------------------------------------------------------------------
 
 
+def check_store(config: TrainingConfig, accelerator: Accelerator) -> None:
+    """Make sure that a run's models can be published, before its data are prepared and anything is trained.
+
+    Args:
+        config: The run's configuration.
+        accelerator: All processes ask, and the main one looks.
+
+    Raises:
+        StoreError: The store cannot be written.
+    """
+    _on_main_process(
+        accelerator, lambda: Registry(_store(config)).check_writable("models", config.published_name)
+    )
+
+
 def find_origin(config: TrainingConfig, accelerator: Accelerator) -> Origin | None:
     """Where a run comes from if it goes on, so that it is not given what its base's alias points to now.
 
-    It takes no lease: `resume` does, and looks again.
+    Every machine has the checkpoint then, which serves where the base cannot be found any more. It takes no lease:
+    `resume` does, and looks again.
 
     Args:
         config: The run's configuration.
@@ -175,21 +192,38 @@ def find_origin(config: TrainingConfig, accelerator: Accelerator) -> Origin | No
     Raises:
         ConfigError: The checkpoint that was asked for is not complete, or belongs to another run.
         ModelError: The checkpoint cannot be read.
+        UserError: A machine lacks the checkpoint, and so does the store.
         StoreError: The store failed.
     """
-    return _on_main_process(accelerator, lambda: _find_origin(config))
+    alone = accelerator.num_processes == 1
+    found = _on_main_process(accelerator, lambda: _find_origin(config, alone=alone))
+    if found is None:
+        return None
+    origin, fingerprint = found
+    if not fingerprint:
+        return origin
+    folder = config.output_dir / origin.checkpoint.name
+    _provide_everywhere(config, accelerator, _store(config), folder, fingerprint)
+    return replace(origin, checkpoint=folder)
 
 
-def _find_origin(config: TrainingConfig) -> Origin | None:
+def _find_origin(config: TrainingConfig, *, alone: bool) -> tuple[Origin, str] | None:
+    """It, and what other machines know its checkpoint by: nothing where there are none, or it lies elsewhere."""
     folder = _explicit_checkpoint(config)
     if folder is None and not _starts_over(config):
-        store = Store.open(config.store or default_store_url())
-        folder = _newest_of_disk_and_store(config, Run(store, config.run_id, sequence=0))
+        folder = _newest_of_disk_and_store(config, Run(_store(config), config.run_id, sequence=0))
     if folder is None:
         return None
     check_same_run(config, folder)
     state = ckpt.TrainerState.read(folder)
-    return Origin(state.base, folder) if state and state.base else None
+    if state is None or not state.base:
+        return None
+    elsewhere = folder.resolve().parent != config.output_dir.resolve()
+    return Origin(state.base, folder), "" if alone or elsewhere else _fingerprint(folder)
+
+
+def _store(config: TrainingConfig) -> Store:
+    return Store.open(config.store or default_store_url())
 
 
 def resume(session: Session) -> None:
@@ -212,7 +246,7 @@ def resume(session: Session) -> None:
         return
     folder = config.output_dir / chosen.name
     if accelerator.num_processes > 1:
-        _provide_everywhere(session, folder, chosen.fingerprint)
+        _provide_everywhere(config, accelerator, session.store, folder, chosen.fingerprint)
     _check_same_people_and_symbols(session, folder)
     saved = ckpt.read_state(folder)
     session.generator.load_state_dict(saved["generator"])
@@ -458,12 +492,14 @@ def _fingerprint(folder: Path) -> str:
     return digest_file(folder / ckpt.STATE_FILE).sha256 if ckpt.is_complete(folder) else ""
 
 
-def _provide_everywhere(session: Session, folder: Path, fingerprint: str) -> None:
+def _provide_everywhere(
+    config: TrainingConfig, accelerator: Accelerator, store: Store, folder: Path, fingerprint: str
+) -> None:
     """Have the main process's checkpoint on every process's disk, or stop on all of them."""
     failure: Exception | None = None
-    with session.accelerator.local_main_process_first():
+    with accelerator.local_main_process_first():
         try:
-            _provide(session, folder, fingerprint)
+            _provide(config, store, folder, fingerprint)
         except Exception as error:
             failure = error
     failures = [one for one in gather_object([failure and (same_failure(failure), str(failure))]) if one]
@@ -474,7 +510,7 @@ def _provide_everywhere(session: Session, folder: Path, fingerprint: str) -> Non
         raise kind(f"stopped, as another process did: {why}")
 
 
-def _provide(session: Session, folder: Path, fingerprint: str) -> None:
+def _provide(config: TrainingConfig, store: Store, folder: Path, fingerprint: str) -> None:
     """Have the main process's checkpoint on this process's disk; its machine's first process fetches it.
 
     Raises:
@@ -484,17 +520,15 @@ def _provide(session: Session, folder: Path, fingerprint: str) -> None:
         return
     step = ckpt.checkpoint_step(folder) or 0
     try:
-        reader = Run(
-            session.store, session.config.run_id, sequence=0
-        )  # reads only; the main process has the lease
-        _fetch(session.config, reader, step)
+        reader = Run(store, config.run_id, sequence=0)  # reads only; the main process has the lease
+        _fetch(config, reader, step)
     except NotFoundError as error:
         raise UserError(
             f"the main process goes on from {folder}, which is neither on this machine's disk nor in "
-            f"{session.store.url}: put output_dir on a disk that all machines share, or copy the folder here"
+            f"{store.url}: put output_dir on a disk that all machines share, or copy the folder here"
         ) from error
     if _fingerprint(folder) != fingerprint:
         raise UserError(
-            f"{folder} in {session.store.url} is not the one that the main process goes on from: put output_dir on "
+            f"{folder} in {store.url} is not the one that the main process goes on from: put output_dir on "
             "a disk that all machines share, or copy the folder here"
         )

@@ -20,7 +20,7 @@ from services.training.ema import Ema
 from services.training.loop import build_steps, set_learning_rates
 from services.training.session import Session, begin, precision
 from services.training.steps import Seen, Steps, align
-from shared.errors import ConfigError, ConsentError, DivergenceError
+from shared.errors import ConfigError, ConsentError, DivergenceError, StoreError
 from shared.modeling import load_model
 from shared.provenance import Provenance
 from shared.registry import Registry, Version
@@ -104,6 +104,16 @@ def test_an_output_folder_that_cannot_be_is_a_clear_error(make_config: MakeConfi
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"output_dir: .* cannot be created"):
         loop.train(make_config(output_dir=str(tmp_path / "file" / "output")))
+
+
+def test_a_store_that_cannot_be_written_is_said_before_the_data_are_prepared(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(loop, "begin", lambda *_: pytest.fail("the data were prepared first"))
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store/models").touch()  # in the way of any model
+    with pytest.raises(StoreError, match=r"could not create .*/models/.*/claim\.json"):
+        loop.train(make_config(max_steps=1))
 
 
 # -- What learns -----------------------------------------------------------------------------------

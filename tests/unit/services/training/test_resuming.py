@@ -20,9 +20,10 @@ from torch import nn
 
 from services.cli import exit_code
 from services.training import checkpoints, resuming
+from services.training.base import find_base
 from services.training.checkpoints import TrainerState, take_snapshot, write_state
 from services.training.config import resolve
-from services.training.resuming import already_finished, catch_sigterm, resume
+from services.training.resuming import already_finished, catch_sigterm, find_origin, resume
 from services.training.session import Plan, Session
 from shared.errors import ConfigError, StoreError, UserError, VitsError
 from shared.runs import Run
@@ -414,7 +415,7 @@ def together(tmp_path: Path, scenario: str) -> list[dict[str, Any]]:
     return [json.loads(out.splitlines()[-1]) for out, _ in said]
 
 
-@pytest.mark.parametrize("scenario", ["stored", "unsent", "refused", "away"])
+@pytest.mark.parametrize("scenario", ["stored", "base lost", "unsent", "refused", "away"])
 def test_all_processes_go_on_from_the_main_ones_checkpoint(tmp_path: Path, scenario: str) -> None:
     """finetune-hf-vits, defect 25: state is saved on rank 0 only, and each rank looks for itself."""
     first, second = (
@@ -422,12 +423,17 @@ def test_all_processes_go_on_from_the_main_ones_checkpoint(tmp_path: Path, scena
         Disk(tmp_path / "1", str(tmp_path / "store")),
     )
     first.checkpoint(1)
-    first.checkpoint(2, stored=scenario != "unsent")
+    first.checkpoint(2, stored=scenario != "unsent", base="base/20260102T030405-89abcdef")
     second.checkpoint(2, stored=False, mark=0.5)  # of a run that was started over meanwhile
     second.checkpoint(3, stored=False)
     ours, theirs = together(tmp_path, scenario)
     if scenario == "stored":
         assert ours == theirs == {"weight": 2.0, "step": 2, "stop": True, "finished": False}
+    elif scenario == "base lost":  # each begins with the checkpoint instead, and has it
+        assert (ours["base"], theirs["base"]) == tuple(
+            str(d.output / "checkpoint-2") for d in (first, second)
+        )
+        assert (ours["weight"], theirs["weight"]) == (2.0, 2.0)
     elif scenario == "unsent":
         assert "neither on this machine's disk nor in" in theirs["error"]
         assert "as another process did: the main process goes on from" in ours["error"]
@@ -458,7 +464,11 @@ def _one_of_two(root: Path, scenario: str) -> None:
         if scenario in {"refused", "away"}:
             resume(session)
         finished = already_finished(session.config, accelerator)
-        told: dict[str, Any] = {"weight": went_on(session), "step": session.step, "finished": finished}
+        told: dict[str, Any] = {}
+        if scenario == "base lost":
+            origin = find_origin(session.config, accelerator)
+            told["base"] = str(find_base(session.config, session.store, origin)[0])
+        told |= {"weight": went_on(session), "step": session.step, "finished": finished}
         with catch_sigterm() as stop:
             if rank == 1:
                 os.kill(os.getpid(), signal.SIGTERM)

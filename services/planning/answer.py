@@ -11,6 +11,7 @@ from services.planning.autoscaler import Scaling
 from services.planning.profile import Profile
 from services.planning.simulation import Outcome, Sample, Settings, Simulation, TextWork, engine_seconds
 from services.planning.workload import Load
+from shared.wording import counted
 
 #: Requests that each number of pods is judged by: enough for a 99th percentile, and for half a percent of refusals.
 REQUESTS = 5000
@@ -29,6 +30,9 @@ AROUND = (0.7, 0.85, 1.0, 1.2, 1.5, 2.0)
 SEARCHED = 0.02
 #: The search ends at so many times the pods that the work alone needs.
 MOST_TIMES = 32
+#: An autoscaler whose most pods nobody gave may have so many times what the peak needs: it comes after the load, and
+#: goes beyond before it comes back.
+ROOM = 2
 
 #: Of which times are given.
 PERCENTILES = (50, 95, 99)
@@ -107,12 +111,14 @@ class Scaled:
     Attributes:
         row: What it gives.
         most_pods: At any time.
+        at_most: Share of the time in which there were as many as there may be.
         part: Pods and load were simulated at a scale of one to this.
         samples: Over time, in whole pods of the whole.
     """
 
     row: Row
     most_pods: int
+    at_most: float
     part: int
     samples: Sequence[Sample]
 
@@ -123,20 +129,24 @@ class Answer:
 
     Attributes:
         pods: Fewest pods that meet the target at the load's peak, within `SEARCHED`; none where none do.
+        needed: Pods that the peak fills with work, whatever the target.
         why: Why it is impossible.
         alone: The floor.
         rows: Numbers of pods around the answer, at the load's peak.
         capacity: Requests a second that one pod computes at full utilisation.
         audio_seconds: Mean length of a request's audio.
+        scaling: The autoscaler, with the most pods that it was given; none where there is none.
         scaled: Under the autoscaler; none where nothing is to be scaled.
     """
 
     pods: int | None
+    needed: int
     why: str
     alone: Alone
     rows: Sequence[Row]
     capacity: float
     audio_seconds: float
+    scaling: Scaling | None
     scaled: Scaled | None
 
 
@@ -151,6 +161,7 @@ class Question:
         target: What is good enough.
         settings: The pods; their number and autoscaler aside.
         scaling: The autoscaler; none for fixed pods.
+        roomy: Whether the autoscaler is given more than its most pods where `ROOM` times what the peak needs are more.
         pod_price: Of an hour of a pod, in any currency.
         fixed: Judge this number of pods and search for none.
     """
@@ -161,6 +172,7 @@ class Question:
     target: Target
     settings: Settings
     scaling: Scaling | None = None
+    roomy: bool = False
     pod_price: float | None = None
     fixed: int | None = None
 
@@ -177,9 +189,10 @@ class Question:
         around = pods or needed
         shown = sorted({max(1, round(around * share)) for share in AROUND})
         rows = [self._judged(count, seen, progress) for count in shown]
-        scaled = self._scaled(pods or needed, progress) if self.scaling else None
+        scaling = self._limited(max(around, needed))
+        scaled = self._scaled(scaling, around, progress) if scaling else None
         audio = self._mean(lambda text: text.audio_seconds)
-        return Answer(pods, why, alone, rows, capacity, audio, scaled)
+        return Answer(pods, needed, why, alone, rows, capacity, audio, scaling, scaled)
 
     def _mean(self, of: Callable[[TextWork], float]) -> float:
         return sum(map(of, self.texts)) / len(self.texts)
@@ -256,7 +269,9 @@ class Question:
             load = Load("constant", rate, max(LEAST_SECONDS, REQUESTS / rate) + warm_up)
             settings = replace(self.settings, pods=part, scaling=None)
             outcome = Simulation(self.texts, self.profile, settings).run(
-                load, warm_up=warm_up, progress=lambda share: progress(f"{pods} pods", share)
+                load,
+                warm_up=warm_up,
+                progress=lambda share: progress(f"simulating {counted(pods, 'pod')}", share),
             )
             seen[pods] = self._row(pods, outcome, pods / part)
         return seen[pods]
@@ -275,18 +290,24 @@ class Question:
             cost=cost,
         )
 
-    def _scaled(self, pods: int, progress: Progress) -> Scaled:
-        assert self.scaling  # noqa: S101 - who asks has one
+    def _limited(self, pods: int) -> Scaling | None:
+        """The autoscaler for a peak that needs so many pods."""
+        if self.scaling and self.roomy:
+            return replace(self.scaling, most=max(self.scaling.most, ROOM * pods))
+        return self.scaling
+
+    def _scaled(self, scaling: Scaling, pods: int, progress: Progress) -> Scaled:
+        """The whole load under an autoscaler; its peak needs so many pods."""
         requests = self.load.peak * self.load.seconds
-        fleet = min(pods, self.scaling.most)
+        fleet = min(pods, scaling.most)
         part = max(
             1, math.ceil(fleet / SIMULATED_SCALED_PODS), min(fleet // 4, round(requests / SIMULATED_REQUESTS))
         )
-        scaling = _shared(self.scaling, part)
+        simulated = _shared(scaling, part)
         load = replace(self.load, peak=self.load.peak / part)
-        settings = replace(self.settings, pods=scaling.least, scaling=scaling)
+        settings = replace(self.settings, pods=simulated.least, scaling=simulated)
         outcome = Simulation(self.texts, self.profile, settings).run(
-            load, progress=lambda share: progress("the autoscaler", share)
+            load, progress=lambda share: progress("simulating the autoscaler", share)
         )
         mean = outcome.pod_seconds / outcome.span
         samples = [
@@ -299,7 +320,8 @@ class Question:
             for sample in outcome.samples
         ]
         row = self._row(mean * part, outcome, part)
-        return Scaled(row, max(sample.pods for sample in samples), part, samples)
+        at_most = sum(sample.pods >= simulated.most for sample in outcome.samples) / len(samples)
+        return Scaled(row, max(sample.pods for sample in samples), at_most, part, samples)
 
 
 def _shared(scaling: Scaling, part: int) -> Scaling:

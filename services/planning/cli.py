@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
@@ -32,12 +33,14 @@ examples:
   vits plan --requests-per-second 5 --target-first-audio 0.3
       the newest voice of ./store on this machine, texts of about a hundred characters
   vits plan --requests-per-second 40 --text-length-distribution file:texts.txt --target-first-audio 0.3 \\
-      --load daily --max-pods 60 --pod-price 0.08 --plot plan.html
+      --load daily --pod-price 0.08 --plot plan.html
       texts of your own, a day's wave, what an hour of audio costs, and a page to look at
   vits plan --measure --voice joe@production --threads 4 --save-profile pod.json
       measure on the machine that pods will run on, with the cores that a pod will have
-  vits plan --profile pod.json --requests-per-second 2000 --target-first-audio 0.5 --max-pods 1000
+  vits plan --profile pod.json --requests-per-second 2000 --target-first-audio 0.5
       and plan anywhere
+  vits plan --profile pod.json --requests-per-second 40 --target-first-audio 0.3 --load daily --max-pods 20
+      would the manifests' maxReplicas be enough? If not, it says how many are
 
 text lengths, in characters:
   fixed:120   uniform:20-400   lognormal:120,0.6 (median and sigma)   file:texts.txt (one text a line)
@@ -46,6 +49,9 @@ exit codes: 0 the target can be met; 3 it cannot, and the reason is told. docs/s
 """
 
 SHAPES = ("constant", "ramp", "daily")
+
+#: How often a line tells of progress where there is no screen.
+LINE_SECONDS = 10.0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -148,7 +154,6 @@ def parser() -> argparse.ArgumentParser:
 AUTOSCALER = {
     "--target-backlog": ("target", "backlog seconds for each pod that it aims at"),
     "--min-pods": ("least", "fewest pods"),
-    "--max-pods": ("most", "most pods"),
     "--tolerance": ("tolerance", "share by which backlog may differ from the target"),
     "--sync": ("sync_seconds", "how often it decides, in seconds"),
     "--scale-up-window": ("up_window_seconds", "stabilisation before it grows, in seconds"),
@@ -181,6 +186,14 @@ def _add_autoscaler(made: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         default=15.0,
         help="age of the metrics that it sees (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max-pods",
+        dest="most",
+        type=count,
+        metavar="N",
+        help="most pods. Fewer than the peak needs, and texts are refused there, which is told (default: "
+        f"{Scaling.most}, as in deploy/kubernetes, or twice what the peak needs where that is more)",
     )
     defaults = {field.name: field.default for field in fields(Scaling)}
     for option, (name, text) in AUTOSCALER.items():
@@ -241,10 +254,14 @@ def check(arguments: argparse.Namespace) -> None:
         )
     if arguments.pods == 0:
         raise UserError("--pods is 0; give 1 or more")
-    if not 1 <= arguments.least <= arguments.most:
+    if arguments.least < 1:
         raise UserError(
-            f"--min-pods is {arguments.least} and --max-pods {arguments.most}; give 1 or more, and no more than the "
-            "second. Backlog is reported by pods, so that none is reported where there are none"
+            "--min-pods is 0; give 1 or more: backlog is reported by pods, so that none is reported where there are "
+            "none"
+        )
+    if arguments.most is not None and arguments.most < arguments.least:
+        raise UserError(
+            f"--min-pods is {arguments.least} and --max-pods {arguments.most}; give no more than the second"
         )
     for option in ("--target-backlog", "--sync"):
         if not getattr(arguments, AUTOSCALER[option][0]):
@@ -281,6 +298,7 @@ def main(argv: Sequence[str]) -> int:
         if arguments.requests_per_second is None:
             print(profile.model_dump_json(indent=2, exclude={"spec"}))
             return 0
+        progress("cutting texts", 0.0)
         language = profile.spec.language
         texts = draw_texts(distribution, language, arguments.seed)
         planned = plan_texts(texts, FrontEnd.from_spec(profile.spec.front_end), language)
@@ -302,9 +320,8 @@ def main(argv: Sequence[str]) -> int:
                 metric_delay_seconds=arguments.metric_delay,
                 seed=arguments.seed,
             ),
-            scaling=None
-            if arguments.no_autoscaler
-            else Scaling(**{name: getattr(arguments, name) for name, _ in AUTOSCALER.values()}),
+            scaling=None if arguments.no_autoscaler else autoscaler(arguments),
+            roomy=arguments.most is None,
             pod_price=arguments.pod_price,
             fixed=arguments.pods,
         )
@@ -318,6 +335,12 @@ def main(argv: Sequence[str]) -> int:
     if answer.why and not arguments.pods:
         raise QualityError("the target cannot be met: " + answer.why)
     return 0
+
+
+def autoscaler(arguments: argparse.Namespace) -> Scaling:
+    """The autoscaler that was asked for; without ``--max-pods`` its most are a start (`Question.roomy`)."""
+    given = {name: getattr(arguments, name) for name, _ in AUTOSCALER.values()}
+    return Scaling(**given, most=arguments.most or max(Scaling.most, arguments.least))
 
 
 def measured(arguments: argparse.Namespace, progress: Callable[[str, float], None]) -> Profile:
@@ -365,18 +388,41 @@ def measured(arguments: argparse.Namespace, progress: Callable[[str, float], Non
 
 @contextmanager
 def shown() -> Iterator[Callable[[str, float], None]]:
-    """A bar on standard error for what takes long, where somebody looks."""
+    """A bar with the time that remains of each piece of work; a line now and then where there is no screen."""
+    if not sys.stderr.isatty():
+        yield lines()
+        return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
-    task = bar.add_task("", total=1.0)
-    with bar:
-        yield lambda what, share: bar.update(task, description=what, completed=share)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        bar = bars.add_task("", total=1.0)
+        piece = ""
+
+        def move(what: str, share: float) -> None:
+            nonlocal piece
+            if what != piece:
+                bars.reset(bar)
+                piece = what
+            bars.update(bar, description=what, completed=share)
+
+        yield move
+
+
+def lines() -> Callable[[str, float], None]:
+    """Tells of progress by a line on standard error every `LINE_SECONDS`."""
+    begun = told = time.monotonic()
+    piece = ""
+
+    def line(what: str, share: float) -> None:
+        nonlocal begun, told, piece
+        now = time.monotonic()
+        if what != piece:
+            piece, begun = what, now
+        if share and now - told >= LINE_SECONDS:
+            told = now
+            left = (now - begun) * (1 - share) / share
+            print(f"{what}: {share:.0%}, {left:.0f} s left", file=sys.stderr)
+
+    return line

@@ -10,7 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from services.planning.answer import PERCENTILES, Answer, Question, Row
+from services.planning.answer import PERCENTILES, ROOM, Answer, Question, Row, Scaled
+from services.planning.autoscaler import Scaling
 from services.tables import print_table
 from shared.errors import MissingExtraError, UserError
 from shared.wording import counted
@@ -41,7 +42,6 @@ def to_json(question: Question, answer: Answer) -> dict[str, Any]:
         "target": asdict(question.target),
         "load": asdict(question.load),
         "settings": asdict(question.settings),
-        "scaling": asdict(question.scaling) if question.scaling else None,
         "machine": profile.model_dump(include={"voice", "variant", "machine", "threads", "streams"}),
     }
     return {name: _finite(value) for name, value in content.items()}
@@ -76,23 +76,39 @@ def sentences(question: Question, answer: Answer) -> list[str]:
         f"when it never rests; a request is {answer.audio_seconds:.1f} s of audio. Alone on an idle pod its first "
         f"audio takes {_times(answer.alone.first_audio)} s (p50 / p95 / p99)."
     )
-    if answer.scaled and question.scaling:
-        row = answer.scaled.row
+    if answer.scaled and answer.scaling:
+        said += _autoscaled(question, answer, answer.scaling, answer.scaled)
+    return said
+
+
+def _autoscaled(question: Question, answer: Answer, scaling: Scaling, scaled: Scaled) -> list[str]:
+    """What comes of the load under an autoscaler, and which of its limits it has met."""
+    row, peak = scaled.row, max(answer.pods or 0, answer.needed)
+    under = (
+        f"Under the autoscaler ({scaling.least} to {scaling.most} pods, {scaling.target:g} s of backlog for each) and "
+        f"a {question.load.shape} load there are {row.pods:.1f} pods on average and {scaled.most_pods} at most; first "
+        f"audio {_times(row.first_audio)} s, {row.refused:.2%} refused: the target is "
+        f"{'' if row.met else 'not '}met."
+    )
+    said = [under]
+    if question.roomy and scaling.most > Scaling.most:
         said.append(
-            f"Under the autoscaler ({question.scaling.least} to {question.scaling.most} pods, "
-            f"{question.scaling.target:g} s of backlog for each) and a {load.shape} load there are "
-            f"{row.pods:.1f} pods on average and {answer.scaled.most_pods} at most; first audio "
-            f"{_times(row.first_audio)} s, {row.refused:.2%} refused: the target is {'' if row.met else 'not '}met."
+            f"It was given {ROOM} times what the peak needs, for want of --max-pods: the manifests' maxReplicas, "
+            f"{Scaling.most}, has to be raised to that."
         )
-        if answer.pods and not row.met:
-            said.append(
-                f"Backlog tells of trouble only when it is there: with --min-pods {answer.pods} the peak is met, and "
-                "a lower --target-backlog or a shorter --pod-start helps with what rises slowly."
-            )
-        if answer.scaled.part > 1:
-            said.append(
-                f"(The autoscaler was simulated with one of every {answer.scaled.part} pods and requests.)"
-            )
+    if scaled.at_most:
+        more = f": give it more, --max-pods {ROOM * peak} for instance" if scaling.most < peak else ""
+        said.append(
+            f"For {scaled.at_most:.1%} of the time there were as many pods as it may have; the peak needs "
+            f"{peak}{more}."
+        )
+    if answer.pods and answer.pods <= scaling.most and not row.met:
+        said.append(
+            f"Backlog tells of trouble only when it is there: with --min-pods {answer.pods} the peak is met, and "
+            "a lower --target-backlog or a shorter --pod-start helps with what rises slowly."
+        )
+    if scaled.part > 1:
+        said.append(f"(The autoscaler was simulated with one of every {scaled.part} pods and requests.)")
     return said
 
 

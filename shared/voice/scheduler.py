@@ -25,6 +25,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Literal
 
 from shared.errors import DeadlineError, OverloadedError
@@ -128,6 +129,9 @@ class Finish:
 
 Event = Release | Finish
 
+#: A unit that a request wants computed next, after how urgent it is: the smaller is sooner, and no two are alike.
+_Wish = tuple[tuple[int, float, int], Unit]
+
 
 @dataclass
 class _Segment:
@@ -139,11 +143,16 @@ class _Segment:
     """Audio seconds of the request before it."""
     dispatched: int = 0
     done: set[int] = field(default_factory=set)
+    offsets: list[float] = field(init=False)
+    """Audio seconds of the segment before each window, and before its pause."""
+
+    def __post_init__(self) -> None:
+        self.offsets = list(accumulate((window.audio_seconds for window in self.windows), initial=0.0))
 
     @property
     def end(self) -> float:
         """Audio seconds of the request up to the next segment."""
-        return self.start + sum(window.audio_seconds for window in self.windows) + self.pause_seconds
+        return self.start + self.offsets[-1] + self.pause_seconds
 
 
 @dataclass
@@ -173,6 +182,10 @@ class _Request:
     """Audio seconds given out so far."""
     taken: float = 0.0
     """Audio seconds that the reader took."""
+    wish: _Wish | None = None
+    """As it was when it was last looked for."""
+    changed: bool = True
+    """Whether it has to be looked for anew. Everything that a wish depends on belongs to the request."""
 
     @property
     def length(self) -> float:
@@ -200,7 +213,7 @@ class Scheduler:
     """Decides what is computed next. Not safe to use from several threads at once: see `shared.voice.runtime`.
 
     Args:
-        policy: Its settings.
+        policy: Its settings. Of them `streams` may change later.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -273,26 +286,25 @@ class Scheduler:
         if found := self._requests.get(request):
             per_character = self._speed(found.voice).character
             found.estimates = [length * per_character for length in characters]
-            found.planned = True
+            found.planned = found.changed = True
 
     # ---------------------------------------------------------------------------------------------- work
 
     def next(self, now: float) -> Job | None:
         """The job that should be computed now; it is no longer offered. Nothing if there is none."""
-        best: dict[Priority, tuple[tuple[int, float, int], Unit, _Request]] = {}
+        best: dict[Priority, _Wish] = {}
         for number, request in self._requests.items():
-            unit = self._candidate(number, request)
-            if unit is not None:
-                found = (*self._urgency(request, unit), number), unit, request
-                if request.priority not in best or found[0] < best[request.priority][0]:
-                    best[request.priority] = found
+            wish = self._wish(number, request)
+            if wish and (request.priority not in best or wish[0] < best[request.priority][0]):
+                best[request.priority] = wish
         if not best:
             return None
         contested = len(best) > 1
         turn: Priority = "interactive"
         if turn not in best or (contested and self._owed >= self._cost(best["bulk"][1])):
             turn = "bulk"
-        _, unit, request = best[turn]
+        _, unit = best[turn]
+        request = self._requests[unit.request]
         job = self._render(unit, request) if unit.window is None else self._decode(unit, request)
         if contested:
             self._share(job)
@@ -316,6 +328,14 @@ class Scheduler:
         if unit.window is None:
             return request.estimates[0] * speed.render
         return self._shape(unit).audio_seconds * speed.decode
+
+    def _wish(self, number: int, request: _Request) -> _Wish | None:
+        """What a request wants computed next, and how urgently; looked for anew only where the request has changed."""
+        if request.changed:
+            unit = self._candidate(number, request)
+            request.wish = None if unit is None else ((*self._urgency(request, unit), number), unit)
+            request.changed = False
+        return request.wish
 
     def _candidate(self, number: int, request: _Request) -> Unit | None:
         """The unit that a request wants computed next."""
@@ -349,22 +369,23 @@ class Scheduler:
         if unit.window is None:
             return request.length
         segment = request.segments[unit.segment]
-        return segment.start + sum(window.audio_seconds for window in segment.windows[: unit.window])
+        return segment.start + segment.offsets[unit.window]
 
     def _render(self, unit: Unit, request: _Request) -> Job:
-        request.rendering = True
+        request.rendering = request.changed = True
         return Job(request.voice, (unit,), 0.0)
 
     def _decode(self, unit: Unit, request: _Request) -> Job:
         shape = self._shape(unit)
         alone = bool(request.retries)
         self._dispatch(unit, request)
-        units = [unit]
+        units, audio = [unit], shape.audio_seconds
         most = 1 if alone else self._batch(request.voice, shape)
         while len(units) < most and (other := self._companion(request.voice, shape.width)):
             self._dispatch(other, self._requests[other.request])
             units.append(other)
-        return Job(request.voice, tuple(units), sum(self._shape(unit).audio_seconds for unit in units))
+            audio += self._shape(other).audio_seconds
+        return Job(request.voice, tuple(units), audio)
 
     def _batch(self, voice: str, shape: WindowShape) -> int:
         """How many windows of a shape one call may hold."""
@@ -377,12 +398,13 @@ class Scheduler:
         for number, request in self._requests.items():
             if request.voice != voice or request.retries:
                 continue
-            unit = self._candidate(number, request)
-            if unit and unit.window is not None and self._shape(unit).width == width:
-                found.append(((*self._urgency(request, unit), number), unit))
-        return min(found, key=lambda pair: pair[0])[1] if found else None
+            wish = self._wish(number, request)
+            if wish and wish[1].window is not None and self._shape(wish[1]).width == width:
+                found.append(wish)
+        return min(found, key=lambda wish: wish[0])[1] if found else None
 
     def _dispatch(self, unit: Unit, request: _Request) -> None:
+        request.changed = True
         if request.retries:
             request.retries.popleft()
             return
@@ -451,6 +473,7 @@ class Scheduler:
         return events
 
     def _release(self, number: int, request: _Request, now: float) -> list[Event]:
+        request.changed = True
         events: list[Event] = []
         index, window = request.release_from
         while index < len(request.segments):
@@ -480,7 +503,9 @@ class Scheduler:
         units = [unit for unit in job.units if unit.request in self._requests]
         if len(job.units) > 1:
             for unit in units:
-                self._requests[unit.request].retries.append(unit)
+                request = self._requests[unit.request]
+                request.retries.append(unit)
+                request.changed = True
             return []
         for unit in units:
             del self._requests[unit.request]
@@ -492,6 +517,7 @@ class Scheduler:
         """Note that a reader took audio."""
         if found := self._requests.get(request):
             found.taken += audio_seconds
+            found.changed = True
 
     def cancel(self, request: int) -> bool:
         """Forget a request and its work; what is being computed for it is computed in vain."""
@@ -532,7 +558,9 @@ class Scheduler:
         return characters * self._speed(voice).character
 
     def _speed(self, voice: str) -> _Speed:
-        return self._speeds.setdefault(voice, _Speed())
+        if voice not in self._speeds:
+            self._speeds[voice] = _Speed()
+        return self._speeds[voice]
 
     def forget_voice(self, voice: str) -> None:
         """Forget the speeds of a voice that is no longer loaded."""

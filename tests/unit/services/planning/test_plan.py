@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from services.cli import main
-from services.planning import answer
+from services.planning import answer, cli
 from services.planning import profile as profiles
 from services.planning.answer import Question, Target
 from services.planning.autoscaler import Scaling
 from services.planning.profile import Profile, measure
+from services.planning.report import sentences
 from services.planning.simulation import Settings, TextWork
 from services.planning.workload import Load, draw_texts, parse_distribution, plan_texts
 from shared.errors import UserError
@@ -138,6 +143,59 @@ def test_a_given_number_of_pods_is_judged(saved: Path, capsys: pytest.CaptureFix
     assert "With 1 pod there is not a first audio within 0.5 s" in capsys.readouterr().out
 
 
+def test_the_autoscaler_has_room_for_the_load_unless_it_was_given_a_limit(
+    profile: Profile, texts: list[TextWork]
+) -> None:
+    """Twenty pods, the manifests' most, once stood for any load, and the answer of a larger one was of its refusals."""
+    monday = replace(ask(texts, profile, 0.4, rate=30.0), scaling=Scaling(), roomy=True, fixed=30)
+    roomy = monday.answer()
+    assert roomy.scaling
+    assert roomy.scaled
+    assert roomy.scaling.most == answer.ROOM * max(30, roomy.needed) > Scaling.most
+    assert f"maxReplicas, {Scaling.most}, has to be raised" in " ".join(sentences(monday, roomy))
+    assert roomy.scaled.at_most == 0.0
+    small = replace(ask(texts, profile, 0.4), scaling=Scaling(), roomy=True, fixed=4).answer()
+    assert small.scaling == Scaling()
+
+
+def test_a_limit_that_was_met_is_told_with_what_the_peak_needs(
+    saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--target-first-audio", "0.5", "--pods", "5", "--duration", "60", "--max-pods"]
+    assert main(plan(saved, *asked, "1", "--json")) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["scaling"]["most"], found["scaled"]["at_most"]) == (1, 1.0)
+    assert main(plan(saved, *asked, "1")) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"as many pods as it may have; the peak needs {found['pods']}: give it more, --max-pods" in said
+    assert f"--min-pods {found['pods']}" not in said, "it could not be had with this limit"
+
+
+def test_where_there_is_no_screen_lines_tell_how_far_it_is(
+    saved: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "LINE_SECONDS", 0.0)
+    assert main(plan(saved, "--target-first-audio", "0.5", "--pods", "5", "--duration", "60", "--json")) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)
+    assert re.search(r"^simulating 5 pods: \d+%, \d+ s left$", printed.err, re.MULTILINE)
+    assert re.search(r"^simulating the autoscaler: \d+%, \d+ s left$", printed.err, re.MULTILINE)
+
+
+def test_a_screen_is_shown_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(
+        "rich.console.Console", lambda **_: Console(file=screen, force_terminal=True, width=100)
+    )
+    with cli.shown() as progress:
+        progress("simulating 5 pods", 0.5)
+        progress("simulating the autoscaler", 0.25)
+    drawn = screen.getvalue()
+    assert "simulating the autoscaler" in drawn
+    assert "25%" in drawn
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -145,6 +203,7 @@ def test_a_given_number_of_pods_is_judged(saved: Path, capsys: pytest.CaptureFix
         (["--target-first-audio", "1", "--measure"], "finished measurement"),
         (["--target-first-audio", "1", "--min-pods", "3", "--max-pods", "2"], "--min-pods is 3"),
         (["--target-first-audio", "1", "--min-pods", "0"], "none is reported where there are none"),
+        (["--target-first-audio", "1", "--max-pods", "0"], "--max-pods 0"),
         (["--target-first-audio", "1", "--target-backlog", "0"], "--target-backlog is 0"),
         (["--target-first-audio", "1", "--plot", "x.pdf"], ".html, .png, .svg"),
         (["--target-first-audio", "1", "--plot", "nowhere/x.png"], "there is no folder"),

@@ -66,6 +66,65 @@ def test_the_same_seed_gives_the_same_and_another_does_not(profile: Profile, tex
     assert len(other.total) != len(first.total) or not np.array_equal(other.total, first.total)
 
 
+def figures(outcome: Outcome) -> list[float]:
+    """Some numbers of an outcome, of which none stays if an event comes before another one instead of after it."""
+    return [
+        len(outcome.total),
+        float(np.isinf(outcome.total).sum()),
+        float(outcome.first_audio[np.isfinite(outcome.first_audio)].sum()),
+        float(outcome.total[np.isfinite(outcome.total)].sum()),
+        outcome.busy_seconds,
+        outcome.pod_seconds,
+        outcome.span,
+        sum(sample.backlog_seconds for sample in outcome.samples),
+        sum(sample.pods * number for number, sample in enumerate(outcome.samples)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "load", "golden"),
+    [
+        (
+            {"pods": 3, "policy": Policy(max_batch=4, buffer_seconds=2.0), "balancing": "least-requests"},
+            Load("constant", 9.0, 200.0),
+            [
+                1789,
+                217,
+                186.9417249478259,
+                13362.970564947824,
+                1234.9942959999887,
+                622.6842315470459,
+                207.56141051568196,
+                278.05758617582865,
+                2460,
+            ],
+        ),
+        (
+            {"pods": 1, "scaling": replace(Scaling(), target=1.0, most=5, down_window_seconds=60.0)},
+            Load("daily", 9.0, 900.0),
+            [
+                4563,
+                4,
+                453.30385000049756,
+                6173.033452188389,
+                3372.4854959998006,
+                2851.346239208582,
+                900.187428352041,
+                117.814740302449,
+                53103,
+            ],
+        ),
+    ],
+)
+def test_results_stay_what_they_were(
+    profile: Profile, texts: list[TextWork], settings: dict[str, object], load: Load, golden: list[float]
+) -> None:
+    """Numbers of the plain scheduler and simulation, from before anything was remembered between events."""
+    streams = profile.model_copy(update={"streams": 2})
+    outcome = Simulation(texts, streams, Settings(**settings)).run(load, warm_up=10.0)  # type: ignore[arg-type]
+    assert figures(outcome) == pytest.approx(golden, rel=1e-9)
+
+
 def test_more_pods_are_never_slower(profile: Profile, texts: list[TextWork]) -> None:
     rate = 2 * capacity(texts, profile)
     outcomes = [play(texts, profile, rate, 200.0, pods=pods) for pods in (3, 4, 6, 12)]

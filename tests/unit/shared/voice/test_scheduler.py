@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import heapq
 import math
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.errors import OverloadedError
-from shared.voice.scheduler import Finish, Job, Policy, Release, Scheduler, Unit, WindowShape
+from shared.voice.scheduler import (
+    Finish,
+    Job,
+    Policy,
+    Release,
+    Scheduler,
+    Unit,
+    WindowShape,
+    _Request,
+    _Wish,
+)
 
 #: Engine seconds of a rendering, and of a call of the decoder beside what its windows take.
 RENDER, CALL = 0.02, 0.001
@@ -213,6 +224,28 @@ def test_every_request_is_answered_once_and_in_order(
         assert len(done) == len(set(done)), "computed twice"
 
 
+class Forgetful(Scheduler):
+    """The same without a memory: every wish is looked for anew."""
+
+    def _wish(self, number: int, request: _Request) -> _Wish | None:
+        request.changed = True
+        return super()._wish(number, request)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    policy=policies,
+    asked=st.lists(requests(), min_size=1, max_size=12),
+    failing=st.frozensets(st.integers(0, 30)),
+)
+def test_what_a_request_wants_is_remembered_no_longer_than_it_is_true(
+    policy: Policy, asked: list[Request], failing: frozenset[int]
+) -> None:
+    plain = World(policy, copy.deepcopy(asked), failing=failing)
+    plain.scheduler = Forgetful(policy)
+    assert World(policy, asked, failing=failing).play().jobs == plain.play().jobs
+
+
 @settings(deadline=None, max_examples=100)
 @given(policy=policies, asked=st.lists(requests(), min_size=1, max_size=8))
 def test_who_leaves_leaves_nothing(policy: Policy, asked: list[Request]) -> None:
@@ -231,6 +264,22 @@ def test_who_leaves_leaves_nothing(policy: Policy, asked: list[Request]) -> None
     assert scheduler.backlog_seconds() == 0
     assert job is not None
     assert scheduler.rendered(job, 1, engine_seconds=1, windows=[WindowShape(1, 1.0)]) == []
+
+
+def test_a_plan_and_a_reader_that_takes_are_noticed() -> None:
+    scheduler = Scheduler(Policy(buffer_seconds=1))
+    number = scheduler.admit(0, "joe", 10)
+    assert scheduler.next(0) is None, "not planned"
+    scheduler.plan(number, [10])
+    rendering = scheduler.next(0)
+    assert rendering
+    scheduler.rendered(rendering, 0, engine_seconds=0.01, windows=[WindowShape(10, 1.5)] * 2)
+    first = scheduler.next(0)
+    assert first
+    scheduler.decoded(first, 0, engine_seconds=0.01)
+    assert scheduler.next(0) is None, "the buffer is full"
+    scheduler.take(number, 1.5)
+    assert scheduler.next(0)
 
 
 def long(at: float = 0.0, **fields: object) -> Request:

@@ -95,10 +95,12 @@ def find(objects: list[Object], kind: str, name: str | None = None) -> Object:
 
 
 def pod_templates(objects: list[Object]) -> Iterator[tuple[str, Object]]:
-    """Every pod template, with what it belongs to."""
+    """Every pod template, with what it belongs to, and every pod."""
     for o in objects:
         name = f"{o['kind']}/{o['metadata']['name']}"
         match o["kind"]:
+            case "Pod":
+                yield name, o
             case "Deployment" | "Job":
                 yield name, o["spec"]["template"]
             case "CronJob":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,6 +41,7 @@ COMPOSED = {
     "keda": (("base",), ("keda", "monitoring")),
     "scale-to-zero": (("base",), ("scale-to-zero",)),
     "gpu": (("base", "training/job"), ("gpu",)),
+    "gpus of several nodes": (("training/trainjob",), ("gpu",)),
     "kueue": (("training/job", "training/trainjob"), ("kueue",)),
     "one machine's training": (("training/job", "training/export"), ("store-volume",)),
 }
@@ -52,6 +54,7 @@ OLD = {
 }
 #: Our kinds whose schema nobody publishes in a form that can be had from Python.
 WITHOUT_SCHEMA = {"GRPCRoute"}
+PAGE = (ROOT / "docs" / "kubernetes.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +119,7 @@ def test_every_component_is_rendered_and_explained(everything: dict[str, list[Ob
         text = (KUBERNETES / "overlays" / overlay / "kustomization.yaml").read_text()
         used |= set(re.findall(r"\.\./\.\./components/([\w-]+)", text))
     assert used == known
-    page = (ROOT / "docs" / "kubernetes.md").read_text()
-    assert [name for name in sorted(known) if f"`{name}`" not in page] == []
+    assert [name for name in sorted(known) if f"`{name}`" not in PAGE] == []
 
 
 def test_what_the_e2e_overlay_runs_is_the_base_in_older_words() -> None:
@@ -314,6 +316,15 @@ def test_what_nobody_named_is_denied() -> None:
     assert not {"ingress", "egress"} & set(denied)
 
 
+def test_names_are_asked_wherever_the_cluster_answers() -> None:
+    """A cache on the node (NodeLocal DNSCache) has a link-local address, which no selector finds."""
+    policy = find(shipped("overlays/production"), "NetworkPolicy", "vits-store")["spec"]
+    assert policy["policyTypes"] == ["Egress"]
+    assert all(set(rule) == {"ports"} for rule in policy["egress"]), "to any address"
+    ports = {(port["protocol"], port["port"]) for rule in policy["egress"] for port in rule["ports"]}
+    assert ports == {("UDP", 53), ("TCP", 53), ("TCP", 443)}
+
+
 def test_pods_may_ask_for_the_clouds_credentials_where_an_overlay_says_so() -> None:
     """Metadata servers speak plain HTTP, and HTTPS is all that the base lets out."""
     objects = shipped("overlays/production")
@@ -485,30 +496,84 @@ def test_queued_training_waits_and_names_its_queue(everything: dict[str, list[Ob
 def test_gpus_go_to_servers_and_jobs(everything: dict[str, list[Object]]) -> None:
     found = {
         owner: container["resources"]["limits"].get("nvidia.com/gpu")
-        for owner, template in pod_templates(everything["gpu"])
+        for name in ("gpu", "gpus of several nodes")
+        for owner, template in pod_templates(everything[name])
         for container in containers(template)
     }
-    assert found == {"Deployment/vits-serve": "1", "Job/vits-train": "1", "CronJob/vits-collect": None}
+    assert found == {
+        "Deployment/vits-serve": "1",
+        "Job/vits-train": "1",
+        "TrainingRuntime/vits-train": "1",
+        "CronJob/vits-collect": None,
+    }
 
 
-def test_one_machine_keeps_its_store_on_a_volume(everything: dict[str, list[Object]]) -> None:
-    objects = everything["overlays/dev"]
+def test_an_overlay_names_the_images_that_gpus_take(tmp_path: Path) -> None:
+    compose(tmp_path, resources=("base", "training/job"), components=("gpu",))
+    kustomization = yaml.safe_load((tmp_path / "kustomization.yaml").read_text())
+    kustomization["images"] = [
+        {"name": name, "newName": f"registry.example.com/{name}", "newTag": "0.1.0"}
+        for name in ("vits-serve-gpu", "vits-train-gpu", "vits-serve", "vits-train")
+    ]
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    images = {
+        container["image"]
+        for _, template in pod_templates(render(tmp_path))
+        for container in containers(template)
+    }
+    assert images == {f"registry.example.com/vits-{kind}-gpu:0.1.0" for kind in ("serve", "train")}
+
+
+@pytest.mark.parametrize("overlay", ["overlays/production", "overlays/e2e"])
+def test_gpus_are_not_given_to_images_that_were_named_before(tmp_path: Path, overlay: str) -> None:
+    """They would stay the CPU's."""
+    with pytest.raises(RenderError, match="test failed"):
+        compose(tmp_path, resources=(overlay,), components=("gpu",), namespace="speech")
+
+
+def test_one_machine_keeps_its_store_and_recordings_on_volumes(everything: dict[str, list[Object]]) -> None:
+    objects, training = everything["overlays/dev"], everything["one machine's training"]
     assert settings(objects)["VITS_STORE"] == "file:///store"
     # The service's, and nobody else's to delete.
-    claims = {name: [o for o in everything[name] if o["kind"] == "PersistentVolumeClaim"]
-              for name in ("overlays/dev", "one machine's training")}  # fmt: skip
-    assert [claim["metadata"]["name"] for claim in claims["overlays/dev"]] == ["vits-store"]
-    assert claims["one machine's training"] == []
-    for _, template in [*pod_templates(objects), *pod_templates(everything["one machine's training"])]:
+    claims = [thing["metadata"]["name"] for thing in objects if thing["kind"] == "PersistentVolumeClaim"]
+    assert sorted(claims) == ["vits-data", "vits-store"]
+    assert [thing for thing in training if thing["kind"] == "PersistentVolumeClaim"] == []
+    templates = dict([*pod_templates(objects), *pod_templates(training)])
+    for owner, template in templates.items():
         for container in containers(template):
-            assert "/store" in {mount["mountPath"] for mount in container["volumeMounts"]}
+            assert "/store" in {mount["mountPath"] for mount in container["volumeMounts"]}, owner
+        mounted = {
+            volume["persistentVolumeClaim"]["claimName"]
+            for volume in template["spec"]["volumes"]
+            if "persistentVolumeClaim" in volume
+        }
+        assert mounted <= set(claims), owner
+    # The way to both, while no server lives yet.
+    (shell,) = containers(templates["Pod/vits-shell"])
+    assert {"/store", "/data"} <= {mount["mountPath"] for mount in shell["volumeMounts"]}
+    assert "exec -i vits-shell" in PAGE
 
 
-def test_one_machine_takes_its_own_images(everything: dict[str, list[Object]]) -> None:
-    """`latest` would be pulled, from where it is not."""
-    for owner, template in pod_templates(everything["overlays/dev"]):
-        for container in containers(template):
-            assert container["imagePullPolicy"] == "IfNotPresent", owner
+def test_images_on_a_node_are_used_as_they_are(everything: dict[str, list[Object]]) -> None:
+    """`latest`, or no tag, would be pulled, and one machine's images are nowhere else."""
+    for name, objects in everything.items():
+        for owner, template in pod_templates(objects):
+            for container in containers(template):
+                assert container["imagePullPolicy"] == "IfNotPresent", (name, owner)
+
+
+def test_the_overlays_that_the_page_shows_are_rendered(tmp_path: Path) -> None:
+    shown = re.findall(r"```yaml\n(apiVersion: kustomize\.config.*?)```", PAGE, re.DOTALL)
+    assert len(shown) == 4
+    for number, text in enumerate(shown):
+        # With the namespace that is beside it, and a run.
+        (folder := tmp_path / str(number)).mkdir()
+        compose(folder, resources=(), components=())
+        (folder / "run.json").write_text("{}")
+        path = os.path.relpath(KUBERNETES, folder)
+        (folder / "kustomization.yaml").write_text(text.replace("../vits/deploy/kubernetes", path))
+        for thing in render(folder):
+            assert problems(thing, VERSIONS[-1]) == [], (number, thing["kind"])
 
 
 def test_an_ingress_takes_what_the_api_takes() -> None:

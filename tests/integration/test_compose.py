@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
+from shared.store import Store
+from tests.infra.s3_server import S3Server
+
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "deploy" / "compose.yaml"
 
@@ -39,12 +42,9 @@ def composed() -> dict[str, Any]:
 
 
 def test_every_file_that_it_mounts_is_there(composed: dict[str, Any]) -> None:
-    mounted = [
-        volume.split(":")[0]
-        for service in composed["services"].values()
-        for volume in service.get("volumes", [])
-        if isinstance(volume, str) and volume.startswith("./")
-    ]
+    volumes = [one for service in composed["services"].values() for one in service.get("volumes", [])]
+    sources = [one["source"] if isinstance(one, dict) else one.split(":")[0] for one in volumes]
+    mounted = [source for source in sources if source.startswith("./")]
     assert len(mounted) == 5
     for path in mounted:
         assert (FILE.parent / path).exists(), path
@@ -89,6 +89,57 @@ def test_our_containers_are_confined_and_know_the_store(composed: dict[str, Any]
     assert service["environment"]["AWS_ENDPOINT_URL"] == "http://store:8333"
     store = composed["services"]["store"]["environment"]
     assert store.items() <= service["environment"].items()
+
+
+@pytest.mark.usefixtures("composed")
+def test_a_bucket_of_the_users_own_takes_the_stores_place() -> None:
+    """The page says so; the addresses were once written into the file."""
+    own = {
+        "VITS_STORE": "s3://mine/voices",
+        "AWS_ENDPOINT_URL": "https://s3.eu-central-1.amazonaws.com",
+        "AWS_REGION": "eu-central-1",
+        "AWS_ACCESS_KEY_ID": "me",
+        "AWS_SECRET_ACCESS_KEY": "mine",
+    }
+    page = (ROOT / "docs" / "compose.md").read_text(encoding="utf-8")
+    assert [name for name in own if f"{name}=" not in page] == []
+    services = read(**own)["services"]
+    for name in ("bucket", "train", "export", "serve"):
+        assert own.items() <= services[name]["environment"].items(), name
+
+
+@pytest.mark.parametrize("given", ["memory://own", "./store", "file:///store"])
+def test_what_containers_do_not_share_is_no_store(given: str) -> None:
+    """The shell may have exported it for the commands beside Compose."""
+    said = make_bucket(given)
+    assert said.returncode
+    assert f"VITS_STORE is {given}" in said.stderr
+    assert "Traceback" not in said.stderr
+
+
+def test_a_bucket_that_is_there_keeps_what_it_has(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step writes before anything is trained, and a user's own bucket may hold anything."""
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    store = Store.open(f"s3://{s3_server.bucket}/own")
+    store.write("first", b"mine")
+    said = make_bucket(store.url, **s3_server.environment())
+    assert said.returncode == 0, said.stderr
+    assert [found.path for found in store.list("")] == ["first"]
+
+
+def make_bucket(store: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the step that makes the bucket, here."""
+    _, option, code = yaml.safe_load(FILE.read_text())["services"]["bucket"]["entrypoint"]
+    return subprocess.run(
+        [sys.executable, option, code],
+        env={"PYTHONPATH": str(ROOT), "VITS_STORE": store, **environment},
+        text=True,
+        capture_output=True,
+        check=False,
+    )
 
 
 def test_keys_of_the_users_own_reach_store_and_containers(composed: dict[str, Any]) -> None:

@@ -60,7 +60,7 @@ from shared.cache import default_cache
 from shared.processor import cpu_model
 from shared.registry import Registry
 from shared.store import Store
-from shared.voice import SpeechParameters, Voice
+from shared.voice import Plan, SpeechParameters, Voice
 from shared.voice.engine import Arrays
 from shared.voice.layout import Opening
 from shared.voice.selection import recommended_variant
@@ -175,9 +175,14 @@ class Bench:
 # --- The yardstick -----------------------------------------------------------------------------------------
 
 
+def planned(voice: Voice, text: str) -> Plan:
+    """A text, read as a server reads it for a request that does not ask for timestamps."""
+    return voice.plan(text, SpeechParameters(seed=1), timed=False)
+
+
 def spoken_seconds(voice: Voice, text: str) -> float:
     """How long a text sounds, pauses left out."""
-    plan = voice.plan(text, SpeechParameters(seed=1))
+    plan = planned(voice, text)
     frames = sum(
         int(voice.render(plan, number).durations.sum()) for number in range(len(plan.script.segments))
     )
@@ -208,13 +213,13 @@ def made_to_measure(voice: Voice) -> Texts:
 
 def speak(voice: Voice, text: str) -> float:
     """Speak a text on the bare engine: audio seconds."""
-    plan = voice.plan(text, SpeechParameters(seed=1))
+    plan = planned(voice, text)
     return sum(len(samples) for samples in voice.speak(plan)) / voice.sampling_rate
 
 
 def engine_seconds(voice: Voice, text: str) -> float:
     """What the bare engine takes for a text, one step after the other; reading the text is left out."""
-    plan = voice.plan(text, SpeechParameters(seed=1))
+    plan = planned(voice, text)
     return timed(lambda: list(voice.speak(plan)))
 
 
@@ -323,7 +328,7 @@ def calls(bench: Bench) -> Figures:
         }
         length = max(slowest, key=lambda shape: slowest[shape])
         figures |= {f"slowest_{graph}_seconds": slowest[length], f"slowest_{graph}_length": length}
-    plans = [voice.plan(text, SpeechParameters(seed=1)) for text in texts]
+    plans = [planned(voice, text) for text in texts]
     tokens = [len(segment.tokens.ids) for plan in plans for segment in plan.script.segments]
     worst = max(figures[f"slowest_{graph}_seconds"] for graph in ("encoder", "flow", "decoder"))
     return figures | {"slowest_call_seconds": worst, "longest_segment_tokens": max(tokens)}
@@ -411,7 +416,7 @@ def added(bench: Bench) -> Figures:
         seconds = medians(
             {
                 "engine": lambda: engine_seconds(voice, text),
-                "reading": lambda: timed(lambda: voice.plan(text, SpeechParameters(seed=1))),
+                "reading": lambda: timed(lambda: planned(voice, text)),
                 "http": lambda: without_own(lambda: ask(connection, text)),
                 "grpc": lambda: without_own(over_grpc),
             },

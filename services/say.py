@@ -181,7 +181,7 @@ def say_in_process(arguments: argparse.Namespace) -> Speak:
             "speaking_rate": arguments.speed,
         }
         if arguments.streamed:
-            plan = voice.plan(arguments.text, SpeechParameters(**parameters), **options)
+            plan = voice.plan(arguments.text, SpeechParameters(**parameters), **options, timed=False)
             samples = voice.speak(plan)
             streamed = Said((), plan.seed, version.reference, plan.script.unknown)
             streamed.audio = packed(samples, voice.sampling_rate, arguments.format, streamed)

@@ -66,6 +66,7 @@ class Order(SpeechParameters):
         stand_in: Speaks where there is no voice of the name that ``voice`` is; there is none where not given.
         ssml: Whether the text is SSML.
         language: BCP 47 tag by which numbers and the like are read; the voice's own where not given.
+        timed: Whether it is asked when each word is heard.
         priority: ``bulk`` waits behind ``interactive``, but never starves.
         deadline_seconds: How long the caller waits for the last sample, from now on.
         caller: Whose quota it is, for the log.
@@ -78,6 +79,7 @@ class Order(SpeechParameters):
     stand_in: str | None = None
     ssml: bool = False
     language: str | None = None
+    timed: bool = False
     priority: Literal["interactive", "bulk"] = "interactive"
     deadline_seconds: float | None = None
     caller: str = ""
@@ -215,7 +217,7 @@ class Speaking:
         return tuple(self._durations)
 
     def timestamps(self) -> list[Timed]:
-        """When each word is heard, of the segments that were heard so far, if only in part."""
+        """When each word is heard, of the segments that were heard so far, if only in part; none if not ordered."""
         return word_times(
             self.script, self._durations, hop_length=self.hop_length, sampling_rate=self.sampling_rate
         )
@@ -446,6 +448,7 @@ class Speaker:
             ssml=order.ssml,
             language=order.language,
             lexicon=loaded.lexicon.current() if loaded.lexicon else None,
+            timed=order.timed,
         )
 
     def _note(self, order: Order, speaking: Speaking | None, outcome: str, seconds: float) -> None:

@@ -14,6 +14,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import accumulate
 
 from shared.text import characters, espeak, piper
 from shared.text.front_end import FrontEnd
@@ -48,14 +49,12 @@ class Spoken:
     Attributes:
         text: The units' spoken text.
         tokens: Its tokens; no ids if nothing of it has a sound.
-        spans: The words that have tokens.
-        starts: For each unit, its first token.
+        spans: The words that have tokens; none where their places were not asked for.
     """
 
     text: str
     tokens: Tokens
-    spans: tuple[Span, ...]
-    starts: tuple[int, ...]
+    spans: tuple[Span, ...] = ()
 
 
 def join(units: Sequence[Unit]) -> str:
@@ -64,11 +63,16 @@ def join(units: Sequence[Unit]) -> str:
     return first.spoken + "".join(f" {unit.spoken}" if unit.spaced else unit.spoken for unit in rest)
 
 
-def speak(front_end: FrontEnd, units: Sequence[Unit]) -> Spoken:
+def speak(front_end: FrontEnd, units: Sequence[Unit], *, timed: bool = True) -> Spoken:
     """Tokens of some units.
 
     Unless a unit has phonemes or a language of its own, they are those that ``front_end.tokenize`` gives for
     the text.
+
+    Args:
+        front_end: The voice's.
+        units: What to speak.
+        timed: Whether it is asked where each word is: with phonemes, that takes longer than all the rest.
 
     Raises:
         MissingExtraError: The voice needs phonemes, and the extra ``phonemes`` is not installed.
@@ -76,16 +80,14 @@ def speak(front_end: FrontEnd, units: Sequence[Unit]) -> Spoken:
     """
     match front_end.definition:
         case CharacterSpec() as spec:
-            tokens, owners = _speak_characters(spec, units)
+            tokens, owners = _speak_characters(spec, units, timed)
         case PiperSpec() as spec:
-            tokens, owners = _speak_piper(spec, units)
-    if not tokens.ids:
-        return Spoken(join(units), tokens, (), (0,) * len(units))
-    return Spoken(join(units), tokens, *_spans(units, owners))
+            tokens, owners = _speak_piper(spec, units, timed)
+    return Spoken(join(units), tokens, _spans(units, owners) if timed and tokens.ids else ())
 
 
-def _spans(units: Sequence[Unit], owners: Sequence[int | None]) -> tuple[tuple[Span, ...], tuple[int, ...]]:
-    """The words' tokens and every unit's first, from the unit that owns each token."""
+def _spans(units: Sequence[Unit], owners: Sequence[int | None]) -> tuple[Span, ...]:
+    """The words' tokens, from the unit that owns each token."""
     ranges: dict[int, tuple[int, int]] = {}
     first, current = 0, None
     for token, owner in enumerate([*owners, None]):
@@ -94,7 +96,6 @@ def _spans(units: Sequence[Unit], owners: Sequence[int | None]) -> tuple[tuple[S
                 ranges[current] = (ranges[current][0] if current in ranges else first, token)
             first, current = token, owner
     spans = []
-    starts = []
     position = 0
     for index, unit in enumerate(units):
         if index in ranges:
@@ -102,20 +103,21 @@ def _spans(units: Sequence[Unit], owners: Sequence[int | None]) -> tuple[tuple[S
             first, position = max(first, position), max(last, position)
             if unit.kind == "word" and first < position:
                 spans.append(Span(unit.start, unit.end, first, position))
-            starts.append(first)
-        else:
-            starts.append(position)
-    return tuple(spans), tuple(starts)
+    return tuple(spans)
 
 
 # ---------------------------------------------------------------------------------------- characters
 
 
-def _speak_characters(spec: CharacterSpec, units: Sequence[Unit]) -> tuple[Tokens, list[int | None]]:
-    """Tokens, and the unit that owns each: a word owns the blanks around its characters."""
+def _speak_characters(
+    spec: CharacterSpec, units: Sequence[Unit], timed: bool
+) -> tuple[Tokens, list[int | None]]:
+    """Tokens, and the unit that owns each if they are timed: a word owns the blanks around its characters."""
     placed = characters.place(spec, join(units))
     if not any(map(is_speakable, placed.spoken)):
         return Tokens((), (), placed.tokens.unknown), []
+    if not timed:
+        return placed.tokens, []
     owners: list[int | None] = [None] * len(placed.tokens.ids)
     for owner, token in zip(_character_owners(spec, units, placed.prepared), placed.places, strict=True):
         if token < len(owners):
@@ -194,13 +196,14 @@ def _group_owners(prepared: str, units: Sequence[Unit]) -> list[int | None]:
 
 @dataclass(frozen=True)
 class _Point:
-    """One code point of the phonemes, and the unit that it speaks."""
+    """One code point of the phonemes, and the unit that it speaks if that was asked for."""
 
     symbol: str
     owner: int | None
 
 
-def _speak_piper(spec: PiperSpec, units: Sequence[Unit]) -> tuple[Tokens, list[int | None]]:
+def _speak_piper(spec: PiperSpec, units: Sequence[Unit], timed: bool) -> tuple[Tokens, list[int | None]]:
+    """Tokens, and the unit that owns each if they are timed."""
     points: list[_Point] = []
     unknown: list[str] = []
     for first, run in _runs(units):
@@ -209,7 +212,7 @@ def _speak_piper(spec: PiperSpec, units: Sequence[Unit]) -> tuple[Tokens, list[i
         if run[0].phonemes is not None:
             points += [_Point(symbol, first) for symbol in _ipa(spec, run[0].phonemes)]
         else:
-            read, unreadable = _read(spec, run, first)
+            read, unreadable = _read(spec, run, first, timed)
             points += read
             unknown += unreadable
     while points and points[-1].symbol == " ":
@@ -219,6 +222,8 @@ def _speak_piper(spec: PiperSpec, units: Sequence[Unit]) -> tuple[Tokens, list[i
     if not any(is_speakable(point.symbol) for point in known):
         return Tokens((), (), once_each(unknown)), []
     tokens, places = piper.lay_out(spec, [point.symbol for point in known], once_each(unknown))
+    if not timed:
+        return tokens, []
     owners: list[int | None] = [None] * len(tokens.ids)
     ends = [*places[1:], len(owners) - len(spec.vocab[piper.END])]
     for point, start, end in zip(known, places, ends, strict=True):
@@ -263,7 +268,7 @@ def _ipa(spec: PiperSpec, phonemes: str) -> str:
     )
 
 
-def _read(spec: PiperSpec, run: Sequence[Unit], first: int) -> tuple[list[_Point], list[str]]:
+def _read(spec: PiperSpec, run: Sequence[Unit], first: int, timed: bool) -> tuple[list[_Point], list[str]]:
     """The phonemes of a run of units, and the characters that espeak-ng cannot be given."""
     written = join(run)
     text = "".join(character for character in written if not piper.is_unreadable(character))
@@ -272,7 +277,7 @@ def _read(spec: PiperSpec, run: Sequence[Unit], first: int) -> tuple[list[_Point
         text = text.lower()
     voice = run[0].language or spec.espeak_voice
     points: list[_Point] = []
-    atoms = _atoms(run, first)
+    atoms = _atoms(run, first) if timed else []
     begun = 0
     for clause in espeak.read_clauses(text, voice):
         if not clause.sounds:
@@ -310,7 +315,10 @@ def _atoms(run: Sequence[Unit], first: int) -> list[_Atom]:
 
 
 def _clause_points(clause: espeak.Clause, atoms: Sequence[_Atom], voice: str) -> list[_Point]:
-    groups = [unicodedata.normalize("NFD", group) for group in clause.sounds.split(" ")]
+    sounds = unicodedata.normalize("NFD", clause.sounds)
+    if not atoms:
+        return [_Point(symbol, None) for symbol in sounds + clause.mark]
+    groups = sounds.split(" ")
     points: list[_Point] = []
     if len(groups) == len(atoms):
         shares = [[(index, 1)] for index in range(len(groups))]
@@ -352,24 +360,10 @@ def match_groups(groups: Sequence[str], words: Sequence[str]) -> list[list[tuple
         return [[] for _ in groups]
     if len(groups) * len(words) > MOST_CELLS:
         return [[(at * len(words) // len(groups), 1)] for at in range(len(groups))]
-    width = 8 + abs(len(groups) - len(words))
-    best: dict[tuple[int, int], tuple[float, tuple[int, int]]] = {(0, 0): (0.0, (0, 0))}
-    for at_word in range(len(words) + 1):
-        middle = at_word * len(groups) // len(words)
-        for at_group in range(max(0, middle - width), min(len(groups), middle + width) + 1):
-            if (at_word, at_group) not in best:
-                continue
-            cost = best[at_word, at_group][0]
-            for taken_words, taken_groups in _STEPS:
-                end = (at_word + taken_words, at_group + taken_groups)
-                if end[0] > len(words) or end[1] > len(groups):
-                    continue
-                step = cost + _difference(words[at_word : end[0]], groups[at_group : end[1]])
-                if end not in best or step < best[end][0]:
-                    best[end] = (step, (at_word, at_group))
-    return _trace(best, groups, words)
+    return _shares(_cheapest(_Side(groups), _Side(words)), words, len(groups))
 
 
+#: How many words and how many groups a step takes.
 _STEPS = [
     (1, 1),
     *((count, 1) for count in range(2, MOST_WORDS + 1)),
@@ -378,31 +372,80 @@ _STEPS = [
     (0, 1),
 ]
 
-
-def _difference(words: Sequence[str], groups: Sequence[str]) -> float:
-    alone, together = "".join(words), "".join(groups)
-    if not alone or not together:
-        return 1.0 + len(alone) + len(together)
-    differs = (_plain(alone[:2]) != _plain(together[:2])) + (alone[-1] != together[-1])
-    return abs(len(alone) - len(together)) + differs + 0.5 * (len(words) + len(groups) - 2)
+#: Where a way has come to and what it has cost, to where it came from.
+_Way = dict[int, tuple[float, int, int]]
 
 
-def _plain(phonemes: str) -> str:
-    return phonemes.lstrip("ˈˌ")[:1]
+class _Side:
+    """Words or groups, as far as steps are compared.
+
+    Attributes:
+        ends: Phonemes before each part, and after the last.
+        firsts: The first phoneme from each part on, stress left out.
+        lasts: The last phoneme before each part, and at the end.
+    """
+
+    def __init__(self, parts: Sequence[str]) -> None:
+        self.ends = [0, *accumulate(map(len, parts))]
+        self.lasts = [""]
+        for part in parts:
+            self.lasts.append(part[-1:] or self.lasts[-1])
+        self.firsts = [""]
+        for part in reversed(parts):
+            self.firsts.append(part.lstrip("ˈˌ")[:1] if part else self.firsts[-1])
+        self.firsts.reverse()
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
 
 
-def _trace(
-    best: dict[tuple[int, int], tuple[float, tuple[int, int]]], groups: Sequence[str], words: Sequence[str]
-) -> list[list[tuple[int, int]]]:
+def _cheapest(groups: _Side, words: _Side) -> list[_Way]:
+    """The cheapest ways to each pair of a word and a group near the diagonal."""
+    # Local names: this is the inmost loop of reading a text.
+    word_ends, word_firsts, word_lasts = words.ends, words.firsts, words.lasts
+    group_ends, group_firsts, group_lasts = groups.ends, groups.firsts, groups.lasts
+    steps = [(many, few, 0.5 * (many + few - 2)) for many, few in _STEPS]
+    width = 8 + abs(len(groups) - len(words))
+    ways: list[_Way] = [{} for _ in range(len(words) + 1)]
+    ways[0][0] = (0.0, 0, 0)
+    for at_word, way in enumerate(ways):
+        middle = at_word * len(groups) // len(words)
+        for at_group in range(max(0, middle - width), min(len(groups), middle + width) + 1):
+            if at_group not in way:
+                continue
+            cost = way[at_group][0]
+            for taken_words, taken_groups, crowding in steps:
+                word_end, group_end = at_word + taken_words, at_group + taken_groups
+                if word_end > len(words) or group_end > len(groups):
+                    continue
+                alone = word_ends[word_end] - word_ends[at_word]
+                together = group_ends[group_end] - group_ends[at_group]
+                if alone and together:
+                    step = (
+                        cost
+                        + abs(alone - together)
+                        + crowding
+                        + (word_firsts[at_word] != group_firsts[at_group])
+                        + (word_lasts[word_end] != group_lasts[group_end])
+                    )
+                else:
+                    step = cost + 1.0 + alone + together
+                known = ways[word_end].get(group_end)
+                if known is None or step < known[0]:
+                    ways[word_end][group_end] = (step, at_word, at_group)
+    return ways
+
+
+def _shares(ways: Sequence[_Way], words: Sequence[str], groups: int) -> list[list[tuple[int, int]]]:
     """Walk back along the cheapest way."""
-    shares: list[list[tuple[int, int]]] = [[] for _ in groups]
-    end = (len(words), len(groups))
-    while end != (0, 0):
-        start = best[end][1]
-        weights = [(word, max(1, len(words[word]))) for word in range(start[0], end[0])]
-        for group in range(start[1], end[1]):
-            shares[group] = weights
-        end = start
+    shares: list[list[tuple[int, int]]] = [[] for _ in range(groups)]
+    word, group = len(words), groups
+    while (word, group) != (0, 0):
+        _, first_word, first_group = ways[word][group]
+        weights = [(each, max(1, len(words[each]))) for each in range(first_word, word)]
+        for each in range(first_group, group):
+            shares[each] = weights
+        word, group = first_word, first_group
     return shares
 
 

@@ -71,7 +71,7 @@ class Segment:
         tokens: For the model; no ids for a pause alone.
         pause_seconds: Silence after it.
         speaking_rate: Multiplies the request's.
-        words: In order.
+        words: In order; none where their places were not asked for.
     """
 
     text: str
@@ -113,6 +113,7 @@ def plan_script(
     lexicon: Lexicon | None = None,
     max_tokens: int = MAX_TOKENS,
     speaking_rate: float = 1.0,
+    timed: bool = True,
 ) -> Script:
     """Plan how a text is spoken.
 
@@ -124,6 +125,7 @@ def plan_script(
         lexicon: The voice's own words.
         max_tokens: No segment has more ids, and one that is spoken slowly has fewer.
         speaking_rate: The request's; SSML multiplies it.
+        timed: Whether it is asked where each word is. In a voice of phonemes that takes longer than all the rest.
 
     Raises:
         TextError: Nothing of the text can be spoken, or it is too long.
@@ -144,7 +146,11 @@ def plan_script(
     for unit in units:
         _check_rate(speaking_rate, unit.speaking_rate)
     pieces, unspoken = arrange(
-        units, front_end, max_tokens=max_tokens, speaking_rate=max(SLOWEST, speaking_rate)
+        units,
+        front_end,
+        max_tokens=max_tokens,
+        speaking_rate=max(SLOWEST, speaking_rate),
+        timed=timed,
     )
     segments = tuple(
         Segment(

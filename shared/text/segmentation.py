@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
-from shared.text.alignment import Span, Spoken, speak
+from shared.text.alignment import Span, speak
 from shared.text.front_end import FrontEnd
 from shared.text.tokens import Tokens, once_each
 from shared.text.units import CLAUSE_MARKS, FULL_STOPS, STOPS, Unit, read_units
@@ -21,14 +22,14 @@ LONG_CLAUSE_PAUSE = 0.2
 LEAST_CLAUSE = 24
 
 #: How much worse it is to cut a long sentence between two words than at a mark, in shares of a segment.
-CUT_BETWEEN_WORDS = 0.3
+CUT_BETWEEN_WORDS = 0.6
 
 #: A part of a long sentence may fill so much of a segment: read apart, it may have a few tokens more.
-FILL = 0.95
+FILL = 0.9
 
 #: The first part of a text that begins with a sentence too long for one segment has no more ids than about
 #: this, for somebody waits for it in silence. A sentence that fits a segment is never cut for it.
-FIRST_TOKENS = 96
+FIRST_TOKENS = 64
 
 #: A segment that is spoken at less than this rate has fewer ids, since each of them lasts the longer.
 SLOW = 2 / 3
@@ -44,7 +45,7 @@ class Piece:
     Attributes:
         text: As it is spoken.
         tokens: Its tokens.
-        spans: The words and their tokens.
+        spans: The words and their tokens, if they were asked for.
         pause_seconds: Silence after it.
         speaking_rate: Multiplies the request's.
     """
@@ -72,7 +73,12 @@ class Stretch:
 
 
 def arrange(
-    units: Sequence[Unit], front_end: FrontEnd, *, max_tokens: int, speaking_rate: float = 1.0
+    units: Sequence[Unit],
+    front_end: FrontEnd,
+    *,
+    max_tokens: int,
+    speaking_rate: float = 1.0,
+    timed: bool = True,
 ) -> tuple[list[Piece], tuple[str, ...]]:
     """Group units into segments.
 
@@ -81,6 +87,7 @@ def arrange(
         front_end: The voice's.
         max_tokens: No segment has more ids, and none that is spoken slowly lasts longer than so many would at `SLOW`.
         speaking_rate: The request's.
+        timed: Whether it is asked where each word is.
 
     Returns:
         The segments, and what of the units could not be spoken.
@@ -100,7 +107,8 @@ def arrange(
     for stretch in stretches:
         rate = speaking_rate * (stretch.units[0].speaking_rate if stretch.units else 1.0)
         most = int(max_tokens * min(1.0, rate / SLOW))
-        for piece in _fit(stretch, front_end, most, most if pieces else min(FIRST_TOKENS, most)):
+        cutter = _Cutter(front_end, most, timed)
+        for piece in cutter.fit(stretch, most if pieces else min(FIRST_TOKENS, most)):
             unknown += piece.tokens.unknown
             if piece.tokens.ids or (piece.pause_seconds and stretch.asked):
                 pieces.append(piece)
@@ -207,78 +215,99 @@ def split_ready(text: str) -> tuple[str, str]:
 # ------------------------------------------------------------------------------------------- cutting
 
 
-def _fit(stretch: Stretch, front_end: FrontEnd, max_tokens: int, first_tokens: int) -> Iterator[Piece]:
-    """A stretch as one piece, or as several when it is too long for one.
+@dataclass(frozen=True)
+class _Cutter:
+    """Makes segments of stretches, several where one would be too long.
 
-    They are of about equal length, but for the first where ``first_tokens`` is less than ``max_tokens``.
+    Attributes:
+        front_end: The voice's.
+        max_tokens: No segment has more ids.
+        timed: Whether it is asked where each word is.
     """
-    units = stretch.units
-    if not units:
-        yield Piece("", Tokens((), (), ()), (), stretch.pause_seconds, 1.0)
-        return
-    if sum(len(unit.spoken) + 1 for unit in units) > LONG * max_tokens:
-        yield from _fit_long(stretch, front_end, max_tokens, first_tokens)
-        return
-    spoken = speak(front_end, units)
-    if len(spoken.tokens.ids) <= max_tokens:
-        yield Piece(spoken.text, spoken.tokens, spoken.spans, stretch.pause_seconds, units[0].speaking_rate)
-        return
-    parts = -(-len(spoken.tokens.ids) // max_tokens)
-    if len(units) == 1:
-        shorter = _cut_unit(units[0], parts)
-        if not shorter:
-            yield Piece("", Tokens((), (), (units[0].spoken,)), (), stretch.pause_seconds, 1.0)
+
+    front_end: FrontEnd
+    max_tokens: int
+    timed: bool
+
+    def fit(self, stretch: Stretch, first_tokens: int) -> Iterator[Piece]:
+        """A stretch as one piece, or as several when it is too long for one.
+
+        They are of about equal length, but for the first where ``first_tokens`` is less than ``max_tokens``.
+        """
+        units = stretch.units
+        if not units:
+            yield Piece("", Tokens((), (), ()), (), stretch.pause_seconds, 1.0)
             return
-        *firsts, last = ([part] for part in shorter)
-        pauses = [0.0] * len(firsts)
-    else:
-        cuts = _cuts(units, spoken, max_tokens, first_tokens)
-        *firsts, last = (list(units[a:b]) for a, b in zip([0, *cuts], [*cuts, len(units)], strict=True))
-        pauses = [CLAUSE_PAUSE if units[cut - 1].spoken in CLAUSE_MARKS else 0.0 for cut in cuts]
-    for part, pause in zip(firsts, pauses, strict=True):
-        yield from _fit(Stretch(tuple(part), pause), front_end, max_tokens, first_tokens)
-        first_tokens = max_tokens
-    rest = Stretch(tuple(last), stretch.pause_seconds, stretch.asked)
-    yield from _fit(rest, front_end, max_tokens, first_tokens)
+        if sum(len(unit.spoken) + 1 for unit in units) > LONG * self.max_tokens:
+            yield from self._fit_long(stretch, first_tokens)
+            return
+        spoken = speak(self.front_end, units, timed=False)
+        count = len(spoken.tokens.ids)
+        if count <= self.max_tokens:
+            spans = speak(self.front_end, units).spans if self.timed else ()
+            yield Piece(spoken.text, spoken.tokens, spans, stretch.pause_seconds, units[0].speaking_rate)
+            return
+        if len(units) == 1:
+            shorter = _cut_unit(units[0], -(-count // self.max_tokens))
+            if not shorter:
+                yield Piece("", Tokens((), (), (units[0].spoken,)), (), stretch.pause_seconds, 1.0)
+                return
+            *firsts, last = ([part] for part in shorter)
+            pauses = [0.0] * len(firsts)
+        else:
+            cuts = _cuts(units, count, self.max_tokens, first_tokens)
+            *firsts, last = (list(units[a:b]) for a, b in zip([0, *cuts], [*cuts, len(units)], strict=True))
+            pauses = [CLAUSE_PAUSE if units[cut - 1].spoken in CLAUSE_MARKS else 0.0 for cut in cuts]
+        for part, pause in zip(firsts, pauses, strict=True):
+            yield from self.fit(Stretch(tuple(part), pause), first_tokens)
+            first_tokens = self.max_tokens
+        yield from self.fit(Stretch(tuple(last), stretch.pause_seconds, stretch.asked), first_tokens)
+
+    def _fit_long(self, stretch: Stretch, first_tokens: int) -> Iterator[Piece]:
+        """A stretch that is surely far too long, cut by its characters: it would be slow to read as one."""
+        most = LONG * self.max_tokens // 2
+        units = [
+            part
+            for unit in stretch.units
+            for part in (_cut_unit(unit, -(-len(unit.spoken) // most)) if len(unit.spoken) > most else [unit])
+        ]
+        begun, length = 0, 0
+        for index, unit in enumerate(units):
+            if index > begun and length + len(unit.spoken) > most:
+                yield from self.fit(Stretch(tuple(units[begun:index]), 0.0), first_tokens)
+                begun, length, first_tokens = index, 0, self.max_tokens
+            length += len(unit.spoken) + 1
+        yield from self.fit(Stretch(tuple(units[begun:]), stretch.pause_seconds, stretch.asked), first_tokens)
 
 
-def _fit_long(stretch: Stretch, front_end: FrontEnd, max_tokens: int, first_tokens: int) -> Iterator[Piece]:
-    """A stretch that is surely far too long, cut by its characters: it would be slow to read as one."""
-    most = LONG * max_tokens // 2
-    units = [
-        part
-        for unit in stretch.units
-        for part in (_cut_unit(unit, -(-len(unit.spoken) // most)) if len(unit.spoken) > most else [unit])
-    ]
-    begun, length = 0, 0
-    for index, unit in enumerate(units):
-        if index > begun and length + len(unit.spoken) > most:
-            yield from _fit(Stretch(tuple(units[begun:index]), 0.0), front_end, max_tokens, first_tokens)
-            begun, length, first_tokens = index, 0, max_tokens
-        length += len(unit.spoken) + 1
-    last = Stretch(tuple(units[begun:]), stretch.pause_seconds, stretch.asked)
-    yield from _fit(last, front_end, max_tokens, first_tokens)
-
-
-def _cuts(units: Sequence[Unit], spoken: Spoken, max_tokens: int, first_tokens: int) -> list[int]:
+def _cuts(units: Sequence[Unit], total: int, max_tokens: int, first_tokens: int) -> list[int]:
     """Where to cut units that are too long for a segment: at marks rather than between words.
 
-    The parts have near equal lengths, but for a shorter first one where ``first_tokens`` says so.
+    The parts have near equal lengths, but for a shorter first one where ``first_tokens`` says so. Where the tokens of
+    a unit begin is taken from its share of the characters: to match phonemes and words would be slow, and what comes
+    out too long is cut again.
+
+    Args:
+        units: What is cut.
+        total: Their ids.
+        max_tokens: Of a part.
+        first_tokens: Of the first.
     """
-    total = len(spoken.tokens.ids)
+    characters = [0, *accumulate(len(unit.spoken) + unit.spaced for unit in units)]
+    starts = [total * before / max(1, characters[-1]) for before in characters]
     candidates = [index for index in range(1, len(units)) if _may_cut(units, index)] or [
         *range(1, len(units))
     ]
     most = max_tokens * FILL
     cuts: list[int] = []
-    begun, at = 0, 0
+    begun, at = 0.0, 0
     while total - begun > most and at < len(candidates):
         ideal = (total - begun) / -(-(total - begun) // most)
         if not cuts:
             ideal = min(ideal, first_tokens)
         best, least = at, float("inf")
         for position in range(at, len(candidates)):
-            length = spoken.starts[candidates[position]] - begun
+            length = starts[candidates[position]] - begun
             if length > most and least < float("inf"):
                 break
             after_mark = units[candidates[position] - 1].kind == "mark"
@@ -286,7 +315,7 @@ def _cuts(units: Sequence[Unit], spoken: Spoken, max_tokens: int, first_tokens: 
             if length > 0 and cost < least:
                 best, least = position, cost
         cuts.append(candidates[best])
-        begun, at = spoken.starts[candidates[best]], best + 1
+        begun, at = starts[candidates[best]], best + 1
     return cuts or [candidates[len(candidates) // 2]]
 
 

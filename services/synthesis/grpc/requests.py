@@ -96,6 +96,7 @@ def parse(
         else None,
         ssml=request.ssml,
         language=request.language or None,
+        timed=request.timestamps == pb.TIMESTAMP_UNIT_WORD,
         priority=priority,
         door="grpc",
     )

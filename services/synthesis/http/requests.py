@@ -131,6 +131,7 @@ class SpeechOptions(BaseModel):
             noise_scale_duration=self.noise_scale_duration,
             ssml=text.lstrip().startswith("<speak") if self.ssml is None else self.ssml,
             language=self.language,
+            timed=self.timestamps,
             priority=self.priority or "interactive",
             deadline_seconds=self.deadline_seconds,
             caller=caller,

@@ -147,7 +147,7 @@ def test_the_first_piece_is_heard_before_the_last_is_made(speaker: Speaker, open
 
 def test_words_are_timed_as_they_are_heard(speaker: Speaker) -> None:
     async def scene() -> None:
-        async with await speaker.start(Order("uno dos. tres")) as speaking:
+        async with await speaker.start(Order("uno dos. tres", timed=True)) as speaking:
             assert speaking.timestamps() == []
             await anext(speaking)
             assert [timed.text for timed in speaking.timestamps()] == ["uno", "dos."]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shared.errors import RequestError, TextError
-from shared.text import FrontEnd
+from shared.text import FrontEnd, alignment
 from shared.text.script import MAX_CHARACTERS, Script, plan_script
 from shared.text.segmentation import CLAUSE_PAUSE, FIRST_TOKENS, PARAGRAPH_PAUSE, SENTENCE_PAUSE, split_ready
 from shared.text.units import MARKS
@@ -210,6 +211,20 @@ def test_only_the_first_segment_of_a_text_is_short(mms: FrontEnd) -> None:
     whole = plan_script("palabra " * 12 + ". " + "palabra " * 40, mms, language="es").segments
     assert len(whole[0].tokens.ids) > FIRST_TOKENS + 20
     assert min(len(segment.tokens.ids) for segment in whole[1:]) > FIRST_TOKENS + 20
+
+
+@pytest.mark.parametrize(
+    "text", ["one of the two, or neither. And " * 4, "one of the two or neither and " * 40]
+)
+def test_words_are_looked_for_only_where_they_are_timed(
+    text: str, english_phonemes: FrontEnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To find words among phonemes takes longer than to read them, and somebody waits for the first sound."""
+    timed = plan_script(text, english_phonemes, language="en")
+    monkeypatch.setattr(alignment, "match_groups", lambda *_: pytest.fail("words were looked for"))
+    plain = plan_script(text, english_phonemes, language="en", timed=False)
+    assert plain == replace(timed, segments=tuple(replace(one, words=()) for one in timed.segments))
+    assert all(segment.words for segment in timed.segments)
 
 
 def test_a_long_sentence_is_rather_cut_at_a_comma(spanish_phonemes: FrontEnd) -> None:

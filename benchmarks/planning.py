@@ -46,6 +46,7 @@ from shared.metrics import Metrics
 from shared.text import FrontEnd
 from shared.text.script import Script
 from shared.voice import Plan, Utterance
+from shared.voice.latents import Latents
 from shared.voice.runtime import Piece, Runtime
 from shared.voice.scheduler import Policy
 from shared.voice.windows import Window, plan_windows
@@ -227,7 +228,7 @@ class Sleeper:
         durations = np.zeros(len(said.tokens.ids), dtype=np.int64)
         windows = plan_windows(frames, self.spec.decoder)
         pause = said.pause_samples(self.spec.sampling_rate)
-        return Utterance(said.tokens, durations, latents_DF, windows, 0, plan.seed, pause)
+        return Utterance(said.tokens, durations, Latents.known(latents_DF), windows, 0, plan.seed, pause)
 
     def decode_windows(self, windows: list[tuple[Utterance, Window]]) -> list[NDArray[np.float32]]:
         """Silence."""

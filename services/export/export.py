@@ -11,7 +11,7 @@ from transformers import VitsModel
 
 from services.export import parity
 from services.export.graphs import OPSET, SIGNATURES, export_decoder_2d, export_fp16, export_graph
-from services.export.halo import halo_frames
+from services.export.halo import flow_halo_frames, halo_frames
 from services.export.progress import Progress
 from services.export.report import REPORT_FILE, add_to_report
 from shared.errors import ModelError, NotFoundError, nearest
@@ -241,6 +241,7 @@ def describe(
         ),
         token_buckets=TOKEN_BUCKETS,
         frame_multiple=FRAME_MULTIPLE,
+        flow_halo_frames=flow_halo_frames(config),
         variants={PORTABLE: VARIANTS[PORTABLE]},
         licence=provenance.licence,
         sources=list(provenance.sources),

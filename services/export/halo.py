@@ -1,4 +1,4 @@
-"""How far the decoder looks to either side of a frame, from its configuration alone.
+"""How far the decoder and the flow look to either side of a frame, from the configuration alone.
 
 A window that is cut from the latents with this many frames to spare on each side gives, for the frames
 between, the very samples that decoding the whole would give.
@@ -75,4 +75,13 @@ def halo_frames(config: VitsConfig) -> int:
             reach = reach.union(block)
         reach = reach.transposed_convolution(upsample_kernel_size, stride)
     reach = reach.convolution(7)
+    return max(-reach.first, reach.last)
+
+
+def flow_halo_frames(config: VitsConfig) -> int:
+    """The one-sided receptive field of the flow, in frames: that of its couplings' WaveNets, one behind the other."""
+    reach = Reach(0, 0)
+    for _ in range(config.prior_encoder_num_flows):
+        for layer in range(config.prior_encoder_num_wavenet_layers):
+            reach = reach.convolution(config.wavenet_kernel_size, config.wavenet_dilation_rate**layer)
     return max(-reach.first, reach.last)

@@ -30,6 +30,7 @@ from shared.errors import MissingExtraError, QualityError, TextError
 from shared.text import FrontEnd, Tokens
 from shared.voice import Utterance, Voice
 from shared.voice.durations import exact_frames, expand_prior
+from shared.voice.latents import Latents
 from shared.voice.voice import Prior
 from shared.voice.windows import plan_windows
 
@@ -296,7 +297,7 @@ def decode(voice: Voice, latents_DF: NDArray[np.float32], case: Case) -> NDArray
     windows = plan_windows(frames, voice.spec.decoder)
     durations = np.zeros(0, dtype=np.int64)
     tokens = Tokens(case.ids, (), ())
-    utterance = Utterance(tokens, durations, latents_DF, windows, case.speaker_id, case.seed)
+    utterance = Utterance(tokens, durations, Latents.known(latents_DF), windows, case.speaker_id, case.seed)
     return np.concatenate(list(voice.decode(utterance)))
 
 

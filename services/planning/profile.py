@@ -224,8 +224,9 @@ class _Recorder:
     def render(self, plan: Plan, number: int) -> Utterance:
         begun = time.perf_counter()
         utterance = self._voice.render(plan, number)
+        frames = utterance.latents.shape[1]  # all of them: what is left would be taken for the decoder's
         seconds = time.perf_counter() - begun
-        tokens, frames = len(utterance.durations), utterance.latents.shape[1]
+        tokens = len(utterance.durations)
         if self.counts and frames:
             padded = self.spec.token_bucket(tokens), self.spec.frame_bucket(frames)
             self._renderings.append((*padded, seconds))

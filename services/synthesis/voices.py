@@ -55,6 +55,7 @@ class VoiceLike(Worker, Protocol):
         ssml: bool = False,
         language: str | None = None,
         lexicon: Lexicon | None = None,
+        timed: bool = True,
     ) -> Plan:
         """Check what is asked for, and cut the text into segments. Safe to call from several threads."""
 

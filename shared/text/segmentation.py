@@ -22,7 +22,7 @@ LONG_CLAUSE_PAUSE = 0.2
 LEAST_CLAUSE = 24
 
 #: How much worse it is to cut a long sentence between two words than at a mark, in shares of a segment.
-CUT_BETWEEN_WORDS = 0.6
+CUT_BETWEEN_WORDS = 0.5
 
 #: A part of a long sentence may fill so much of a segment: read apart, it may have a few tokens more.
 FILL = 0.9
@@ -311,7 +311,7 @@ def _cuts(units: Sequence[Unit], total: int, max_tokens: int, first_tokens: int)
             if length > most and least < float("inf"):
                 break
             after_mark = units[candidates[position] - 1].kind == "mark"
-            cost = abs(length - ideal) / ideal + (0.0 if after_mark else CUT_BETWEEN_WORDS)
+            cost = abs(length - ideal) / most + (0.0 if after_mark else CUT_BETWEEN_WORDS)
             if length > 0 and cost < least:
                 best, least = position, cost
         cuts.append(candidates[best])

@@ -18,6 +18,7 @@ import numpy as np
 
 from shared.processor import cpu_model
 from shared.text.tokens import Tokens
+from shared.voice.latents import Latents
 from shared.voice.remembered import recall, remember
 from shared.voice.selection import choose_variant, remembered_variant
 from shared.voice.spec import VoiceSpec
@@ -141,7 +142,9 @@ def measure(voice: Voice, streams: int) -> tuple[float, float]:
     latents_DF = np.random.default_rng(0).standard_normal(
         (voice.spec.latent_channels, frames), dtype=np.float32
     )
-    utterance = Utterance(Tokens((), (), ()), np.array([frames]), latents_DF, [window], 0, seed=0)
+    utterance = Utterance(
+        Tokens((), (), ()), np.array([frames]), Latents.known(latents_DF), [window], 0, seed=0
+    )
 
     def call(_: int) -> float:
         begun = time.perf_counter()

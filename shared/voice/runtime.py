@@ -324,10 +324,10 @@ class Runtime:
         work.timing.engine += seconds
         if utterance.windows:
             self._metrics.encoder_seconds.labels(work.name).observe(seconds)
-            tokens, frames = len(utterance.durations), utterance.latents.shape[1]
+            tokens, flow = len(utterance.durations), utterance.flow
             padding = self._metrics.padding_ratio
             padding.labels("encoder").observe(1 - tokens / spec.token_bucket(tokens))
-            padding.labels("flow").observe(1 - frames / spec.frame_bucket(frames))
+            padding.labels("flow").observe(1 - flow.frames / flow.computed_frames)
         return self._scheduler.rendered(
             task.job,
             now,

@@ -109,6 +109,8 @@ class VoiceSpec(_Strict):
     """Lengths, ascending, that token sequences are padded to; past the last, to multiples of it."""
     frame_multiple: Annotated[int, Field(ge=1)]
     """The flow's frames are padded to a multiple of this."""
+    flow_halo_frames: Annotated[int, Field(ge=0)] | None = None
+    """How far the flow looks to either side; not known of voices that were exported before it was asked for."""
     variants: Annotated[dict[str, Variant], Field(min_length=1)]
     recommended: list[str] = []
     """Variants from the fastest to the slowest, as far as export knows; see `shared.voice.selection`."""

@@ -5,9 +5,8 @@ flow) into an utterance, and each window of an utterance *decoded*. `Voice.speak
 other; `shared.voice.runtime` does the same steps of many texts at once.
 
 The law: the same text, voice and seed give the same samples alone, in any crowd, streamed or whole.
-Therefore every shape depends on the segment alone: the encoder runs at its token bucket, the flow at its
-frames rounded up, the decoder in windows planned from the number of frames; and the noise is keyed by seed
-and segment.
+Therefore every shape depends on the segment alone: the encoder runs at its token bucket, flow and decoder in
+windows planned from the number of frames; and the noise is keyed by seed and segment.
 
 Shapes: T tokens, F frames, S samples, D latent channels.
 """
@@ -29,10 +28,11 @@ from shared.text.lexicon import Lexicon
 from shared.text.script import Script, plan_script
 from shared.voice.durations import expand_prior, frame_counts
 from shared.voice.engine import Engine, open_engine
+from shared.voice.latents import Latents
 from shared.voice.noise import SEED_LIMIT, Stream, draw_seed, standard_normal
 from shared.voice.selection import PORTABLE, recommended_variant
 from shared.voice.spec import VoiceSpec
-from shared.voice.windows import Window, each_width, plan_windows
+from shared.voice.windows import Window, each_width, plan_flow, plan_windows
 
 #: A token may last this long on average, at speaking rate 1; a model that asks for more is broken.
 MAX_SECONDS_PER_TOKEN = 5.0
@@ -107,10 +107,12 @@ class Prior:
 class Utterance:
     """A segment up to the decoder: what remains is to decode its windows, in any order and company.
 
+    Of its latents only those that the first window reads may be computed: the rest is when a window needs it.
+
     Attributes:
         tokens: What the text front end made of the segment; none for a mere pause.
         durations: Frames of each token, int64 ``[T]``.
-        latents: ``[D, F]``.
+        flow: Its latents.
         windows: The decoder's windows, which yield the F frames in order.
         speaker_id: The speaker.
         seed: The seed of its noise, given or drawn.
@@ -119,11 +121,16 @@ class Utterance:
 
     tokens: Tokens
     durations: NDArray[np.int64]
-    latents: NDArray[np.float32]
+    flow: Latents
     windows: list[Window]
     speaker_id: int
     seed: int
     pause_samples: int = 0
+
+    @property
+    def latents(self) -> NDArray[np.float32]:
+        """All of its latents, ``[D, F]``; an `EngineError` where they cannot be computed."""
+        return self.flow.whole()
 
     @property
     def pause(self) -> NDArray[np.float32]:
@@ -203,9 +210,9 @@ class Voice:
         latents_DF = self.transform(
             once, np.array([frames]), np.zeros((channels, frames), dtype=np.float32), speaker_id=0
         )
-        tokens = Tokens(ids, (), ())
+        tokens, flow = Tokens(ids, (), ()), Latents.known(latents_DF)
         for window in each_width(self.spec.decoder):
-            self.decode_window(Utterance(tokens, np.array([frames]), latents_DF, [window], 0, seed=0), window)
+            self.decode_window(Utterance(tokens, np.array([frames]), flow, [window], 0, seed=0), window)
 
     def close(self) -> None:
         """Give back what the engine holds."""
@@ -259,7 +266,9 @@ class Voice:
         What the caller can have got wrong is raised by the call itself. Arguments and errors are those of
         `synthesize`; `plan` and `speak` are the way to learn a drawn seed.
         """
-        plan = self.plan(text, SpeechParameters(**parameters), ssml=ssml, language=language, lexicon=lexicon)
+        plan = self.plan(
+            text, SpeechParameters(**parameters), ssml=ssml, language=language, lexicon=lexicon, timed=False
+        )
         return self.speak(plan)
 
     def speak(self, plan: Plan) -> Iterator[NDArray[np.float32]]:
@@ -278,6 +287,7 @@ class Voice:
         ssml: bool = False,
         language: str | None = None,
         lexicon: Lexicon | None = None,
+        timed: bool = True,
     ) -> Plan:
         """Check what is asked for, and cut the text into segments. Nothing is computed on the engine.
 
@@ -287,6 +297,7 @@ class Voice:
             ssml: Whether the text is SSML.
             language: By which numbers and the like are read; the voice's own where not given.
             lexicon: The voice's own words.
+            timed: Whether the places of words in the text are wanted, as timestamps need them.
 
         Raises:
             TextError: Nothing of the text can be spoken.
@@ -310,12 +321,13 @@ class Voice:
                 ssml=ssml,
                 lexicon=lexicon,
                 speaking_rate=parameters.speaking_rate,
+                timed=timed,
             ),
         )
 
     def prepare(self, text: str, *, speaker: str | int | None = None, seed: int | None = None) -> Utterance:
         """The first segment of a text as far as the decoder; errors are those of `synthesize`."""
-        return self.render(self.plan(text, SpeechParameters(speaker=speaker, seed=seed)), 0)
+        return self.render(self.plan(text, SpeechParameters(speaker=speaker, seed=seed), timed=False), 0)
 
     def render(self, plan: Plan, number: int) -> Utterance:
         """Take a segment as far as the decoder.
@@ -331,17 +343,16 @@ class Voice:
         ids, pause = segment.tokens.ids, segment.pause_samples(self.sampling_rate)
         channels = self.spec.latent_channels
         if not ids:
-            nothing = np.zeros((channels, 0), dtype=np.float32)
+            nothing = Latents.known(np.zeros((channels, 0), dtype=np.float32))
             durations = np.zeros(0, dtype=np.int64)
             return Utterance(segment.tokens, durations, nothing, [], plan.speaker_id, plan.seed, pause)
         prior, durations = self._time(plan, number)
         frames = int(durations.sum())
         noise_DF = standard_normal(plan.seed, Stream.PRIOR, length=frames, channels=channels, segment=number)
-        latents_DF = self.transform(
-            prior, durations, noise_DF * np.float32(plan.noise_scale), plan.speaker_id
-        )
+        flow = self._flow(prior, durations, noise_DF * np.float32(plan.noise_scale), plan.speaker_id)
         windows = plan_windows(frames, self.spec.decoder)
-        return Utterance(segment.tokens, durations, latents_DF, windows, plan.speaker_id, plan.seed, pause)
+        flow.until(windows[0].end)
+        return Utterance(segment.tokens, durations, flow, windows, plan.speaker_id, plan.seed, pause)
 
     def sounding_samples(self, plan: Plan, number: int) -> int:
         """How many samples a segment will have, the silence after it included: exactly, by its encoder alone.
@@ -412,19 +423,25 @@ class Voice:
             noise_DF: Normal noise ``[D, F]`` times ``noise_scale``.
             speaker_id: The speaker.
         """
+        return self._flow(prior, durations, noise_DF, speaker_id).whole()
+
+    def _flow(
+        self, prior: Prior, durations: NDArray[np.int64], noise_DF: NDArray[np.float32], speaker_id: int
+    ) -> Latents:
+        """The same, none of it computed yet."""
         sample_DF = expand_prior(prior.mean, prior.log_std, durations, noise_DF)
         channels, frames = sample_DF.shape
-        bucket = self.spec.frame_bucket(frames)
-        prior_sample = np.zeros((1, channels, bucket), dtype=np.float32)
-        prior_sample[0, :, :frames] = sample_DF
-        frame_mask = np.zeros((1, 1, bucket), dtype=np.float32)
-        frame_mask[0, 0, :frames] = 1
-        inputs = {
-            "prior_sample": prior_sample,
-            "frame_mask": frame_mask,
-            "speaker_id": np.array([speaker_id]),
-        }
-        return self.engine.run("flow", inputs)["latents"][0, :, :frames]
+        ones_1F = np.ones((1, frames), dtype=np.float32)
+
+        def compute(part: Window) -> NDArray[np.float32]:
+            inputs = {
+                "prior_sample": part.cut(sample_DF),
+                "frame_mask": part.cut(ones_1F),
+                "speaker_id": np.array([speaker_id]),
+            }
+            return part.trim(self.engine.run("flow", inputs)["latents"][0].T, 1).T
+
+        return Latents(channels, plan_flow(frames, self.spec), compute)
 
     def decode(self, utterance: Utterance) -> Iterator[NDArray[np.float32]]:
         """Decode an utterance window by window, float32 ``[S]`` each."""
@@ -446,7 +463,9 @@ class Voice:
         if len(windows) > 1 and self.spec.variants[self.variant].precision == "int8":
             return [self.decode_windows([one])[0] for one in windows]
         inputs = {
-            "latents": np.concatenate([window.cut(utterance.latents) for utterance, window in windows]),
+            "latents": np.concatenate(
+                [window.cut(utterance.flow.until(window.end)) for utterance, window in windows]
+            ),
             "speaker_id": np.array([utterance.speaker_id for utterance, _ in windows]),
         }
         waveform_BS = self.engine.run("decoder", inputs)["waveform"]

@@ -1,4 +1,4 @@
-"""How an utterance's latents are cut into decoder windows.
+"""How an utterance's latents are cut into windows: many of the decoder, one or two of the flow.
 
 The decoder looks ``halo`` frames to either side, so a window reads that many more frames than it yields::
 
@@ -21,12 +21,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.voice.spec import DecoderPlan, round_up
+from shared.voice.spec import DecoderPlan, VoiceSpec, round_up
 
 
 @dataclass(frozen=True)
 class Window:
-    """One call of the decoder.
+    """One call of the decoder, or of the flow.
 
     Attributes:
         start: First frame that it reads.
@@ -40,9 +40,14 @@ class Window:
     first: int
     last: int
 
+    @property
+    def end(self) -> int:
+        """Frame after the last that it reads; there may be none so late."""
+        return self.start + self.width
+
     def cut(self, latents_DF: NDArray[np.float32]) -> NDArray[np.float32]:
         """The latents it reads, ``[1, D, width]``, with zeros past the end."""
-        piece = latents_DF[:, self.start : self.start + self.width]
+        piece = latents_DF[:, self.start : self.end]
         cut = np.zeros((1, len(latents_DF), self.width), dtype=np.float32)
         cut[0, :, : piece.shape[1]] = piece
         return cut
@@ -72,6 +77,26 @@ def plan_windows(frames: int, plan: DecoderPlan) -> list[Window]:
         )
         first += most
     return windows
+
+
+def plan_flow(frames: int, spec: VoiceSpec) -> list[Window]:
+    """Cut an utterance of ``frames`` frames for the flow.
+
+    What the decoder's first window reads comes first, so that a long segment is heard as soon as a short one. It costs
+    two halos, so segments that are not twice as long as that part stay whole.
+    """
+    halo = spec.flow_halo_frames
+    if halo is not None:
+        decoder = spec.decoder
+        width = spec.frame_bucket(decoder.first_window_frames + decoder.halo_frames + halo)
+        if frames > 2 * width:
+            last = width - halo
+            start = max(0, last - halo)
+            return [
+                Window(0, width, 0, last),
+                Window(start, spec.frame_bucket(frames - start), last, frames),
+            ]
+    return [Window(0, spec.frame_bucket(frames), 0, frames)]
 
 
 def each_width(plan: DecoderPlan) -> list[Window]:

@@ -98,6 +98,16 @@ def test_streamed_whole_alone_and_in_a_crowd(exported: Exported) -> None:
         np.testing.assert_allclose(alone[seed].samples, decoded, atol=1e-5)
 
 
+def test_the_flow_in_parts_is_the_flow_at_once(exported: Exported) -> None:
+    voice = exported.voice()
+    speaker = voice.spec.num_speakers - 1
+    parts = voice.prepare(TEXT, seed=1, speaker=speaker)
+    assert not parts.flow.until(0)[:, -1].any()  # there are two, the second of which nobody has asked for
+    voice.spec = voice.spec.model_copy(update={"flow_halo_frames": None})
+    whole = voice.prepare(TEXT, seed=1, speaker=speaker)
+    np.testing.assert_allclose(parts.latents, whole.latents, atol=1e-5)
+
+
 def test_text_past_the_largest_bucket(exported: Exported) -> None:
     voice = exported.voice()
     speech = voice.synthesize(TEXT * 4, seed=0)

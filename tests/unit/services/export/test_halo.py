@@ -1,4 +1,4 @@
-"""The halo: proved on real decoders by moving one latent frame and seeing which samples move."""
+"""The halos: proved on real decoders and flows by moving one frame and seeing what moves."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import VitsConfig
 
-from services.export.halo import halo_frames
+from services.export.halo import flow_halo_frames, halo_frames
 from shared.errors import ModelError
 from shared.modeling import VitsForTraining, VitsResblock2Config
 
@@ -60,9 +60,45 @@ def test_a_frame_reaches_as_far_as_the_halo_and_no_farther(config: VitsConfig) -
     assert max(-reached.min(), reached.max()) == halo
 
 
-def test_the_halos_of_known_decoders() -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"prior_encoder_num_flows": 2}, id="MMS"),  # the edge of four is lost in rounding
+        pytest.param(
+            {
+                "prior_encoder_num_flows": 2,
+                "prior_encoder_num_wavenet_layers": 3,
+                "wavenet_kernel_size": 3,
+                "wavenet_dilation_rate": 2,
+            },
+            id="dilated",
+        ),
+    ],
+)
+def test_a_frame_reaches_as_far_as_the_halo_of_the_flow_and_no_farther(changes: dict[str, Any]) -> None:
+    config = VitsConfig(hidden_size=8, flow_size=4, num_hidden_layers=1, num_attention_heads=2, **changes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        flow = VitsForTraining(config).flow.double().eval()
+        with torch.no_grad():
+            for parameter in flow.parameters():  # couplings begin at zero, and would pass nothing on
+                parameter.normal_()
+        halo = flow_halo_frames(config)
+        frames, moved = 2 * halo + 9, halo + 4
+        sample = 0.1 * torch.randn(1, 4, frames, dtype=torch.float64)
+    other = sample.clone()
+    other[:, :, moved] += 1
+    mask = torch.ones(1, 1, frames, dtype=torch.float64)
+    with torch.no_grad():
+        change = flow(other, mask, reverse=True) - flow(sample, mask, reverse=True)
+    reached = np.flatnonzero(change[0].abs().amax(dim=0).numpy()) - moved
+    assert max(-reached.min(), reached.max()) == halo
+
+
+def test_the_halos_of_known_models() -> None:
     assert halo_frames(VitsConfig()) == 13
     assert halo_frames(VitsResblock2Config(**JOE)) == 11
+    assert flow_halo_frames(VitsConfig()) == 32
 
 
 @pytest.mark.parametrize(("rate", "kernel"), [(2, 5), (8, 4)])

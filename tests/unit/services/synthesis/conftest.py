@@ -105,6 +105,7 @@ class FakeVoice(Voice):
         ssml: bool = False,
         language: str | None = None,
         lexicon: Lexicon | None = None,
+        timed: bool = True,
     ) -> Plan:
         """One segment a sentence; 0.1 s of silence after each but the last. ``你`` and ``#`` are unknown."""
         checked = super().plan("a", parameters)
@@ -114,7 +115,7 @@ class FakeVoice(Voice):
         sentences = list(re.finditer(r"(?:[^.]|\.(?!\s))+\.?\s*", text)) or list(
             re.finditer(r"[\s\S]+", text)
         )
-        segments = [_segment(match, last=match is sentences[-1]) for match in sentences]
+        segments = [_segment(match, last=match is sentences[-1], timed=timed) for match in sentences]
         script = Script(tuple(segments), unknown)
         return Plan(
             script,
@@ -152,11 +153,12 @@ class FakeVoice(Voice):
         self.closed = True
 
 
-def _segment(match: re.Match[str], *, last: bool) -> Segment:
+def _segment(match: re.Match[str], *, last: bool, timed: bool) -> Segment:
     text = match[0].rstrip() or match[0]
     words = tuple(
         Word(word[0], match.start() + word.start(), match.start() + word.end(), word.start(), word.end())
         for word in re.finditer(r"\S+", text)
+        if timed
     )
     tokens = Tokens(tuple(ord(character) % 1000 for character in text), tuple(text), ())
     return Segment(text, tokens, 0.0 if last else 0.1, 1.0, words)

@@ -13,6 +13,7 @@ from shared.voice import Voice, VoiceSpec
 from shared.voice.engine import Arrays
 
 HALO = 3
+FLOW_HALO = 2
 HOP = 4
 CHANNELS = 2
 ALPHABET = "_abcdefghijklmnopqrstuvwxyz "
@@ -40,8 +41,12 @@ class FakeEngine:
                 "log_duration": np.log(duration) * mask,
             }
         if graph == "flow":
-            shift = arrays["speaker_id"][:, None, None]
-            return {"latents": (arrays["prior_sample"] + shift) * arrays["frame_mask"]}
+            hidden = (arrays["prior_sample"] + arrays["speaker_id"][:, None, None] + 0.5) * arrays[
+                "frame_mask"
+            ]
+            kernel = np.linspace(1, 2, 2 * FLOW_HALO + 1, dtype=np.float32) / 8
+            mixed = np.apply_along_axis(np.convolve, 2, hidden, kernel)[:, :, FLOW_HALO:-FLOW_HALO]
+            return {"latents": mixed * arrays["frame_mask"]}
         # A bias before a wide average: what lies beyond the signal's ends is zero, unlike zero latents inside it.
         hidden = np.repeat(arrays["latents"].sum(axis=1) + 0.5, HOP, axis=1)
         kernel = np.linspace(1, 2, 2 * HALO * HOP + 1) / 10
@@ -76,6 +81,7 @@ def spec_fields(**changes: Any) -> dict[str, Any]:
         "decoder": {"halo_frames": HALO, "first_window_frames": 4, "window_frames": 16},
         "token_buckets": [8, 16, 32],
         "frame_multiple": 8,
+        "flow_halo_frames": FLOW_HALO,
         "variants": {
             "fp32": {
                 "encoder": "fp32/encoder.onnx",

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shared.errors import RequestError, TextError
+from shared.errors import EngineError, RequestError, TextError
 from shared.voice import SpeechParameters, Voice, VoiceSpec
+from shared.voice.latents import Latents
+from shared.voice.windows import Window
 
 HOP = 4
 
@@ -34,6 +36,34 @@ def test_windows_together_are_the_whole(voice: Voice, text: str, seed: int, spea
     np.testing.assert_allclose(speech.samples, decoded[: -halo * hop], atol=1e-5)
     assert len(speech.samples) == speech.durations[0].sum() * hop
     assert len(speech.durations[0]) == len(speech.script.segments[0].tokens.ids)
+
+
+def test_a_long_segment_is_heard_before_all_of_its_latents_are_there(
+    voice: Voice, engine: Any, fields: dict[str, Any]
+) -> None:
+    text = "abcdefgh" * 4
+    (_, *rest) = voice.stream(text, seed=1)
+    assert [graph for graph, _ in engine.calls][:5] == ["encoder", "flow", "decoder", "flow", "decoder"]
+    assert len(rest) > 1
+    at_once = Voice(VoiceSpec.model_validate({**fields, "flow_halo_frames": None}), engine)
+    np.testing.assert_allclose(
+        voice.synthesize(text, seed=1).samples, at_once.synthesize(text, seed=1).samples, atol=1e-5
+    )
+
+
+def test_latents_that_failed_are_computed_when_asked_for_again() -> None:
+    failures = [EngineError("no memory")]
+
+    def compute(part: Window) -> Any:
+        if part.first and failures:
+            raise failures.pop()
+        return np.full((1, part.last - part.first), part.last, dtype=np.float32)
+
+    latents = Latents(1, [Window(0, 3, 0, 2), Window(1, 4, 2, 5)], compute)
+    assert latents.until(2).tolist() == [[2, 2, 0, 0, 0]]
+    with pytest.raises(EngineError):
+        latents.until(3)
+    assert latents.whole().tolist() == [[2, 2, 5, 5, 5]]
 
 
 def test_company_changes_nothing(voice: Voice) -> None:

@@ -1,4 +1,4 @@
-"""The window plan: every frame once, with its halo, in few widths."""
+"""The window plans: every frame once, with its halo, in few widths."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shared.voice import VoiceSpec
 from shared.voice.spec import DecoderPlan
-from shared.voice.windows import Window, plan_windows
+from shared.voice.windows import Window, plan_flow, plan_windows
+from tests.unit.shared.voice.conftest import spec_fields
 
 plans = st.builds(
     DecoderPlan,
@@ -55,3 +57,25 @@ def test_a_cut_past_the_end_is_zero() -> None:
         4,
         5,
     ]
+
+
+@settings(deadline=None)
+@given(st.integers(1, 1000), plans, st.integers(0, 40), st.integers(1, 64))
+def test_the_flow_yields_every_frame_once_and_first_what_is_heard_first(
+    frames: int, decoder: DecoderPlan, halo: int, multiple: int
+) -> None:
+    spec = VoiceSpec.model_validate(
+        spec_fields(decoder=decoder.model_dump(), flow_halo_frames=halo, frame_multiple=multiple)
+    )
+    parts = plan_flow(frames, spec)
+    assert [frame for part in parts for frame in range(part.first, part.last)] == [*range(frames)]
+    for part in parts:
+        assert part.start == max(0, part.first - halo)
+        assert part.end >= min(frames, part.last + halo)
+        assert part.width % multiple == 0
+    assert parts[0].last >= min(frames, plan_windows(frames, decoder)[0].end)
+    assert sum(part.width for part in parts) < frames + 2 * halo + 2 * multiple
+    whole = plan_flow(frames, spec.model_copy(update={"flow_halo_frames": None}))
+    assert [(part.first, part.last) for part in whole] == [(0, frames)]
+    # Cut only where somebody would wait much longer for the whole.
+    assert len(parts) == 1 or parts[0].width * 2 < frames

@@ -1,4 +1,7 @@
-"""``.ci/images`` ends with 0 for images that are tested, and for a machine without a container engine; else never."""
+"""``.ci/images`` ends with 0 for images that are tested, and for a machine without a container engine; else never.
+
+What CI does not test, because a machine has no tool for it, it says.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ NOBODY = "echo 1000"
 def machine(tmp_path: Path) -> Path:
     """A folder with the script in it, on a machine with nothing but what a test puts into ``bin``."""
     (tmp_path / ".ci").mkdir()
-    shutil.copy(ROOT / ".ci" / "images", tmp_path / ".ci" / "images")
+    for name in ("run", "images"):
+        shutil.copy(ROOT / ".ci" / name, tmp_path / ".ci" / name)
     for name in ("bash", "dirname", "env"):
         program = shutil.which(name)
         assert program
@@ -35,9 +39,9 @@ def put(path: Path, script: str) -> None:
     path.chmod(0o755)
 
 
-def run(machine: Path) -> subprocess.CompletedProcess[str]:
+def run(machine: Path, script: str = "images") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(machine / ".ci" / "images")],
+        [str(machine / ".ci" / script)],
         env={"PATH": str(machine / "bin")},
         capture_output=True,
         text=True,
@@ -88,3 +92,57 @@ def test_an_engine_that_brings_no_tested_image_is_a_failure(
     done = run(machine)
     assert done.returncode not in {0, 127}, done.stdout
     assert said in done.stderr
+
+
+def test_without_prometheus_it_says_what_was_not_tested(machine: Path) -> None:
+    """The tests skip it, and who reads that CI ended well would not know."""
+    put(machine / "bin/podman", "echo 1000000")
+    done = run(machine)
+    assert done.returncode == 0, done.stderr
+    assert "NOT TESTED: whether a Prometheus can scrape" in done.stdout.splitlines()[-1]
+
+
+def test_where_prometheus_can_be_installed_it_has_to_be_there(machine: Path) -> None:
+    put(machine / "bin/podman", "echo 1000000")
+    put(machine / "bin/id", "echo 0")
+    put(machine / "bin/apt-get", "exit 0")
+    put(machine / "tests/infra/install-podman", "exit 0")
+    done = run(machine)
+    assert done.returncode == 1, done.stdout
+    assert "FAILED: there is no prometheus" in done.stderr
+    prometheus = machine / "bin/prometheus"
+    install = f"echo > {prometheus} && {shutil.which('chmod')} +x {prometheus}"
+    put(machine / "bin/apt-get", f'[ "$1" != install ] || {{ {install}; }}')
+    done = run(machine)
+    assert done.returncode == 0, done.stderr
+    assert "NOT TESTED" not in done.stdout
+
+
+@pytest.fixture
+def made(machine: Path) -> Path:
+    """A file with a line for each call of make, on a machine with what CI itself needs."""
+    calls = machine / "made"
+    put(machine / "bin/make", f'echo "$@" >> {calls}')
+    for program in ("bin/cc", "bin/python3.11", ".ci/images"):
+        put(machine / program, "exit 0")
+    return calls
+
+
+def test_ci_says_what_this_machine_has_no_tool_for(machine: Path, made: Path) -> None:
+    put(machine / "bin/apt-get", "exit 100")  # as it ends for anybody but root
+    done = run(machine, "run")
+    assert done.returncode == 0, done.stderr
+    assert "lint-gateway" not in made.read_text()
+    untested = [line for line in done.stderr.splitlines() if "NOT TESTED HERE" in line]
+    assert len(untested) == 2
+    assert all(any(tool in line for line in untested) for tool in ("promtool", "npm"))
+
+
+def test_ci_tests_everything_that_this_machine_has_a_tool_for(machine: Path, made: Path) -> None:
+    put(machine / "bin/npm", "exit 0")
+    put(machine / "bin/promtool", "exit 0")
+    done = run(machine, "run")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    targets = {word for line in made.read_text().splitlines() for word in line.split()}
+    assert {"install", "lint", "type", "node", "lint-gateway", "test", "demo"} <= targets

@@ -99,7 +99,7 @@ def test_without_prometheus_it_says_what_was_not_tested(machine: Path) -> None:
     put(machine / "bin/podman", "echo 1000000")
     done = run(machine)
     assert done.returncode == 0, done.stderr
-    assert "NOT TESTED: whether a Prometheus can scrape" in done.stdout.splitlines()[-1]
+    assert "NOT TESTED for want of a prometheus" in done.stdout.splitlines()[-1]
 
 
 def test_where_prometheus_can_be_installed_it_has_to_be_there(machine: Path) -> None:

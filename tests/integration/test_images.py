@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import time
+import tomllib
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,8 +26,12 @@ import httpx
 import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from packaging.utils import canonicalize_name
 
-from shared.audio import read_audio
+from services.cli import SUBCOMMANDS
+from shared.audio import read_audio, to_pcm16
+from shared.audio_encoding import FORMATS
+from tests.infra.pins import pins
 from tests.infra.s3_server import S3Server
 from vits_client import Client
 
@@ -34,14 +39,23 @@ pytestmark = [pytest.mark.container, pytest.mark.timeout(3600)]
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 120
-#: What a careful operator adds; the images must work with it. exec: phonemizer loads espeak-ng from a copy in /tmp.
+#: What a careful operator adds, and no shell that runs; the images must work with it. exec: phonemizer loads espeak-ng
+#: from a copy in /tmp.
 CONFINED = (
     "--read-only",
     "--tmpfs=/tmp:exec",
     "--tmpfs=/cache",
     "--cap-drop=ALL",
     "--security-opt=no-new-privileges",
+    "--volume=/dev/null:/usr/bin/dash:ro",
+    "--volume=/dev/null:/usr/bin/bash:ro",
 )
+#: A user whom the images do not know, and who owns what is written to a folder of the host's.
+ANYBODY = os.getuid() or 4242
+#: One for each runtime.
+VARIANTS = ("fp32", "fp32-openvino")
+#: What a build of torch for GPUs asks for, in versions of its own.
+CUDA = re.compile("nvidia-|cuda-|triton$")
 
 
 @dataclass(frozen=True)
@@ -137,7 +151,10 @@ def training(
     make_dataset: Callable[..., Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> list[str]:
-    """Arguments of ``run`` that train a mounted configuration: the shipped Spanish one, on what is tiny."""
+    """Arguments of ``run`` that train a mounted configuration, the shipped Spanish one, on what is tiny.
+
+    Before them comes what /output is.
+    """
     configuration = json.loads((ROOT / "configs" / "spa.json").read_text())
     configuration |= {
         "model_name_or_path": "./models/small",
@@ -156,18 +173,27 @@ def training(
         f"--volume={readable(mounted)}/spa.json:/data/spa.json:ro",
         f"--volume={readable(spanish_model)}:/models/small:ro",
         f"--volume={readable(make_dataset())}:/data/few:ro",
-        *("--tmpfs=/output", *CONFINED, images["train"], "--config", "/data/spa.json"),
+        *(*CONFINED, images["train"], "--config", "/data/spa.json"),
     ]
 
 
 @pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the host's that anybody may write to."""
+    folder = tmp_path_factory.mktemp("outputs")
+    folder.chmod(0o777)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def exported(
-    engine: Engine, images: dict[str, str], training: list[str], store: tuple[str, ...]
+    engine: Engine, images: dict[str, str], training: list[str], store: tuple[str, ...], outputs: Path
 ) -> tuple[str, ...]:
     """The store, with a model trained in the image and a voice exported in it."""
-    engine.run("run", "--rm", *store, *training, "--max_steps", "1")
+    mounted = (f"--user={ANYBODY}", f"--volume={outputs}:/output")
+    engine.run("run", "--rm", *store, *mounted, *training, "--max_steps", "1")
     vits = ["run", "--rm", *store, *CONFINED, "--entrypoint=vits"]
-    engine.run(*vits, images["train"], "export", "voz@latest", "--variants", "fp32")
+    engine.run(*vits, images["train"], "export", "voz@latest", "--variants", ",".join(VARIANTS))
     assert "voz" in engine.run(*vits, images["serve"], "voices", "list")
     assert "none" in engine.run(*vits, images["serve"], "voices", "verify", "--all")
     return store
@@ -180,6 +206,7 @@ class Server:
     name: str
     http: str
     grpc: str
+    variant: str
 
 
 def free_port() -> int:
@@ -190,13 +217,18 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def server(engine: Engine, images: dict[str, str], exported: tuple[str, ...]) -> Iterator[Server]:
+def server(
+    engine: Engine, images: dict[str, str], exported: tuple[str, ...], request: pytest.FixtureRequest
+) -> Iterator[Server]:
+    """It speaks with the variant that a test asks for, or with the first."""
     http, rpc = free_port(), free_port()
-    ports = (f"--env=VITS_HTTP_PORT={http}", f"--env=VITS_GRPC_PORT={rpc}")
-    with engine.background(*exported, *ports, *CONFINED, images["serve"], "--host", "127.0.0.1") as name:
+    variant = getattr(request, "param", VARIANTS[0])
+    settings = {"HTTP_PORT": http, "GRPC_PORT": rpc, "VARIANT": variant}
+    given = (*exported, *(f"--env=VITS_{name}={value}" for name, value in settings.items()), *CONFINED)
+    with engine.background(*given, images["serve"], "--host", "127.0.0.1") as name:
         engine.wait_for(name, "ready after")
         wait_until_it_answers(f"http://127.0.0.1:{http}/readyz")
-        yield Server(name, f"http://127.0.0.1:{http}", f"127.0.0.1:{rpc}")
+        yield Server(name, f"http://127.0.0.1:{http}", f"127.0.0.1:{rpc}", variant)
 
 
 def wait_until_it_answers(url: str) -> None:
@@ -261,27 +293,146 @@ def test_the_images_run_as_nobody_in_particular_and_keep_no_tools(
     # Docker's own root file system is writable here: what is denied is denied by ownership.
     printed = engine.run("run", "--rm", "--entrypoint=python", images[kind], "-c", code).splitlines()[-1]
     assert printed == f"10001 [] {['torch', 'transformers'] if kind == 'train' else []}"
+
+
+@pytest.mark.parametrize("kind", ["train", "serve"])
+def test_the_images_say_what_they_are(engine: Engine, images: dict[str, str], kind: str) -> None:
     labels = engine.inspect("image", images[kind])["Config"]["Labels"]
-    assert labels["org.opencontainers.image.title"] == f"vits-{kind}"
-    assert labels["org.opencontainers.image.version"]
-    reading = f"import json; print(json.dumps(json.load(open('/usr/share/sbom/vits-{kind}.cdx.json'))))"
-    printed = engine.run("run", "--rm", "--network=none", "--entrypoint=python", images[kind], "-c", reading)
-    bill = json.loads(printed.splitlines()[-1])  # after what podman says of a machine without systemd
-    assert bill["metadata"]["component"]["name"] == "vits-suite"
-    assert {"numpy", "obstore"} <= {component["name"] for component in bill["components"]}
+    told = {
+        name.removeprefix("org.opencontainers.image."): value
+        for name, value in labels.items()
+        if name.startswith("org.opencontainers.image.")
+    }
+    assert told["title"] == f"vits-{kind}"
+    assert told["description"]
+    # Ours, and espeak-ng's.
+    assert told["licenses"] == "Apache-2.0 AND GPL-3.0-or-later"
+    assert told["version"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert told["base.name"]
+    assert re.fullmatch("[0-9a-f]{40}(-dirty)?", told["revision"]) or not (ROOT / ".git").exists()
+
+
+@pytest.mark.parametrize("kind", ["train", "serve"])
+def test_the_images_hold_what_their_bill_says_and_nothing_that_is_not_pinned(
+    engine: Engine, images: dict[str, str], kind: str
+) -> None:
+    code = (
+        "import json; from importlib.metadata import distributions; "
+        f"bill = json.load(open('/usr/share/sbom/vits-{kind}.cdx.json')); "
+        "print(json.dumps([bill, [[one.name, one.version] for one in distributions()]]))"
+    )
+    printed = engine.run("run", "--rm", "--network=none", "--entrypoint=python", images[kind], "-c", code)
+    bill, distributions = json.loads(printed.splitlines()[-1])  # after what podman says without systemd
+    listed = {canonicalize_name(one["name"]): one["version"] for one in bill["components"]}
+    there = {canonicalize_name(name): version for name, version in distributions}
+    suite = bill["metadata"]["component"]
+    assert (suite["name"], suite["version"]) == ("vits-suite", there.pop(canonicalize_name("vits-suite")))
+    assert listed == there
+    by_us = {name: version.partition("+")[0] for name, version in there.items() if not CUDA.match(name)}
+    assert by_us.items() <= pins().items()
+
+
+def test_a_start_finds_our_modules_and_the_libraries_compiled(engine: Engine, images: dict[str, str]) -> None:
+    """A container keeps nothing that it compiles, and would do so at each start."""
+    told = (
+        "--network=none",
+        "--entrypoint=python",
+        images["serve"],
+        "-v",
+        "-c",
+        "import services.synthesis.service",
+    )
+    printed = engine.run("run", "--rm", *CONFINED, *told)
+    assert re.search("/opt/vits/.*pyc matches", printed)
+    assert re.findall(r"^# code object from (/opt/vits/\S+\.py)$", printed, re.MULTILINE) == []
+
+
+def test_every_subcommand_teaches_or_says_what_it_lacks(engine: Engine, images: dict[str, str]) -> None:
+    """In one container, as processes of their own."""
+    code = """
+import json, subprocess, sys
+def ask(*words):
+    done = subprocess.run(["vits", *words], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return done.returncode, done.stdout
+print(json.dumps([*(ask(name, "--help") for name in sys.argv[1:]), ask("doctor")]))
+"""
+    asked = ("--network=none", "--entrypoint=python", images["train"], "-c", code, *SUBCOMMANDS)
+    *helped, (_, advice) = json.loads(engine.run("run", "--rm", *CONFINED, *asked).splitlines()[-1])
+    lacking = {command.extra for command in SUBCOMMANDS.values()} - {"", "train", "export"}
+    for (name, command), (failed, said) in zip(SUBCOMMANDS.items(), helped, strict=True):
+        if failed:
+            assert command.extra in lacking, said
+            assert f"vits-suite[{command.extra}]" in said
+        else:
+            assert said.startswith(f"usage: vits {name}"), said
+    # README sends those there who want to know which.
+    assert "Traceback" not in advice
+    for extra in lacking:
+        assert f"extra {extra}" in advice
+
+
+def test_no_shell_can_be_run_in_these_tests(engine: Engine, images: dict[str, str]) -> None:
+    code = "import shutil; print([shell for shell in ('sh', 'dash', 'bash', 'rbash') if shutil.which(shell)])"
+    for image in images.values():
+        printed = engine.run("run", "--rm", *CONFINED, "--entrypoint=python", image, "-c", code)
+        assert printed.splitlines()[-1] == "[]"
 
 
 def test_the_serve_image_is_small(engine: Engine, images: dict[str, str]) -> None:
-    size = engine.inspect("image", images["serve"])["Size"]
-    assert size < 700e6
+    """By the files that are in it: some engines say how much is sent, compressed."""
+    code = """
+import os
+sizes = {}
+for folder, folders, files in os.walk("/"):
+    folders[:] = [name for name in folders if not os.path.ismount(os.path.join(folder, name))]
+    for name in files:
+        found = os.lstat(os.path.join(folder, name))
+        sizes[found.st_dev, found.st_ino] = found.st_size
+print(sum(sizes.values()))
+"""
+    root = ("--user=0", "--network=none", "--entrypoint=python")
+    assert int(engine.run("run", "--rm", *root, images["serve"], "-c", code).splitlines()[-1]) < 700e6
 
 
+def test_the_serve_image_has_every_codec_and_of_openvino_what_the_cpu_needs(
+    engine: Engine, images: dict[str, str]
+) -> None:
+    code = (
+        "import json, openvino, os; from shared.audio_encoding import available_formats; "
+        "print(json.dumps([available_formats(), openvino.Core().available_devices, "
+        "os.listdir(os.path.join(os.path.dirname(openvino.__file__), 'libs'))]))"
+    )
+    asked = ("--network=none", *CONFINED, "--entrypoint=python", images["serve"], "-c", code)
+    formats, devices, libraries = json.loads(engine.run("run", "--rm", *asked).splitlines()[-1])
+    assert formats == list(FORMATS)
+    assert devices == ["CPU"]
+    parts = {part[0] for name in libraries if (part := re.search("[a-z_]+_(plugin|frontend)", name))}
+    assert parts == {"libopenvino_intel_cpu_plugin", "libopenvino_ir_frontend", "libopenvino_onnx_frontend"}
+
+
+def test_what_is_trained_is_in_the_mounted_folder_whoever_trains(
+    exported: tuple[str, ...], outputs: Path
+) -> None:
+    assert (outputs / "voz" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("server", VARIANTS, indirect=True)
 def test_what_the_train_image_made_the_serve_image_speaks(server: Server) -> None:
-    asked = {"model": "tts-1", "voice": "voz", "input": "hola", "response_format": "wav"}
-    answer = httpx.post(f"{server.http}/v1/audio/speech", json=asked, timeout=60, trust_env=False)
-    audio = read_audio(answer.raise_for_status().content, format="wav")
-    assert audio.sampling_rate == 16000
-    assert np.abs(audio.samples).max() > 0
+    asked = {"model": "tts-1", "voice": "voz", "input": "buenos días, la casa azul", "seed": 7}
+    spoken = {}
+    with httpx.Client(base_url=server.http, timeout=60, trust_env=False) as http:
+        for name in FORMATS:
+            answer = http.post("/v1/audio/speech", json={**asked, "response_format": name}).raise_for_status()
+            spoken[name] = answer.content
+        assert http.get("/v1/audio/voices/voz").json()["variant"] == server.variant
+    exact = read_audio(spoken["wav"], format="wav")
+    assert exact.sampling_rate == 16000
+    assert np.abs(exact.samples).max() > 0
+    assert spoken.pop("pcm") == to_pcm16(exact.samples).astype("<i2").tobytes()
+    for name, content in spoken.items():
+        audio = read_audio(content)
+        assert audio.duration_seconds == pytest.approx(exact.duration_seconds, abs=0.15), name
+        assert np.abs(audio.samples).max() > np.abs(exact.samples).max() / 2, name
     with grpc.insecure_channel(server.grpc) as channel:
         health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=30)
     assert health.status == health_pb2.HealthCheckResponse.SERVING
@@ -362,7 +513,8 @@ def test_the_health_check_fails_where_nothing_is_served(engine: Engine, images: 
 
 def test_a_stopped_training_saves_and_says_so(engine: Engine, training: list[str]) -> None:
     """As process 1, Python would not hear the SIGTERM that engines send, if it had not been told to."""
-    with engine.background("--network=none", "--tmpfs=/store", *training, "--max_steps", "100000") as name:
+    places = ("--network=none", "--tmpfs=/store", "--tmpfs=/output")
+    with engine.background(*places, *training, "--max_steps", "100000") as name:
         engine.wait_for(name, "step 0:")
         engine.run("stop", "--time=60", name)
         assert engine.inspect("container", name)["State"]["ExitCode"] == 143, engine.run("logs", name)

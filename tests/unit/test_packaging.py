@@ -10,9 +10,12 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from tests.infra.pins import pins
 
 ROOT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -23,12 +26,6 @@ def installed_extras() -> list[str]:
     found = re.search(r"^EXTRAS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert found
     return found[1].split(",")
-
-
-def pins() -> dict[str, str]:
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
-    pairs = (line.split("==") for line in lines if not line.startswith("#"))
-    return {canonicalize_name(name): version for name, version in pairs}
 
 
 def test_everything_that_make_installs_is_pinned_within_its_bounds() -> None:
@@ -114,3 +111,41 @@ def test_make_images_does_not_build_for_gpus_on_a_base_without_their_libraries()
     assert refused.stdout == ""
     assert "python:3.11-slim-bookworm has no CUDA" in refused.stderr
     assert "BASE_IMAGE=..." in refused.stderr
+
+
+@pytest.mark.parametrize("extra", ["serve", "export"])
+def test_arm64_gets_onnx_runtime_alone(extra: str) -> None:
+    asked = list(map(Requirement, EXTRAS[extra]))
+
+    def runtimes(machine: str) -> set[str]:
+        """Those that a machine gets."""
+        wanted = {
+            one.name
+            for one in asked
+            if one.marker is None or one.marker.evaluate({"platform_machine": machine})
+        }
+        return wanted & {"onnxruntime", "openvino"}
+
+    assert runtimes("aarch64") == {"onnxruntime"}
+    assert runtimes("x86_64") == {"onnxruntime", "openvino"}
+
+
+@pytest.mark.parametrize("kind", ["serve", "train"])
+def test_a_change_of_the_suite_leaves_the_layers_of_what_it_needs(kind: str) -> None:
+    """A layer is built again when one before it, or what is copied into it, has changed."""
+    text = (ROOT / f"Dockerfile.{kind}").read_text()
+    builder = text[text.index("AS builder") : text.index("AS bill")]
+    installation, rest = builder.rsplit("--requirement requirements.txt", 1)
+    copied = {
+        source
+        for line in re.findall("^COPY (.*)", installation, re.MULTILINE)
+        for source in line.split()[:-1]
+    }
+    assert copied <= {"--from=requirements", "/src/torch.txt", "/src/requirements.txt", "constraints.txt"}
+    assert "COPY . ./" in rest
+    image = text[text.index("AS bill") :]
+    needed, suite = "COPY --from=builder /opt/vits ", "COPY --from=builder /suite/opt/vits "
+    assert image.index(needed) < image.index(suite)
+    # Every commit has another one.
+    assert image.index("ARG REVISION") > image.rindex("COPY")
+    assert "REVISION" not in text[: text.index("ARG REVISION")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from shared.errors import EngineError
 from shared.processor import cpu_features
 from shared.voice import VoiceSpec, engine, selection
-from shared.voice.engine import Arrays, open_engine, why_not
+from shared.voice.engine import Arrays, computed_by, open_engine, why_not
 from shared.voice.selection import choose_variant, recommended_variant, remembered_variant, usable_variants
 from shared.voice.spec import Variant
 
@@ -67,6 +68,22 @@ def test_a_variant_that_the_cpu_cannot_run_is_refused_with_a_way_out(
         EngineError, match=r"bf16 needs a CPU with avx512_bf16 or amx_bf16.*Use the variant 'fp32'"
     ):
         open_engine(tmp_path, spec.variant("bf16"))
+
+
+def test_a_machine_without_openvino_speaks_with_onnx_runtime(
+    spec: VoiceSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one with arm64, where no extra brings it."""
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    fp32 = spec.variant("fp32")
+    openvino = fp32.model_copy(update={"engine": "openvino", "gate": "reference"})
+    variants = {"fp32-openvino": openvino, "fp32": fp32}
+    spec = spec.model_copy(update={"variants": variants, "recommended": list(variants)})
+    assert usable_variants(spec) == ["fp32"]
+    assert recommended_variant(spec) == "fp32"
+    with pytest.raises(EngineError, match=r"OpenVINO is not installed.*Use the variant 'fp32'"):
+        open_engine(tmp_path, openvino)
+    assert computed_by()["openvino"] == "not installed"
 
 
 def test_a_gpu_that_is_not_there(spec: VoiceSpec) -> None:

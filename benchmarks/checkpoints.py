@@ -70,7 +70,7 @@ def measure(folder: Path) -> None:
         ),
         generator=generator,
         discriminator=networks[1],
-        plan=SimpleNamespace(warm_up=0),
+        plan=SimpleNamespace(new_modules=0, warm_up=0),
         provenance=Provenance(),
         store=store,
         ema=None,

@@ -19,14 +19,15 @@ import argparse
 import contextlib
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import IO, Any
@@ -262,19 +263,19 @@ class Child:
             return {}
         return self._answer()
 
-    def why(self) -> str:
-        """The last line that a child which failed has said."""
-        self.log.seek(0)
-        return (self.log.read().strip().splitlines() or ["no word"])[-1]
-
-    def end(self) -> float:
-        """End the process: its high-water mark in bytes."""
+    def end(self) -> tuple[float, str]:
+        """End the process: its memory's high-water mark in bytes, NaN where it has died before, and its last word."""
         assert self.process.stdin is not None
+        assert self.process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
         peak = self._answer().get("peak", float("nan"))
         self.process.wait()
-        return peak
+        self.process.stdout.close()
+        with self.log:
+            self.log.seek(0)
+            said = self.log.read().split("\n")
+        return peak, next((line for line in reversed(said) if line.strip()), "no word")
 
 
 def choose_texts(paths: Paths, lengths: Sequence[int]) -> dict[int, str]:
@@ -415,35 +416,72 @@ def measure(paths: Paths, rounds: int, lengths: Sequence[int]) -> None:
     for system in systems(paths):
         child = Child(system, paths)
         if child.load is None:
-            print(f"not measured: {system} failed: {child.why()}")
+            print(f"not measured: {system} failed: {child.end()[1]}")
         else:
             children.append(child)
     for number in range(rounds + 1):  # the first warms up
         for seconds, text in texts.items():
             for child in children:
                 answer = child.ask(text)
-                if number and answer:
+                if number and answer.get("audio"):
                     child.times.setdefault(seconds, []).append(answer)
                 time.sleep(0.05)  # worker threads that spin after their work would disturb the next
-    packages = ", ".join(
-        f"{name} {version(name)}" for name in ("torch", "transformers", "onnxruntime", "openvino")
-    )
-    print(f"\n{packages}; {paths.threads} threads, medians of {rounds}\n")
-    head = " | ".join(f"{s} s: factor | first audio ms" for s in lengths)
-    print(f"| system | {head} | load s | peak MB |")
-    print("|---" * (2 * len(lengths) + 3) + "|")
+    print(f"\n{versions()}; {paths.threads} threads, medians of {rounds}\n")
+    print(table_head(lengths))
     for child in children:
-        cells = []
-        for seconds in lengths:
-            runs = child.times.get(seconds, [])
-            if not runs:
-                cells += ["failed", "–"]
-                continue
+        peak, why = child.end()
+        row = table_row(child.system, child.times, lengths, load=child.load, peak=peak, why=why)
+        print(row, flush=True)
+
+
+# --- What is printed ---------------------------------------------------------------------------------------
+
+
+def versions() -> str:
+    """The packages that figures depend on."""
+    found = []
+    for name in ("torch", "transformers", "onnxruntime", "openvino"):
+        with contextlib.suppress(PackageNotFoundError):
+            found.append(f"{name} {version(name)}")
+    return ", ".join(found)
+
+
+def table_head(lengths: Sequence[int]) -> str:
+    """The first two lines of the table."""
+    head = " | ".join(f"{seconds} s: factor | first audio ms" for seconds in lengths)
+    return f"| system | {head} | load s | peak MB |\n" + "|---" * (2 * len(lengths) + 3) + "|"
+
+
+def table_row(
+    system: str,
+    times: Mapping[int, Sequence[Mapping[str, float]]],
+    lengths: Sequence[int],
+    *,
+    load: float | None,
+    peak: float,
+    why: str,
+) -> str:
+    """A system's line in the table.
+
+    Args:
+        system: Its name.
+        times: Of each length of text the answers of its rounds: ``seconds`` of work, ``first`` until the first audio,
+            ``audio`` made. The real-time factor is the median of work over audio.
+        lengths: Of all texts, in seconds; one without an answer has failed.
+        load: Seconds until it could speak.
+        peak: Its memory's high-water mark in bytes; NaN where it did not live to tell.
+        why: What to say where it has failed.
+    """
+    cells = [system if all(times.get(seconds) for seconds in lengths) else f"{system} ({why})"]
+    for seconds in lengths:
+        if runs := times.get(seconds):
             cells.append(f"{median(run['seconds'] / run['audio'] for run in runs):.3f}")
             cells.append(f"{1000 * median(run['first'] for run in runs):.0f}")
-        why = "" if len(child.times) == len(lengths) else f" ({child.why()})"
-        row = " | ".join(cells)
-        print(f"| {child.system}{why} | {row} | {child.load:.1f} | {child.end() / 1e6:.0f} |", flush=True)
+        else:
+            cells += ["failed", "–"]
+    cells.append("–" if load is None else f"{load:.1f}")
+    cells.append("–" if math.isnan(peak) else f"{peak / 1e6:.0f}")
+    return f"| {' | '.join(cells)} |"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,7 +8,15 @@ from pathlib import Path
 
 from services.evaluation import Judges
 from services.export.export import VARIANTS, check_variants, export_voice, language_of
-from services.export.gate import NEEDED_JUDGES, Candidate, gate, require_judges, speaks, without_judges
+from services.export.gate import (
+    NEEDED_JUDGES,
+    Candidate,
+    gate,
+    require_judges,
+    require_words,
+    speaks,
+    without_judges,
+)
 from services.export.gate_page import settle
 from services.export.progress import Progress
 from services.export.quantization import QUANTISED, quantise
@@ -80,7 +88,7 @@ def build_voice(
         ModelError: The folder is not a model that can be exported.
         QualityError: The graphs do not compute what the model computes.
         MissingExtraError: A judge without which the gate cannot decide is not installed.
-        UserError: There are no sentences to calibrate or to judge with.
+        UserError: There are no sentences to calibrate or to judge with, or too few.
         EngineError: This machine does not run a variant that was asked for, so that it cannot be judged here.
     """
     progress = progress or Progress()
@@ -101,6 +109,8 @@ def build_voice(
         require_judges(judges)
     if sentences and (quantised or judged):
         sentences = sentences.in_segments(front_end, language)
+    if judged and sentences:
+        require_words(sentences.gate, language)  # before anything long is begun
     version = source.version
     spec = export_voice(
         source.folder,

@@ -259,11 +259,7 @@ def gate(
     limits, progress = limits or Limits(), progress or Progress()
     require_judges(judges)
     spec = VoiceSpec.read(folder)
-    count = words(sentences, spec.language)
-    if count < limits.words:
-        raise UserError(
-            f"The gate needs at least {limits.words} words to tell an error rate, and was given {count}"
-        )
+    require_words(sentences, spec.language, least=limits.words)
     lines = shared_out(sentences, spec.num_speakers)
     names = list(dict.fromkeys([PORTABLE, *(name for c in candidates for name in (c.replaces, c.variant))]))
     voices = {name: Voice.open(folder, variant=name, threads=threads) for name in names}
@@ -356,6 +352,25 @@ def require_judges(judges: Judging) -> None:
     """
     if reason := without_judges(judges):
         raise MissingExtraError(f"{reason}\nWith --no-gate the voice is published and marked as ungated.")
+
+
+def require_words(sentences: Sequence[str], language: str, *, least: int = GATE_WORDS) -> None:
+    """Refuse to judge by too few words.
+
+    Args:
+        sentences: In the pieces that a voice speaks at once.
+        language: Of the voice.
+        least: Words that an error rate takes.
+
+    Raises:
+        UserError: They have fewer.
+    """
+    count = words(sentences, language)
+    if count < least:
+        raise UserError(
+            f"The gate needs at least {least} words to tell an error rate, and was given {count} (what "
+            "several lines have in common counts once). Add sentences, one a line."
+        )
 
 
 def time_variants(

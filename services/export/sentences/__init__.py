@@ -34,7 +34,7 @@ class Sentences:
 
     Attributes:
         calibration: Sentences that calibrate and tune.
-        gate: Sentences that the gate scores; none of the former.
+        gate: Sentences that the gate scores; none of the former, however it is written.
         source: Where they are from, for the report.
     """
 
@@ -43,8 +43,8 @@ class Sentences:
     source: str
 
     def __post_init__(self) -> None:
-        shared = sorted(set(self.calibration) & set(self.gate))
-        if shared:
+        calibrating = {_said(sentence) for sentence in self.calibration}
+        if shared := sorted(sentence for sentence in self.gate if _said(sentence) in calibrating):
             raise UserError(
                 f"{self.source}: {len(shared)} sentences would calibrate and be judged too, the first "
                 f"{shared[0]!r}. Leave each in once."
@@ -68,7 +68,7 @@ class Sentences:
         return replace(
             self,
             calibration=tuple(calibration),
-            gate=tuple(piece for piece in gate if piece not in set(calibration)),
+            gate=_others(gate, calibration),
         )
 
     def _pieces(self, line: str, front_end: FrontEnd, language: str) -> list[str]:
@@ -97,6 +97,17 @@ def words(sentences: Sequence[str], language: str | None = None) -> int:
     return sum(len(normalise(sentence, language)) for sentence in sentences)
 
 
+def _said(sentence: str) -> tuple[str, ...]:
+    """What is heard of a sentence, whatever its capitals and marks."""
+    return tuple(normalise(sentence, None))
+
+
+def _others(sentences: Sequence[str], taken: Sequence[str]) -> tuple[str, ...]:
+    """Those sentences that none of others says."""
+    known = {_said(sentence) for sentence in taken}
+    return tuple(sentence for sentence in sentences if _said(sentence) not in known)
+
+
 def sentences_for(language: str) -> Sentences | None:
     """The list of a language, given as BCP 47 or ISO 639-3 tag; None where there is none."""
     name = LANGUAGES.get(language.replace("_", "-").split("-")[0].lower())
@@ -118,8 +129,7 @@ def read_sentences(path: Path) -> Sentences:
         raise UserError(f"{path} cannot be read as UTF-8 text: {error}") from error
     every = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     calibration = tuple(every[::CALIBRATION_EVERY][:CALIBRATION_SENTENCES])
-    taken = set(calibration)
-    gate = tuple(sentence for sentence in every if sentence not in taken)
+    gate = _others(every, calibration)
     if words(gate) < GATE_WORDS:
         raise UserError(
             f"{path} leaves {words(gate)} words for the gate, beside {len(calibration)} sentences that calibrate; "

@@ -219,6 +219,18 @@ def test_lines_of_several_sentences_are_parted(bench: Bench, tmp_path: Path) -> 
     assert len(bench.calibrated) == 2 * 32
 
 
+def test_too_few_words_are_told_before_anything_is_made(bench: Bench, tmp_path: Path) -> None:
+    """Lines have words enough, and the voice speaks them in pieces that most of them share."""
+    names = [one + other for one in ascii_lowercase for other in ascii_lowercase]
+    path = tmp_path / "lines.txt"
+    path.write_text("\n".join(f"la casa de la calle. perro {name}." for name in names), encoding="utf-8")
+    bench.output = tmp_path / "voice"
+    bench.output.mkdir()
+    with pytest.raises(UserError, match=r"at least 2000 words.* was given 1\d\d\d .*Add sentences"):
+        bench.build(language="es", variants=("int8",), sentences=path)
+    assert list(bench.output.iterdir()) == []
+
+
 def test_fp16_is_judged_where_there_is_a_gpu_and_else_said_to_be_ungated(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

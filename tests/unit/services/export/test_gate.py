@@ -422,6 +422,7 @@ def test_a_line_of_several_sentences_is_parted_where_the_voice_parts_it() -> Non
     found = given.in_segments(FRONT_END, "es")
     assert [text.rstrip(".") for text in found.calibration] == ["la casa", "un perro", "el numero"]
     assert "el mar" in found.gate
+    assert "un perro" not in found.gate, "it calibrates, with a full stop"
     assert not set(found.gate) & set(found.calibration)
     assert [text for text in found.gate if "calle" in text] == ["la calle."]
     long = Sentences(("hola",), ("la casa de la calle " * 20,), "a file")
@@ -438,10 +439,14 @@ def test_words_are_counted_as_error_rates_count_them() -> None:
 
 def test_a_file_is_shared_out(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
-    path.write_text("\n".join(f"esta es la frase número {number}" for number in range(500)), encoding="utf-8")
+    lines = [f"esta es la frase número {number}" for number in range(500)]
+    lines.append("¡Esta es la frase número 0!")  # which calibrates
+    path.write_text("\n".join(lines), encoding="utf-8")
     found = read_sentences(path)
     assert len(found.calibration) == 32
     assert len(found.gate) == 468
+    with pytest.raises(UserError, match=r"1 sentences would calibrate and be judged too, the first '¡Hola!'"):
+        Sentences(("hola.", "sí"), ("¡Hola!", "no"), "a file")
     path.write_text("muy corto", encoding="utf-8")
     with pytest.raises(UserError, match="needs 2000"):
         read_sentences(path)

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from transformers import VitsConfig, VitsModel
 
 from services.export.export import export_voice
+from services.export.quantization import quantise
 from shared.modeling import VitsForTraining, VitsResblock2Config, load_model
 from shared.provenance import Provenance
-from shared.voice import Voice
+from shared.voice import Utterance, Voice, VoiceSpec
 
 ALPHABET = "_abcdefghijklmnopqrstuvwxyzáéíóúüñ ',."
 
 VARIANTS = ("fp32", "fp32-openvino", "bf16")
+SENTENCES = ("hola, buenas tardes a todos", "la casa de la colina", "un perro ladraba lejos")
 
 MakeModel = Callable[..., Path]
 
@@ -119,3 +125,50 @@ def exported(request: pytest.FixtureRequest) -> Exported:
     result = request.getfixturevalue(request.param)
     assert isinstance(result, Exported)
     return result
+
+
+@pytest.fixture(scope="session", params=["stochastic", "deterministic"])
+def quantised(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Each of the two in every variant for CPUs: int8 in the first of its two stages."""
+    exported = request.getfixturevalue(request.param)
+    assert isinstance(exported, Exported)
+    root = tmp_path_factory.mktemp("quantised")
+    folder = shutil.copytree(exported.folder, root / "voice")
+    made = quantise(folder, sentences=SENTENCES, cache=root / "cache", search=False)
+    anywhere = {  # slow without the instructions, not wrong
+        name: variant.model_copy(update={"requires": []})
+        for name, variant in made.variants.items()
+        if variant.rest == "fp32"
+    }
+    spec = VoiceSpec.read(folder)
+    spec.model_copy(update={"variants": spec.variants | made.variants | anywhere}).write(folder)
+    return Exported(exported.model_folder, folder)
+
+
+def decode_together(
+    voice: Voice, utterances: Sequence[Utterance], *, most: int, order: Random
+) -> list[NDArray[np.float32]]:
+    """Decode utterances in one another's company, and put their windows together again.
+
+    Args:
+        voice: Decodes them.
+        utterances: Of any lengths and speakers.
+        most: Windows of one width that share a call, whosever they are.
+        order: In which windows come.
+    """
+    places: dict[int, list[tuple[int, int]]] = {}
+    for row, utterance in enumerate(utterances):
+        for number, window in enumerate(utterance.windows):
+            places.setdefault(window.width, []).append((row, number))
+    decoded: dict[tuple[int, int], NDArray[np.float32]] = {}
+    for alike in places.values():
+        order.shuffle(alike)
+        for start in range(0, len(alike), most):
+            call = alike[start : start + most]
+            windows = [(utterances[row], utterances[row].windows[number]) for row, number in call]
+            decoded.update(zip(call, voice.decode_windows(windows), strict=True))
+    nothing = np.zeros(0, dtype=np.float32)
+    return [
+        np.concatenate([nothing, *(decoded[row, number] for number in range(len(utterance.windows)))])
+        for row, utterance in enumerate(utterances)
+    ]

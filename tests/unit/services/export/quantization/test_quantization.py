@@ -34,9 +34,7 @@ from services.export.quantization.search import (
 from services.export.sentences import Line
 from shared.errors import ModelError
 from shared.voice import Voice
-from tests.unit.services.export.conftest import Exported
-
-SENTENCES = ["hola, buenas tardes a todos", "la casa de la colina", "un perro ladraba lejos"]
+from tests.unit.services.export.conftest import SENTENCES, Exported
 
 
 def compute(model: onnx.ModelProto, frames: int = 30, *, speaker: int = 0) -> NDArray[np.float32]:

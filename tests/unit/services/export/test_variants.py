@@ -48,7 +48,7 @@ FULL = {
     "fp32-openvino": LAW,
     "bf16": 0.02,
     "int8": 0.02,
-    # Not held to it: in two of 28 voices opened one after another OpenVINO 2026.4 computed one width quite otherwise.
+    # Not held to it: with several streams OpenVINO 2026.4 now and then compiles a width wrongly (docs/log.md).
     "int8-bf16": 2.0,  # samples lie within 1 of zero
     "int8-onnxruntime": 0.02,
 }

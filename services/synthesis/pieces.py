@@ -9,7 +9,10 @@ MAX_SENTENCE_CHARACTERS = 400
 
 #: The end of a sentence: stop marks, quotes and brackets that close behind them, and the space that shows that no
 #: more of them come and that "3." was not the beginning of "3.5"; or a full-width stop; or the end of a line.
-_END = re.compile(r"""[.!?…]+["'”’»)\]]*(?=\s)|[。！？]+["'”’»」』）]*(?=[^。！？"'”’»」』）])|(?=\n)""")  # fmt: skip
+#: Each run of marks is looked at once, for a text may be nothing else.
+_END = re.compile(
+    r"""(?<![.!?…])[.!?…]++["'”’»)\]]*+(?=\s)|(?<![。！？])[。！？]++["'”’»」』）]*+(?=[^。！？"'”’»」』）])|(?=\n)"""
+)
 
 #: What a full stop is part of. A missing one makes a pause; one too many only makes a sentence wait.
 _ABBREVIATIONS = re.compile(

@@ -9,7 +9,7 @@ from itertools import accumulate
 from shared.text.alignment import Span, speak
 from shared.text.front_end import FrontEnd
 from shared.text.tokens import Tokens, once_each
-from shared.text.units import CLAUSE_MARKS, FULL_STOPS, STOPS, Unit, read_units
+from shared.text.units import CLAUSE_MARKS, FULL_STOPS, STOPS, Unit
 
 #: Seconds of silence after a segment, by what ended it. The last segment of a text has none.
 SENTENCE_PAUSE = 0.3
@@ -124,55 +124,65 @@ def arrange(
 # ----------------------------------------------------------------------------------------- sentences
 
 
+class _Gathered:
+    """Units that are being gathered into a stretch, and what their end says of the next one.
+
+    Kept as they come, since a text may be thousands of marks.
+
+    Attributes:
+        units: So far.
+        stop: The mark that ended a sentence, if only closing marks follow it; an ellipsis for several points.
+        has_word: Whether there is a word among them.
+    """
+
+    def __init__(self) -> None:
+        self.units: list[Unit] = []
+        self.stop = ""
+        self.has_word = False
+
+    def add(self, unit: Unit) -> None:
+        """Take in the next unit."""
+        if unit.kind != "mark" or unit.spoken in CLAUSE_MARKS:
+            self.stop = ""
+        elif unit.spoken == ".":
+            again = bool(self.units) and self.units[-1].kind == "mark" and self.units[-1].spoken == "."
+            self.stop = "…" if again else "."
+        elif unit.spoken in STOPS:
+            self.stop = unit.spoken
+        self.has_word = self.has_word or unit.kind == "word"
+        self.units.append(unit)
+
+    def pause_before(self, unit: Unit) -> float | None:
+        """The silence between them and the next unit; nothing if they belong together."""
+        if not self.units:
+            return None
+        starts = unit.spaced or self.stop in FULL_STOPS or unit.spoken in ("¿", "¡")
+        if self.stop and starts and self.has_word:
+            goes_on = self.stop != "." and self.stop not in FULL_STOPS and unit.spoken[:1].islower()
+            if not goes_on:
+                return SENTENCE_PAUSE
+        return None if unit.speaking_rate == self.units[-1].speaking_rate else 0.0
+
+
 def sentences(units: Sequence[Unit]) -> Iterator[Stretch]:
     """Cut at the ends of sentences, at empty lines, at breaks, and where the speaking rate changes."""
-    current: list[Unit] = []
+    current = _Gathered()
     for unit in units:
         if unit.kind == "break":
-            yield Stretch(tuple(current), unit.seconds, asked=True)
-            current = []
+            yield Stretch(tuple(current.units), unit.seconds, asked=True)
+            current = _Gathered()
         elif unit.kind == "paragraph":
-            if current:
-                yield Stretch(tuple(current), PARAGRAPH_PAUSE)
-            current = []
+            if current.units:
+                yield Stretch(tuple(current.units), PARAGRAPH_PAUSE)
+            current = _Gathered()
         else:
-            pause = _pause_before(current, unit)
+            pause = current.pause_before(unit)
             if pause is not None:
-                yield Stretch(tuple(current), pause)
-                current = []
-            current.append(unit)
-    if current:
-        yield Stretch(tuple(current), 0.0)
-
-
-def _pause_before(current: Sequence[Unit], unit: Unit) -> float | None:
-    """The silence between the units so far and the next one; nothing if they belong together."""
-    if not current:
-        return None
-    stop = _stop(current)
-    starts = unit.spaced or stop in FULL_STOPS or unit.spoken in ("¿", "¡")
-    if stop and starts and any(u.kind == "word" for u in current):
-        goes_on = stop != "." and stop not in FULL_STOPS and unit.spoken[:1].islower()
-        if not goes_on:
-            return SENTENCE_PAUSE
-    return None if unit.speaking_rate == current[-1].speaking_rate else 0.0
-
-
-def _stop(units: Sequence[Unit]) -> str:
-    """The mark that ended a sentence, if only closing marks follow it; an ellipsis for several points."""
-    points = 0
-    for unit in reversed(units):
-        if unit.kind != "mark":
-            break
-        if unit.spoken == ".":
-            points += 1
-        elif points:
-            break
-        elif unit.spoken in STOPS:
-            return unit.spoken
-        elif unit.spoken in CLAUSE_MARKS:
-            break
-    return "…" if points > 1 else "." if points else ""
+                yield Stretch(tuple(current.units), pause)
+                current = _Gathered()
+            current.add(unit)
+    if current.units:
+        yield Stretch(tuple(current.units), 0.0)
 
 
 def _clauses(stretch: Stretch) -> Iterator[Stretch]:
@@ -192,24 +202,6 @@ def _clauses(stretch: Stretch) -> Iterator[Stretch]:
             yield Stretch(stretch.units[begun : index + 1], pause)
             begun, length = index + 1, 0
     yield Stretch(stretch.units[begun:], stretch.pause_seconds, stretch.asked)
-
-
-def split_ready(text: str) -> tuple[str, str]:
-    """Divide a text that is still arriving: the sentences that are surely over, and the rest.
-
-    A sentence is over when the beginning of the next one has come. Together the two parts are the text.
-    """
-    units = read_units(text)
-    cut = 0
-    current: list[Unit] = []
-    for unit in units:
-        if unit.kind == "paragraph":
-            cut, current = unit.end, []
-            continue
-        if _pause_before(current, unit) is not None:
-            cut, current = unit.start, []
-        current.append(unit)
-    return text[:cut], text[cut:]
 
 
 # ------------------------------------------------------------------------------------------- cutting

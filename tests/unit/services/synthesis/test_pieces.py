@@ -70,3 +70,11 @@ def test_what_does_not_end_is_cut(text: str) -> None:
     assert pieces.waiting <= MAX_SENTENCE_CHARACTERS
     assert "".join([*found, *pieces.flush()]).replace(" ", "") == text.replace(" ", "")
     assert sentences("uno, " * 500)[0].endswith(",")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("mark", [".", "…!", "。"])
+def test_a_text_of_marks_takes_no_longer_than_another(mark: str) -> None:
+    """Every run of marks was looked at from each of its marks: the event loop stood still for minutes."""
+    text = mark * (500_000 // len(mark))
+    assert "".join(sentences(text + "a")) == text + "a"

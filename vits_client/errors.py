@@ -130,6 +130,9 @@ def from_rpc(error: grpc.RpcError, url: str) -> ClientError:
         message = (
             f"{url} does not answer: {message}. Is 'vits serve' running there, and is this its gRPC port?"
         )
+    if status is StatusCode.RESOURCE_EXHAUSTED and "larger than max" in message:
+        # gRPC's own limit. To come back later, as after an overload, would not help.
+        return InvalidRequestError(f"{message}: ask for less at once", status=status.name)
     more: dict[str, Any] = {"request_id": metadata.get("x-request-id", "")}
     reason = ""
     details = metadata.get("grpc-status-details-bin")

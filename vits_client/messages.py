@@ -13,6 +13,7 @@ from vits_client.errors import ClientError, from_code
 
 AudioFormat = Literal["wav", "pcm", "flac", "mp3", "opus", "aac"]
 Priority = Literal["interactive", "bulk"]
+TimestampUnit = Literal["word", "token"]
 
 
 class Options(TypedDict, total=False):
@@ -40,13 +41,13 @@ class Options(TypedDict, total=False):
     """Whether the text is SSML."""
     priority: Priority
     """Who goes first; ``interactive``, and ``bulk`` in a batch."""
-    timestamps: bool
-    """Whether words are to be timed."""
+    timestamps: bool | TimestampUnit
+    """What is to be timed: each ``word``, as True says, too, or each ``token`` of the voice; nothing."""
 
 
 @dataclass(frozen=True)
 class Timestamp:
-    """When a word is heard, in seconds from the beginning of the audio."""
+    """When a word or token is heard, in seconds from the beginning of the audio."""
 
     text: str
     start_seconds: float
@@ -67,7 +68,7 @@ class Speech:
         voice_version: Its version.
         duration_seconds: Length of the audio.
         unknown: What the voice does not know and left out.
-        timestamps: Of the words, where they were asked for.
+        timestamps: Of the words or tokens, where they were asked for.
     """
 
     audio: bytes
@@ -108,7 +109,7 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some audio, and the words of the sentences that began since the last."""
+    """Some audio, and the words or tokens of the sentences that began since the last."""
 
     audio: bytes
     timestamps: tuple[Timestamp, ...]
@@ -176,16 +177,21 @@ def request(text: str, options: Options) -> pb.SynthesizeRequest:
     unknown = sorted(fields.keys() - Options.__annotations__.keys())
     if unknown:
         raise TypeError(f"there is no option {unknown[0]!r}; there is {', '.join(Options.__annotations__)}")
-    for name, choices in (("audio_format", AudioFormat), ("priority", Priority)):
+    match fields.get("timestamps"):
+        case True:
+            fields["timestamps"] = "word"
+        case False:
+            del fields["timestamps"]
+    for name, prefix, choices in (
+        ("audio_format", "AUDIO_FORMAT", AudioFormat),
+        ("priority", "PRIORITY", Priority),
+        ("timestamps", "TIMESTAMP_UNIT", TimestampUnit),
+    ):
         if name in fields:
             if fields[name] not in get_args(choices):
                 listed = ", ".join(get_args(choices))
                 raise ValueError(f"{name}: there is no {fields[name]!r}; there is {listed}")
-            fields[name] = f"{name}_{fields[name]}".upper()
-    if "timestamps" in fields:
-        fields["timestamps"] = (
-            pb.TIMESTAMP_UNIT_WORD if fields["timestamps"] else pb.TIMESTAMP_UNIT_UNSPECIFIED
-        )
+            fields[name] = f"{prefix}_{fields[name]}".upper()
     return pb.SynthesizeRequest(text=text, **fields)  # type: ignore[arg-type]  # the protocol checks their types
 
 

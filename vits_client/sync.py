@@ -153,7 +153,7 @@ class SpeechStream:
 
     Attributes:
         start: Format, sampling rate, seed and voice; of a text in pieces None until its first sentence begins.
-        timestamps: Of the words heard so far, where they were asked for.
+        timestamps: Of the words or tokens heard so far, where they were asked for.
         unknown: What the voice does not know and left out so far.
         duration_seconds: Length of the audio; None until the end.
     """

@@ -17,7 +17,7 @@ import grpc
 import numpy as np
 
 from services.synthesis.access import metered
-from services.synthesis.grpc.packing import TimedLike, speech_start, timestamps
+from services.synthesis.grpc.packing import TimedLike, Times, speech_start, timestamps
 from services.synthesis.grpc.requests import Wanted
 from services.synthesis.packing import Packer
 from services.synthesis.pieces import Pieces
@@ -50,7 +50,7 @@ class Beginning:
 
 @dataclass(frozen=True)
 class Sound:
-    """Samples [S] of a sentence, and the words that were timed since the last."""
+    """Samples [S] of a sentence, and the words or tokens that were timed since the last."""
 
     samples: Samples
     timed: Sequence[TimedLike]
@@ -226,13 +226,10 @@ class Conversation:
             )
             self._wanted = replace(self._wanted, order=pinned)
             await self._put(Beginning(text, speaking))
-            told = 0
+            times = Times(speaking, self._wanted)
             async for samples in metered(speaking, self._call.caller, self._call.max_audio_seconds):
-                timed = speaking.timestamps()[told:] if self._wanted.timestamps else []
-                told += len(timed)
-                await self._put(Sound(samples, timed))
-            rest = speaking.timestamps()[told:] if self._wanted.timestamps else []
-            if rest:
+                await self._put(Sound(samples, times.new()))
+            if rest := times.new():
                 await self._put(Sound(np.zeros(0, np.float32), rest))
 
     async def _put(self, event: Event) -> None:

@@ -18,7 +18,7 @@ class TimedLike(Protocol):
 
     @property
     def text(self) -> str:
-        """The word."""
+        """The word, or the token's symbol."""
 
     @property
     def start_seconds(self) -> float:
@@ -27,6 +27,29 @@ class TimedLike(Protocol):
     @property
     def end_seconds(self) -> float:
         """When it is over."""
+
+
+class Times:
+    """When words or tokens are heard, each told once.
+
+    Args:
+        speaking: The text that is being spoken.
+        wanted: What is to be timed; it may be nothing.
+    """
+
+    def __init__(self, speaking: Speaking, wanted: Wanted) -> None:
+        self._speaking = speaking
+        self._unit = wanted.timestamps
+        self._told = 0
+
+    def new(self) -> Sequence[TimedLike]:
+        """Those of every sentence that has begun by now, but for those that were told before."""
+        if self._unit == pb.TIMESTAMP_UNIT_UNSPECIFIED:
+            return ()
+        by_word = self._unit == pb.TIMESTAMP_UNIT_WORD
+        times = self._speaking.timestamps() if by_word else self._speaking.token_timestamps()
+        told, self._told = self._told, len(times)
+        return times[told:]
 
 
 async def pack_whole(speaking: Speaking, samples: Samples, wanted: Wanted) -> pb.SynthesizeResponse:
@@ -41,7 +64,7 @@ async def pack_whole(speaking: Speaking, samples: Samples, wanted: Wanted) -> pb
         voice_version=speaking.voice_version,
         duration_seconds=len(samples) / rate,
         unknown=speaking.unknown,
-        timestamps=timestamps(speaking.timestamps()) if wanted.timestamps else (),
+        timestamps=timestamps(Times(speaking, wanted).new()),
     )
 
 
@@ -58,7 +81,7 @@ def speech_start(speaking: Speaking, wanted: Wanted, sampling_rate: int) -> pb.S
 
 
 def timestamps(timed: Iterable[TimedLike], *, from_seconds: float = 0.0) -> Sequence[pb.Timestamp]:
-    """When words are heard, in a text that begins at ``from_seconds``."""
+    """When words or tokens are heard, in a text that begins at ``from_seconds``."""
     return [
         pb.Timestamp(
             text=word.text,

@@ -52,13 +52,13 @@ class Wanted:
         order: What to speak.
         audio_format: How to pack it.
         sampling_rate: Hz; the voice's own where None.
-        timestamps: Whether words are to be timed.
+        timestamps: What is to be timed.
     """
 
     order: Order
     audio_format: str
     sampling_rate: int | None
-    timestamps: bool
+    timestamps: pb.TimestampUnit.ValueType
 
 
 def parse(
@@ -104,7 +104,7 @@ def parse(
         order,
         FORMATS.get(request.audio_format, audio_format),
         request.sampling_rate or None,
-        request.timestamps == pb.TIMESTAMP_UNIT_WORD,
+        request.timestamps,
     )
 
 

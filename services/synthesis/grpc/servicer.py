@@ -27,7 +27,7 @@ from services.synthesis.grpc.errors import (
     violations_of,
 )
 from services.synthesis.grpc.incremental import Conversation
-from services.synthesis.grpc.packing import pack_whole, speech_start, timestamps
+from services.synthesis.grpc.packing import Times, pack_whole, speech_start, timestamps
 from services.synthesis.grpc.requests import Wanted, parse
 from services.synthesis.http.catalogue import listed
 from services.synthesis.packing import Packer
@@ -218,16 +218,14 @@ class SynthesisServicer(pb_grpc.SynthesisServiceServicer):
                 packer = Packer(wanted.audio_format, speaking.sampling_rate, wanted.sampling_rate)
                 start = speech_start(speaking, wanted, packer.sampling_rate)
                 await call.write(pb.SynthesizeStreamResponse(start=start))
-                count = told = 0
+                times, count = Times(speaking, wanted), 0
                 async for samples in metered(speaking, call.caller, call.max_audio_seconds):
                     count += len(samples)
-                    timed = speaking.timestamps()[told:] if wanted.timestamps else []
-                    told += len(timed)
-                    chunk = pb.AudioChunk(audio=await packer.pack(samples), timestamps=timestamps(timed))
+                    audio = await packer.pack(samples)
+                    chunk = pb.AudioChunk(audio=audio, timestamps=timestamps(times.new()))
                     if chunk.audio or chunk.timestamps:
                         await call.write(pb.SynthesizeStreamResponse(chunk=chunk))
-                timed = speaking.timestamps()[told:] if wanted.timestamps else []
-                rest = pb.AudioChunk(audio=await packer.finish(), timestamps=timestamps(timed))
+                rest = pb.AudioChunk(audio=await packer.finish(), timestamps=timestamps(times.new()))
                 if rest.audio or rest.timestamps:
                     await call.write(pb.SynthesizeStreamResponse(chunk=rest))
                 end = pb.SpeechEnd(duration_seconds=count / speaking.sampling_rate)

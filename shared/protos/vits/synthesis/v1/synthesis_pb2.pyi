@@ -99,6 +99,8 @@ class _TimestampUnitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Timesta
     """None are given."""
     TIMESTAMP_UNIT_WORD: _TimestampUnit.ValueType  # 1
     """Each word, as it was written."""
+    TIMESTAMP_UNIT_TOKEN: _TimestampUnit.ValueType  # 2
+    """Each of the voice's tokens (characters or phonemes), blanks and markers included."""
 
 class TimestampUnit(_TimestampUnit, metaclass=_TimestampUnitEnumTypeWrapper):
     """What timestamps are given for."""
@@ -107,6 +109,8 @@ TIMESTAMP_UNIT_UNSPECIFIED: TimestampUnit.ValueType  # 0
 """None are given."""
 TIMESTAMP_UNIT_WORD: TimestampUnit.ValueType  # 1
 """Each word, as it was written."""
+TIMESTAMP_UNIT_TOKEN: TimestampUnit.ValueType  # 2
+"""Each of the voice's tokens (characters or phonemes), blanks and markers included."""
 Global___TimestampUnit: _TypeAlias = TimestampUnit  # noqa: Y015
 
 @_typing.final
@@ -210,7 +214,7 @@ class Timestamp(_message.Message):
     START_SECONDS_FIELD_NUMBER: _builtins.int
     END_SECONDS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """The word, as it was written."""
+    """The word, as it was written, or the token's symbol."""
     start_seconds: _builtins.float
     """From the beginning of the audio."""
     end_seconds: _builtins.float
@@ -406,7 +410,7 @@ class AudioChunk(_message.Message):
     """One channel, packed as the start says. Chunks put together are one file or stream of that format."""
     @_builtins.property
     def timestamps(self) -> _containers.RepeatedCompositeFieldContainer[Global___Timestamp]:
-        """Of the words of every sentence that has begun by now and had not before, where they were asked for."""
+        """Of the words or tokens of every sentence that has begun by now and had not before, where they were asked for."""
 
     def __init__(
         self,

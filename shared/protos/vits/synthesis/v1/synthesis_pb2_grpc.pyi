@@ -39,7 +39,9 @@ class SynthesisServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SynthesisServiceAsyncStub: ...
     Synthesize: _grpc.UnaryUnaryMultiCallable[_synthesis_pb2.SynthesizeRequest, _synthesis_pb2.SynthesizeResponse]
-    """Speaks a text and answers with the whole of it."""
+    """Speaks a text and answers with the whole of it, which may be more than a client takes: most take 4 MiB unless told
+    otherwise, about 95 s of WAV at 22,050 Hz. SynthesizeStream has no such limit.
+    """
     SynthesizeStream: _grpc.UnaryStreamMultiCallable[_synthesis_pb2.SynthesizeStreamRequest, _synthesis_pb2.SynthesizeStreamResponse]
     """Speaks a text and sends it while it is made."""
     SynthesizeIncremental: _grpc.StreamStreamMultiCallable[_synthesis_pb2.SynthesizeIncrementalRequest, _synthesis_pb2.SynthesizeIncrementalResponse]
@@ -55,7 +57,9 @@ class SynthesisServiceAsyncStub(SynthesisServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Synthesize: _aio.UnaryUnaryMultiCallable[_synthesis_pb2.SynthesizeRequest, _synthesis_pb2.SynthesizeResponse]  # type: ignore[assignment]
-    """Speaks a text and answers with the whole of it."""
+    """Speaks a text and answers with the whole of it, which may be more than a client takes: most take 4 MiB unless told
+    otherwise, about 95 s of WAV at 22,050 Hz. SynthesizeStream has no such limit.
+    """
     SynthesizeStream: _aio.UnaryStreamMultiCallable[_synthesis_pb2.SynthesizeStreamRequest, _synthesis_pb2.SynthesizeStreamResponse]  # type: ignore[assignment]
     """Speaks a text and sends it while it is made."""
     SynthesizeIncremental: _aio.StreamStreamMultiCallable[_synthesis_pb2.SynthesizeIncrementalRequest, _synthesis_pb2.SynthesizeIncrementalResponse]  # type: ignore[assignment]
@@ -74,7 +78,9 @@ class SynthesisServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _synthesis_pb2.SynthesizeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_synthesis_pb2.SynthesizeResponse, _abc.Awaitable[_synthesis_pb2.SynthesizeResponse]]:
-        """Speaks a text and answers with the whole of it."""
+        """Speaks a text and answers with the whole of it, which may be more than a client takes: most take 4 MiB unless told
+        otherwise, about 95 s of WAV at 22,050 Hz. SynthesizeStream has no such limit.
+        """
 
     @_abc_1.abstractmethod
     def SynthesizeStream(

@@ -79,6 +79,10 @@ class ScriptedSpeaking:
         words = self.order.text.split()[: self.made]
         return [Timed(word, i * WORD / RATE, (i + 1) * WORD / RATE) for i, word in enumerate(words)]
 
+    def token_timestamps(self) -> list[Timed]:
+        """A word has one token, its first letter."""
+        return [Timed(word.text[0], word.start_seconds, word.end_seconds) for word in self.timestamps()]
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -123,6 +127,9 @@ class ScriptedSpeaker:
             raise RuntimeError("a bug at /secret/path")
         self.spoken.append(ScriptedSpeaking(self, order, 77 if order.seed is None else order.seed))
         return self.spoken[-1]
+
+    async def ask(self, question: Callable[..., Any], *args: Any) -> Any:
+        return question(*args)
 
     async def voices(self) -> list[Any]:
         manifest = SimpleNamespace(

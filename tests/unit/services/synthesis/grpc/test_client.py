@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import pytest
 from grpc import StatusCode
 
@@ -17,6 +18,8 @@ import vits_client
 from services.synthesis.access import Access, add_token
 from services.synthesis.grpc.errors import ERRORS
 from shared.audio import read_audio
+from shared.protos.vits.synthesis.v1 import synthesis_pb2 as pb
+from shared.protos.vits.synthesis.v1.synthesis_pb2_grpc import SynthesisServiceStub
 from vits_client import (
     AccessError,
     AsyncClient,
@@ -108,6 +111,8 @@ def test_what_cannot_be_asked_for(client: Client) -> None:
         client.speak("uno", volume=3)  # type: ignore[call-arg]
     with pytest.raises(ValueError, match="audio_format: there is no 'ogg'; there is wav, pcm"):
         client.speak("uno", audio_format="ogg")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="timestamps: there is no 'letter'; there is word, token"):
+        client.speak("uno", timestamps="letter")  # type: ignore[arg-type]
 
 
 def test_a_stream(client: Client, expected: Pcm) -> None:
@@ -118,6 +123,40 @@ def test_a_stream(client: Client, expected: Pcm) -> None:
     assert b"".join(pieces) == expected("uno dos tres", 1)
     assert [word.text for word in stream.timestamps] == ["uno", "dos", "tres"]
     assert stream.duration_seconds == 0.3
+
+
+def test_tokens_are_timed_by_every_method(client: Client) -> None:
+    text = "Uno dos. Tres"
+    options: Any = {"timestamps": "token"}
+    whole = client.speak(text, **options)
+    assert whole.timestamps == (Timestamp("U", 0.0, 0.1), Timestamp("d", 0.1, 0.2), Timestamp("T", 0.2, 0.3))
+    with client.stream(text, **options) as stream:
+        assert b"".join(stream)
+    assert tuple(stream.timestamps) == whole.timestamps
+    pieces = client.stream_pieces([text], **options)
+    assert b"".join(pieces)
+    assert [one.text for one in pieces.timestamps] == ["U", "d", "T"]
+    assert pieces.timestamps[2].start_seconds == pytest.approx(0.5)
+    (result,) = client.speak_batch([text], **options)
+    assert result.speech
+    assert result.speech.timestamps == whole.timestamps
+    assert client.speak(text, timestamps=False).timestamps == ()
+
+
+def test_a_whole_text_of_more_than_four_megabytes(client: Client, server: Running, expected: Pcm) -> None:
+    text = "a " * 1500
+    assert client.speak(text, seed=1, audio_format="pcm").audio == expected(text, 1)
+    assert len(expected(text, 1)) > 4 * 2**20
+    # Another client takes so much only if it is told to, and says so; what is streamed comes in any case.
+    with grpc.insecure_channel(server.address) as channel:
+        stub = SynthesisServiceStub(channel)
+        request = pb.SynthesizeRequest(text=text, seed=1, audio_format=pb.AUDIO_FORMAT_PCM)
+        with pytest.raises(grpc.RpcError) as refused:
+            stub.Synthesize(request, timeout=20)
+        assert refused.value.code() is StatusCode.RESOURCE_EXHAUSTED
+        assert str(4 * 2**20) in (refused.value.details() or "")
+        stream = stub.SynthesizeStream(pb.SynthesizeStreamRequest(request=request), timeout=20)
+        assert b"".join(message.chunk.audio for message in stream) == expected(text, 1)
 
 
 @pytest.mark.parametrize("audio_format", ["wav", "flac", "mp3", "opus", "aac"])
@@ -247,6 +286,12 @@ def test_batches_of_a_size_that_cannot_be(client: Client) -> None:
     for texts in ([], ["x"] * 1001):
         with pytest.raises(InvalidRequestError, match=r"from 1 to 1000"):
             list(client.speak_batch(texts))
+
+
+def test_a_batch_of_more_bytes_than_a_message_may_have(client: Client) -> None:
+    """Which coming back later, as after an overload, would not mend."""
+    with pytest.raises(InvalidRequestError, match=r"4194304\): ask for less at once"):
+        list(client.speak_batch(["💥" * 4096] * 300))
 
 
 def test_leaving_a_batch_stops_it(client: Client, speaker: ScriptedSpeaker) -> None:

@@ -196,6 +196,7 @@ def test_a_message_that_is_too_long(channel: Any) -> None:
     status, message = outcome(lambda: SynthesisServiceStub(channel).Synthesize(request, timeout=20))
     assert status is StatusCode.RESOURCE_EXHAUSTED
     assert "larger than max" in message
+    assert str(MAX_REQUEST_BYTES) in message
 
 
 def test_too_much_text_at_once_in_pieces(channel: Any, speaker: ScriptedSpeaker) -> None:

@@ -8,8 +8,10 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -229,6 +231,20 @@ def stop_at_once(*_: object) -> NoReturn:
     raise SystemExit(0)
 
 
+def beside_signals(work: Callable[[], object]) -> None:
+    """Do what may hang, such as asking a store, where signals are obeyed meanwhile; errors are those of the work."""
+    outcome: Future[object] = Future()
+
+    def do() -> None:
+        try:
+            outcome.set_result(work())
+        except Exception as error:  # whatever it is, the caller raises it
+            outcome.set_exception(error)
+
+    threading.Thread(target=do, daemon=True).start()
+    outcome.result()
+
+
 def set_environment(settings: Settings) -> None:
     """Set what BentoML and the service read from the environment, before they are imported."""
     os.environ |= settings.to_environment()
@@ -239,11 +255,14 @@ def set_environment(settings: Settings) -> None:
     os.environ.setdefault("BENTOML_HOME", str(default_cache() / "bentoml"))
 
 
-def serve(settings: Settings, taken: socket.socket, *, started: float) -> None:
+def serve(settings: Settings, taken: socket.socket, *, started: float) -> bool:
     """Run the service in this process, until a signal or a failure to start.
 
     BentoML's own way is a supervisor with a worker process; a pod needs neither the second process nor a
     supervisor beside Kubernetes. What is done here is what that worker does.
+
+    Returns:
+        Whether nothing of it is under way any more.
 
     Raises:
         VitsError: The service could not start.
@@ -252,7 +271,7 @@ def serve(settings: Settings, taken: socket.socket, *, started: float) -> None:
     from bentoml._internal.context import server_context
 
     from services.synthesis.http.connections import HttpConnection, LiveConnection
-    from services.synthesis.service import SynthesisService, http_app
+    from services.synthesis.service import LAST_SECONDS, SynthesisService, http_app
 
     service: Any = SynthesisService  # made a bentoml.Service by its decorator
     configure_logging(settings.log_format)
@@ -284,12 +303,13 @@ def serve(settings: Settings, taken: socket.socket, *, started: float) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=settings.grace_seconds,
+        timeout_graceful_shutdown=settings.grace_seconds + LAST_SECONDS,
     )
     Server(config).run(sockets=[taken])
     failure: Exception | None = http_app.state.failure
     if failure:
         raise failure
+    return not http_app.state.hangs
 
 
 def new_token(name: str, path: Path | None, quota: float | None) -> int:
@@ -318,7 +338,7 @@ def main(argv: Sequence[str]) -> int:
         signal.signal(number, stop_at_once)
     store = arguments.store or default_store_url()
     registry = Registry(Store.open(store))
-    registry.resolve("voices", arguments.voice or default_voice(registry))
+    beside_signals(lambda: registry.resolve("voices", arguments.voice or default_voice(registry)))
     # Files that cannot be used are said now.
     Access(arguments.tokens)
     if arguments.grpc_tls_cert or arguments.grpc_tls_key or arguments.grpc_tls_client_ca:
@@ -328,6 +348,10 @@ def main(argv: Sequence[str]) -> int:
     with listening_socket(arguments.host, arguments.http_port) as taken:
         settings = settings_from(arguments, store=store, http_port=taken.getsockname()[1])
         set_environment(settings)
-        serve(settings, taken, started=started)
+        ended = serve(settings, taken, started=started)
     print("vits serve: stopped", file=sys.stderr)
+    if not ended:
+        # The interpreter would wait for the threads that wait for the store.
+        sys.stderr.flush()
+        os._exit(0)
     return 0

@@ -43,13 +43,14 @@ from shared.voice.scheduler import Policy
 
 logger = logging.getLogger("vits.serve")
 
-#: OpenAI's API. Its state holds the speaker while the service lives, when the process began to start, and
-#: the error that kept it from starting.
+#: OpenAI's API. Its state holds the speaker while the service lives, when the process began to start, the error that
+#: kept it from starting, and whether something of it, such as a store that does not answer, would hold up its end.
 http_app = make_app()
 http_app.state.started = time.monotonic()
 http_app.state.failure = None
 http_app.state.drain = lambda: None
 http_app.state.loop = None
+http_app.state.hangs = False
 
 # One process serves, and counts in memory. BentoML's way, files that several processes share, cannot be read in
 # the moment in which one of them is made.
@@ -60,6 +61,9 @@ cast("Any", instruments).RunnerTrafficMetricsMiddleware = EndpointTraffic
 
 #: How often it is asked whether there is time to measure variants. An idle server waits once.
 SETTLE_SECONDS = 2
+
+#: When the grace period is over, what has been told so has so long to end.
+LAST_SECONDS = 1
 
 #: A long text on a slow machine; BentoML's own limit of 60 s is short for it.
 REQUEST_TIMEOUT_SECONDS = 600
@@ -120,6 +124,7 @@ class SynthesisService:
         self.warming: asyncio.Task[None] | None = None
         self.watching: list[asyncio.Task[None]] = []
         self.stopping: asyncio.Task[None] | None = None
+        self.over_at = 0.0
         http_app.state.speaker, http_app.state.access = self.speaker, access
 
     def __is_ready__(self) -> bool:
@@ -141,6 +146,8 @@ class SynthesisService:
                 return
             await self.grpc.serving()
         except Exception as error:  # whatever it is, a server without a voice must not stay
+            if self.stopping:
+                return
             http_app.state.failure = error
             signal.raise_signal(signal.SIGTERM)
             return
@@ -199,11 +206,17 @@ class SynthesisService:
         """Take no more work at either door; on the event loop. What runs goes on for the grace period."""
         if not self.stopping:
             self.speaker.drain()
+            loop = asyncio.get_running_loop()
+            self.over_at = loop.time() + self.settings.grace_seconds
+            loop.call_at(self.over_at, self.speaker.give_up)
             self.stopping = asyncio.ensure_future(self.grpc.stop(self.settings.grace_seconds))
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     async def stop(self) -> None:
-        """Let what is running finish, within the grace period, then give everything back."""
+        """Let what is running finish, within the grace period, then give everything back.
+
+        A voice that is being loaded is waited for as long, and no longer: its store may never answer.
+        """
         self.drain()
         if self.warming:
             await asyncio.wait([self.warming])
@@ -211,7 +224,10 @@ class SynthesisService:
             watching.cancel()
         if self.stopping:
             await self.stopping
-        await asyncio.to_thread(self.speaker.close)
+        patience = max(LAST_SECONDS, self.over_at - asyncio.get_running_loop().time())
+        if not await asyncio.to_thread(self.speaker.close, patience):
+            http_app.state.hangs = True
+            logger.warning("the store has not answered within the grace period, and is not waited for")
 
 
 # BentoML's time limit waits for the first byte of an answer; an endpoint that raises before it would never end.

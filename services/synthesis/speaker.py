@@ -16,13 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, ParamSpec, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from services.synthesis import tracing
 from services.synthesis.access import audio_too_long
+from services.synthesis.bounded import BoundedExecutor
 from services.synthesis.voices import LoadedVoice, VoiceShelf
 from shared.errors import (
     CorruptObjectError,
@@ -54,6 +55,14 @@ CLEARLY = 1.5
 
 #: Texts that are planned at the same time: a little work each, but not nothing.
 PLANNERS = 2
+
+#: Orders that may wait for voices that are not loaded; one is loaded at a time.
+MAX_WAITING_FOR_VOICES = 100
+#: Questions that the store is asked at the same time, and those that may wait for their answers.
+ASKERS, MAX_QUESTIONS = 4, 100
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -145,6 +154,7 @@ class Speaking:
         self._on_end: Callable[[str], None] | None = None
         self._pieces: deque[Piece] = deque()
         self._durations: list[NDArray[np.int64]] = []
+        self._times: dict[Callable[..., list[Timed]], list[Timed]] = {}
         self._complete = False
         self._error: Exception | None = None
         self._news = asyncio.Event()
@@ -208,6 +218,7 @@ class Speaking:
         if piece.segment >= len(self._durations):
             silent = piece.segment - len(self._durations)
             self._durations += [np.zeros(0, dtype=np.int64)] * silent + [piece.durations]
+            self._times.clear()
         self._runtime.take(self._request, len(piece.samples) / self.sampling_rate)
         return piece.samples
 
@@ -218,15 +229,19 @@ class Speaking:
 
     def timestamps(self) -> list[Timed]:
         """When each word is heard, of the segments that were heard so far, if only in part; none if not ordered."""
-        return word_times(
-            self.script, self._durations, hop_length=self.hop_length, sampling_rate=self.sampling_rate
-        )
+        return self._timed(word_times)
 
     def token_timestamps(self) -> list[Timed]:
         """The same of each token, blanks included."""
-        return token_times(
-            self.script, self._durations, hop_length=self.hop_length, sampling_rate=self.sampling_rate
-        )
+        return self._timed(token_times)
+
+    def _timed(self, times: Callable[..., list[Timed]]) -> list[Timed]:
+        """What `word_times` or `token_times` says, computed once for each segment: streams ask with every piece."""
+        if times not in self._times:
+            self._times[times] = times(
+                self.script, self._durations, hop_length=self.hop_length, sampling_rate=self.sampling_rate
+            )
+        return self._times[times]
 
     async def cancel(self) -> None:
         """Stop the work for it. What was spoken already stays spoken; no more comes."""
@@ -302,7 +317,12 @@ class Speaker:
         self._planners = ThreadPoolExecutor(PLANNERS, thread_name_prefix="planner")
         # One thread of its own: texts that nobody has to measure do not wait for those that are measured.
         self._measurer = ThreadPoolExecutor(1, thread_name_prefix="measurer")
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._loader = BoundedExecutor(
+            "loader", threads=1, places=MAX_WAITING_FOR_VOICES, waiting_for="voices that are not loaded"
+        )
+        self._askers = BoundedExecutor(
+            "asker", threads=ASKERS, places=MAX_QUESTIONS, waiting_for="answers of the store"
+        )
         self._settler = ThreadPoolExecutor(1, thread_name_prefix="settler")
 
     async def warm(self) -> LoadedVoice:
@@ -316,8 +336,18 @@ class Speaker:
         return loaded
 
     async def refresh(self) -> None:
-        """Ask the store for news of the voices; see `VoiceShelf.refresh`."""
-        await asyncio.get_running_loop().run_in_executor(self._loader, self.shelf.refresh)
+        """Ask the store for news of the voices, unless too many wait for it; see `VoiceShelf.refresh`."""
+        with suppress(OverloadedError):
+            await asyncio.get_running_loop().run_in_executor(self._loader, self.shelf.refresh)
+
+    async def ask(self, question: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Ask the store something; errors are those of the question, too.
+
+        Raises:
+            OverloadedError: Too many wait for its answers.
+            StoppingError: The server is stopping.
+        """
+        return await asyncio.wrap_future(self._askers.submit(question, *args, **kwargs))
 
     async def settle(self) -> None:
         """Measure which variants of the voices are the fastest, if nobody is speaking; see `VoiceShelf.settle`."""
@@ -402,11 +432,15 @@ class Speaker:
             return order.voice
         exists = self.shelf.exists_if_known(order.voice)
         if exists is None:
-            exists = await asyncio.to_thread(self.shelf.exists, order.voice)
+            exists = await self.ask(self.shelf.exists, order.voice)
         return order.voice if exists else order.stand_in
 
     async def _lease(self, reference: str) -> LoadedVoice:
-        """Lease a voice that has to be loaded first. Who goes away in the meantime does not keep it."""
+        """Lease a voice that has to be loaded first. Who goes away in the meantime does not keep it.
+
+        Raises:
+            OverloadedError: Too many wait for such voices.
+        """
         leasing = self._loader.submit(self.shelf.lease, reference)
         try:
             return await asyncio.wrap_future(leasing)
@@ -505,7 +539,7 @@ class Speaker:
         Raises:
             StoreError: The store failed.
         """
-        return await asyncio.to_thread(self._voices)
+        return await self.ask(self._voices)
 
     def _voices(self) -> list[Version]:
         registry = self.shelf.registry
@@ -526,24 +560,40 @@ class Speaker:
             StoreError: The store failed.
         """
         registry = self.shelf.registry
-        names = await asyncio.to_thread(registry.names, "voices")
+        names = await self.ask(registry.names, "voices")
         if name not in names:
             raise NotFoundError(
                 f"There is no voice {name!r}{nearest(name, names)}; there are: {', '.join(names) or 'none'}"
             )
-        return await asyncio.to_thread(registry.resolve, "voices", name)
+        return await self.ask(registry.resolve, "voices", name)
 
     def drain(self) -> None:
         """Take no more orders. Those that run go on."""
         self.ready = False
         self.draining.set()
 
-    def close(self) -> None:
-        """Tell who still waits that the server stops, and unload the voices."""
+    def give_up(self) -> None:
+        """Tell who still waits that the server stops. Does not wait for anything."""
         self.drain()
+        self._loader.end()
+        self._askers.end()
+        self.runtime.end()
+
+    def close(self, patience_seconds: float = math.inf) -> bool:
+        """Tell who still waits that the server stops, and unload the voices.
+
+        Args:
+            patience_seconds: How long the store, and a voice that is being loaded, are waited for.
+
+        Returns:
+            Whether nothing of it is under way any more.
+        """
+        self.give_up()
         self._planners.shutdown(cancel_futures=True)
         self._measurer.shutdown(cancel_futures=True)
-        self._loader.shutdown(cancel_futures=True)
         self._settler.shutdown(cancel_futures=True)
         self.runtime.close()
+        until = time.monotonic() + patience_seconds
+        over = [executor.join(until - time.monotonic()) for executor in (self._loader, self._askers)]
         self.shelf.close()
+        return all(over)

@@ -217,14 +217,24 @@ class VoiceShelf:
                 with self._lock:
                     # One that nobody spoke with, and no name led to, may have left in this very moment.
                     if found := self._loaded.get(version.reference):
-                        self._resolved[reference] = version.reference
+                        self._resolved[self._asked(reference)] = version.reference
                         return self._leased(found)
 
     def lease_loaded(self, reference: str = "") -> LoadedVoice | None:
-        """As `lease`, but nothing where the voice would have to be loaded first. Never waits."""
+        """As `lease`, but nothing where the voice would have to be loaded first. Never waits, nor asks the store."""
         with self._lock:
-            loaded = self._loaded.get(self._resolved.get(reference, ""))
-            return self._leased(loaded) if loaded else None
+            asked = self._asked(reference)
+            # A version names itself.
+            named = self._resolved.get(asked, asked)
+            loaded = self._loaded.get(named)
+            if loaded is None:
+                return None
+            self._resolved[asked] = named
+            return self._leased(loaded)
+
+    def _asked(self, reference: str) -> str:
+        """A reference, or an empty one for the default voice, which may also be asked for by its name."""
+        return "" if reference == self._default else reference
 
     def _leased(self, loaded: LoadedVoice) -> LoadedVoice:
         loaded.leases += 1

@@ -240,14 +240,18 @@ class Runtime:
         with self._changed:
             self._scheduler.forget_voice(voice)
 
-    def close(self) -> None:
-        """Stop. Who still waits is told so; what is being computed is waited for."""
+    def end(self) -> None:
+        """Take and compute nothing more. Who still waits is told so."""
         with self._changed:
             self._closed = True
             for request in list(self._works):
                 self._scheduler.cancel(request)
                 self._end(request, stopping())
             self._changed.notify_all()
+
+    def close(self) -> None:
+        """As `end`; what is being computed is waited for."""
+        self.end()
         for thread in self._threads:
             thread.join()
 

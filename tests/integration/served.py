@@ -92,8 +92,8 @@ class Server:
 
 
 @contextmanager
-def serving(world: World, *arguments: str) -> Iterator[Server]:
-    """Start a server on free ports, and wait for the line that says where it listens."""
+def starting(world: World, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """Start a server on free ports; its process, and its log."""
     log = world.root / f"serve-{time.monotonic_ns()}.log"
     command = [*VITS, "serve", "--http-port", "0", "--grpc-port", "0", "--threads", "1", *arguments]
     with log.open("wb") as file:
@@ -101,12 +101,19 @@ def serving(world: World, *arguments: str) -> Iterator[Server]:
             command, cwd=ROOT, env=world.environment, stderr=file, start_new_session=True
         )
     try:
+        yield process, log
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def serving(world: World, *arguments: str) -> Iterator[Server]:
+    """As `starting`, but wait for the line that says where it listens."""
+    with starting(world, *arguments) as (process, log):
         deadline = time.monotonic() + START_SECONDS
         while not (ready := re.search(r"ready after .* HTTP on (\S+), gRPC on (\S+),", log.read_text())):
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)
         yield Server(process, log, url=ready[1], grpc_address=ready[2])
-    finally:
-        process.kill()
-        process.wait()

@@ -302,7 +302,7 @@ class SynthesisServicer(pb_grpc.SynthesisServiceServicer):
         """List the voices."""
         async with self._answering(request, context, speaking=False):
             response = pb.ListVoicesResponse()
-            default = await asyncio.to_thread(self._speaker.shelf.get)
+            default = await self._speaker.ask(self._speaker.shelf.get)
             for version, told in await listed(self._speaker):
                 created = Timestamp()
                 created.FromDatetime(version.manifest.created)

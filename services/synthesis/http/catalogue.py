@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 from functools import lru_cache
@@ -58,7 +57,7 @@ async def describe(speaker: Speaker, version: Version) -> dict[str, Any]:
         CorruptObjectError: It is damaged.
         StoreError: The store failed.
     """
-    spec = await asyncio.to_thread(_spec, speaker.shelf.registry, version.reference, version.prefix)
+    spec = await speaker.ask(_spec, speaker.shelf.registry, version.reference, version.prefix)
     return {
         "id": version.name,
         "name": version.name,

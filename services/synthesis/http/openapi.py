@@ -172,7 +172,7 @@ def _operation(
             "required": True,
             "content": {"application/json": {"schema": _reference(body)}},
         }
-    statuses = sorted({401, 500, 503, *failures})
+    statuses = sorted({401, 429, 500, 503, *failures})
     error = {"application/json": _reference("Error")}
     again = {"Retry-After": {"description": "Seconds to wait.", "schema": _INTEGER}}
     operation["responses"] = {"200": answer} | {
@@ -194,7 +194,7 @@ def _paths() -> dict[str, Any]:
                                            "status and error."},
         "application/zip": {"type": "string", "format": "binary"},
     }  # fmt: skip
-    failures = (400, 404, 413, 429, 504)
+    failures = (400, 404, 413, 504)
     file_name = {"description": "attachment; filename=…", "schema": _STRING}
     name = {"name": "name", "in": "path", "required": True, "schema": _STRING}
     return {

@@ -7,12 +7,12 @@ import json
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-from services.synthesis.speaker import Order, Speaker
+from services.synthesis.speaker import MAX_QUESTIONS, MAX_WAITING_FOR_VOICES, Order, Speaker
 from services.synthesis.voices import VoiceShelf
 from shared.errors import (
     DeadlineError,
@@ -26,7 +26,7 @@ from shared.errors import (
     UserError,
 )
 from shared.metrics import Metrics
-from shared.registry import Registry, default_voice
+from shared.registry import Registry, Version, default_voice
 from shared.store import Store
 from shared.voice import Plan
 
@@ -261,6 +261,90 @@ def test_who_goes_away_while_waiting_costs_nothing(make_speaker: MakeSpeaker, op
         assert speaker.shelf.get().leases == 0
 
     asyncio.run(scene())
+
+
+def test_only_so_many_wait_for_voices_that_are_not_loaded(
+    speaker: Speaker, opener: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene() -> None:
+        await speaker.warm()
+        gate = threading.Event()
+        resolve = speaker.shelf.registry.resolve
+
+        def hang(*arguments: Any) -> Version:
+            assert gate.wait(10)
+            return resolve(*arguments)
+
+        monkeypatch.setattr(speaker.shelf.registry, "resolve", hang)
+        waiting = [
+            asyncio.create_task(speaker.speak(Order("hola", voice="luis")))
+            for _ in range(MAX_WAITING_FOR_VOICES)
+        ]
+        await asyncio.sleep(0)
+        with pytest.raises(OverloadedError, match="wait for voices that are not loaded") as full:
+            await speaker.speak(Order("hola", voice="luis"))
+        assert full.value.retry_after_seconds == 5
+        # Neither does that hold up the voices that are there, nor is it said of news that can wait.
+        assert (await speaker.speak(Order("hola"))).voice == "ana"
+        await speaker.refresh()
+        gate.set()
+        assert {spoken.voice for spoken in await asyncio.gather(*waiting)} == {"luis"}
+        assert len(opener.opened) == 2
+        assert all(loaded.leases == 0 for loaded in map(speaker.shelf.get, ["", "luis"]))
+        labels = {"door": "", "voice": "", "outcome": "overloaded"}
+        assert value(speaker.metrics, "vits_requests_total", **labels) == 1
+
+    asyncio.run(scene())
+
+
+def test_questions_that_a_store_does_not_answer_hold_up_nobody_else(
+    speaker: Speaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene() -> None:
+        await speaker.warm()
+        gate = threading.Event()
+
+        def hang(_: str) -> list[str]:
+            assert gate.wait(10)
+            return []
+
+        monkeypatch.setattr(speaker.shelf.registry, "names", hang)
+        asking = [asyncio.create_task(speaker.voices()) for _ in range(MAX_QUESTIONS)]
+        await asyncio.sleep(0)
+        with pytest.raises(OverloadedError, match="wait for answers of the store"):
+            await speaker.voices()
+        # Encoding, among other things, has the threads that these would have taken.
+        assert await asyncio.to_thread(int, "7") == 7
+        gate.set()
+        assert await asyncio.gather(*asking) == [[]] * MAX_QUESTIONS
+
+    asyncio.run(scene())
+
+
+def test_giving_up_tells_who_waits_for_a_voice_and_closing_does_not_wait_for_its_store(
+    speaker: Speaker, opener: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+    resolve = speaker.shelf.registry.resolve
+
+    def hang(*arguments: Any) -> Version:
+        assert gate.wait(10)
+        return resolve(*arguments)
+
+    async def scene() -> None:
+        await speaker.warm()
+        monkeypatch.setattr(speaker.shelf.registry, "resolve", hang)
+        waiting = [asyncio.create_task(speaker.speak(Order("hola", voice="luis"))) for _ in range(3)]
+        await asyncio.sleep(0.01)
+        speaker.give_up()
+        answers = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(answer) for answer in answers] == [StoppingError] * 3
+        assert not await asyncio.to_thread(speaker.close, 0.01)
+        assert opener.opened[0].closed
+
+    asyncio.run(scene())
+    gate.set()
+    assert speaker.close()
 
 
 def test_who_leaves_in_mid_speech_stops_costing(speaker: Speaker, opener: Opener) -> None:

@@ -65,7 +65,7 @@ def test_the_least_recently_used_voice_makes_room_but_never_the_default(
 
 @pytest.mark.usefixtures("sized")
 def test_a_voice_that_speaks_is_never_unloaded(registry: Registry, opener: Opener, metrics: Metrics) -> None:
-    shelf = VoiceShelf(registry, opener, metrics, default="ana", memory_bytes=15)
+    shelf = VoiceShelf(registry, opener, metrics, memory_bytes=15)
     leased = shelf.lease("ana")
     with pytest.raises(OverloadedError, match="no room"):
         shelf.get("luis")
@@ -404,3 +404,13 @@ def test_a_lexicon_is_the_voices_own_and_read_again(
     assert lexicon is not None
     assert lexicon.current().entries["Nguyen"].text == "nuyen"
     assert shelf.get("luis").lexicon is None
+
+
+def test_the_store_is_not_asked_for_what_is_loaded_by_another_name(
+    shelf: VoiceShelf, opener: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the default voice's name, or by a version, as the second sentence of a text in pieces is."""
+    default = shelf.get()
+    monkeypatch.setattr(shelf.registry, "resolve", None)
+    assert shelf.get("ana") is shelf.get(default.version.reference) is default
+    assert len(opener.opened) == 1

@@ -130,6 +130,9 @@ class FakeSpeaker:
         self.spoken.append(FakeSpeaking(self, order))
         return self.spoken[-1]
 
+    async def ask(self, question: Callable[..., Any], *args: Any) -> Any:
+        return question(*args)
+
     async def voices(self) -> list[Version]:
         return [self.registry.resolve("voices", name) for name in self.registry.names("voices")]
 

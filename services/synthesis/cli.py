@@ -109,6 +109,13 @@ def parser() -> argparse.ArgumentParser:
         help="computations at once (default: as many as is best here)",
     )
     add(
+        "--max-batch",
+        type=count,
+        default=defaults.max_batch,
+        metavar="WINDOWS",
+        help="windows of several texts that one computation decodes; more than 1 is for GPUs (default: %(default)s)",
+    )
+    add(
         "--variant",
         default=defaults.variant,
         help="precision of the voices, or 'auto': what is fastest here, as measured when idle (default: %(default)s)",
@@ -169,6 +176,7 @@ def settings_from(arguments: argparse.Namespace, *, store: str, http_port: int) 
         grpc_port=arguments.grpc_port,
         threads=arguments.threads,
         streams=arguments.streams,
+        max_batch=arguments.max_batch,
         variant=arguments.variant,
         memory_mb=arguments.memory,
         max_backlog_seconds=arguments.max_backlog,

@@ -80,6 +80,7 @@ class SynthesisService:
         metrics = Metrics()
         runtime = Runtime(
             Policy(
+                max_batch=settings.max_batch,
                 max_backlog_seconds=settings.max_backlog_seconds,
                 max_bulk_backlog_seconds=settings.max_bulk_backlog_seconds,
                 buffer_seconds=settings.buffer_seconds,

@@ -48,6 +48,8 @@ class Settings:
     """Which of a voice's precisions; ``auto``: what its export recommends, or the fastest once it is measured."""
     streams: int = 0
     """Computations at once, which share the threads; 0 measures how many are best."""
+    max_batch: int = 1
+    """Windows of several texts that one call of an engine decodes; more than 1 is for GPUs."""
     memory_mb: int = 0
     """Megabytes that the loaded voices together may need; 0 takes a part of what the process may have."""
     max_backlog_seconds: int = 10

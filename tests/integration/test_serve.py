@@ -198,6 +198,26 @@ def test_http_and_grpc_give_the_same_samples_alone_and_in_a_crowd(
     assert crowd == [alone[text] for _, text in jobs]
 
 
+def test_windows_that_share_calls_sound_as_they_do_alone(
+    world: World, client: openai.OpenAI, tmp_path: Path
+) -> None:
+    texts = [f"un texto largo, que es el número {number}, y que tarda lo suyo. " * 3 for number in range(8)]
+    alone = [pcm_over_http(client, text, 7) for text in texts]
+    with (
+        serving(World(tmp_path, world.store), "--max-batch", "4", "--max-backlog", "600") as server,
+        grpc.insecure_channel(server.grpc_address) as channel,
+        ThreadPoolExecutor(len(texts)) as pool,
+    ):
+        together = list(pool.map(lambda text: pcm_over_grpc(channel, text, 7), texts))
+        metrics = dict(line.rsplit(" ", 1) for line in server.get("/metrics").splitlines() if line[0] != "#")
+    for heard, expected in zip(together, alone, strict=True):
+        # Within 1e-5, and so within one step of 16 bits.
+        difference = np.frombuffer(heard, "<i2").astype(int) - np.frombuffer(expected, "<i2")
+        assert np.abs(difference).max() <= 1
+    calls = float(metrics["vits_decoder_batch_windows_count"])
+    assert float(metrics["vits_decoder_batch_windows_sum"]) > calls > 0
+
+
 def test_grpc_health_reflection_and_deadline(server: Server, channel: grpc.Channel) -> None:
     health = health_pb2_grpc.HealthStub(channel)
     service = "vits.synthesis.v1.SynthesisService"

@@ -25,12 +25,12 @@ GPU         ?=
 GPU_EXTRAS  := serve-gpu,phonemes
 SCRIPTS     := $(shell grep -slE '^\#!.*sh$$' .ci/* tests/infra/* tests/infra/kubernetes/* shared/protos/*.sh)
 
-.PHONY: help install demo train-hour test test-fast lint type bench images sbom monitoring e2e-kubernetes lint-gateway node proto lint-proto lock clean
+.PHONY: help install demo train-hour test overload lint type bench images sbom monitoring e2e-kubernetes lint-gateway node proto lint-proto lock clean
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
-	@echo "also: install lint type images node sbom monitoring e2e-kubernetes lint-gateway proto lint-proto lock clean"
+	@echo "also: install overload lint type images node sbom monitoring e2e-kubernetes lint-gateway proto lint-proto lock clean"
 
 install: $(VENV)/.installed
 
@@ -60,6 +60,10 @@ export TRANSFORMERS_JS ?= $(wildcard build/node)
 
 test: install
 	$(BIN)/python -m pytest -m "not corpus and not cluster and not container and not gpu"
+
+# A minute at ten times what the server can do; the tests have some seconds of it.
+overload: install
+	OVERLOAD_SECONDS=60 $(BIN)/python -m pytest tests/integration/test_overload.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -54,6 +54,8 @@ OLD = {
 }
 #: Our kinds whose schema nobody publishes in a form that can be had from Python.
 WITHOUT_SCHEMA = {"GRPCRoute"}
+#: How variables and files are called that hold what nobody else is to know.
+SECRET = re.compile("KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL", re.IGNORECASE)
 PAGE = (ROOT / "docs" / "kubernetes.md").read_text()
 
 
@@ -131,7 +133,14 @@ def test_what_the_e2e_overlay_runs_is_the_base_in_older_words() -> None:
         assert problems(thing, VERSIONS[-1]) == []
     # Every way in which it differs from the production's service is one that its comment tells of.
     told = (KUBERNETES / "overlays/e2e/kustomization.yaml").read_text()
-    downgraded = {"preStop.sleep", "podFailurePolicy", "podReplacementPolicy", "unhealthyPodEvictionPolicy"}
+    downgraded = {
+        "preStop.sleep",
+        "podFailurePolicy",
+        "podReplacementPolicy",
+        "unhealthyPodEvictionPolicy",
+        "matchLabelKeys",
+    }
+    assert "matchLabelKeys" not in str(rendered)
     assert [name for name in downgraded if name not in told] == []
     for component in (path.name for path in (KUBERNETES / "components").iterdir()):
         run = f"../../components/{component}\n" in told
@@ -188,7 +197,11 @@ def test_secrets_are_referred_to_and_never_written(everything: dict[str, list[Ob
                 secrets = [source["secretRef"]["name"] for source in sources if "secretRef" in source]
                 assert "vits-store-credentials" in secrets, (name, owner)
                 literal = [variable["name"] for variable in container.get("env", []) if "value" in variable]
-                assert not [word for word in literal if re.search("KEY|SECRET|TOKEN", word)], (name, owner)
+                assert not [word for word in literal if SECRET.search(word)], (name, owner)
+        for thing in objects:
+            if thing["kind"] == "ConfigMap":
+                keys = [*thing.get("data", {}), *thing.get("binaryData", {})]
+                assert not [key for key in keys if SECRET.search(key)], (name, thing["metadata"]["name"])
     written = [path for path in KUBERNETES.rglob("*.yaml") if "secretGenerator" in path.read_text()]
     assert written == []
 
@@ -308,6 +321,70 @@ def test_everything_that_selects_finds_the_servers() -> None:
     assert headless["spec"]["clusterIP"] == "None"
     names = {port["name"] for port in serving(objects)["ports"]}
     assert {port["targetPort"] for thing in services for port in thing["spec"]["ports"]} <= names
+
+
+@pytest.mark.parametrize("overlay", ["overlays/dev", "overlays/production"])
+def test_pods_are_spread_over_zones_and_nodes_and_evicted_one_at_a_time(overlay: str) -> None:
+    objects = shipped(overlay)
+    deployment = find(objects, "Deployment")["spec"]
+    constraints = deployment["template"]["spec"]["topologySpreadConstraints"]
+    assert [constraint["topologyKey"] for constraint in constraints] == [
+        "topology.kubernetes.io/zone",
+        "kubernetes.io/hostname",
+    ]
+    for constraint in constraints:
+        assert constraint["labelSelector"] == deployment["selector"]
+        # The old pods of a rolling update would be counted otherwise, and the new ones stand skewed once they are gone.
+        assert constraint["matchLabelKeys"] == ["pod-template-hash"]
+        # A cluster of one zone or one node takes them all.
+        assert (constraint["maxSkew"], constraint["whenUnsatisfiable"]) == (1, "ScheduleAnyway")
+    budget = find(objects, "PodDisruptionBudget")["spec"]
+    assert budget == {
+        # Not minAvailable: with a single pod its node could never be drained.
+        "maxUnavailable": 1,
+        "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        "selector": deployment["selector"],
+    }
+
+
+def test_callers_are_those_that_are_named() -> None:
+    """Who may come in, by policy; what else there is goes out, or is of trainers among themselves."""
+
+    def rules(overlay: str) -> dict[str, list[Object]]:
+        policies = [thing for thing in shipped(overlay) if thing["kind"] == "NetworkPolicy"]
+        return {
+            policy["metadata"]["name"]: policy["spec"]["ingress"]
+            for policy in policies
+            if "ingress" in policy["spec"]
+        }
+
+    def namespace(name: str) -> Object:
+        return {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
+
+    trainer = {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "vits-train"}}}
+    clients = {"namespaceSelector": {"matchLabels": {"vits-clients": "true"}}}
+    http, grpc, metrics = ({"port": name} for name in ("http", "grpc", "metrics"))
+    base = {
+        "vits-serve": [{"from": [{"podSelector": {}}, clients], "ports": [http, grpc]}],
+        "vits-train": [{"from": [trainer]}],
+    }
+    assert rules("overlays/dev") == base
+    assert rules("overlays/production") == base | {
+        "vits-serve-ingress": [{"from": [namespace("ingress-nginx")], "ports": [http]}],
+        "vits-serve-gateway": [{"from": [namespace("gateway")], "ports": [grpc]}],
+        "vits-monitoring": [{"from": [namespace("monitoring")], "ports": [http, metrics]}],
+    }
+
+
+def test_what_goes_out_is_names_the_store_and_what_an_overlay_adds() -> None:
+    """The rules themselves are held below; here, that there are no others."""
+
+    def outward(overlay: str) -> set[str]:
+        policies = [thing for thing in shipped(overlay) if thing["kind"] == "NetworkPolicy"]
+        return {policy["metadata"]["name"] for policy in policies if "egress" in policy["spec"]}
+
+    assert outward("overlays/dev") == {"vits-store", "vits-train"}
+    assert outward("overlays/production") == {"vits-store", "vits-train", "vits-cloud-identity"}
 
 
 def test_what_nobody_named_is_denied() -> None:

@@ -117,6 +117,31 @@ def test_what_containers_do_not_share_is_no_store(given: str) -> None:
     assert "Traceback" not in said.stderr
 
 
+LOCAL = "http://store:8333"
+
+
+def test_a_bucket_without_its_address_is_not_sought_in_the_store_of_the_file() -> None:
+    """It would be made there, and the user's own never be asked."""
+    assert f"AWS_ENDPOINT_URL:-{LOCAL}" in FILE.read_text()
+    said = make_bucket("s3://mine/voices", AWS_ENDPOINT_URL=LOCAL)
+    assert said.returncode
+    assert "VITS_STORE is s3://mine/voices, and AWS_ENDPOINT_URL" in said.stderr
+    assert "Traceback" not in said.stderr
+
+
+@pytest.mark.usefixtures("composed")
+def test_a_token_of_temporary_keys_is_passed_on_and_only_to_a_bucket_of_the_users_own() -> None:
+    """Handed on as it is set, or not: an empty one is none. The store of the file refuses any."""
+    for name in ("bucket", "train", "export", "serve"):
+        environment = read()["services"][name]["environment"]
+        assert environment["AWS_SESSION_TOKEN"] is None, name
+    assert "AWS_SESSION_TOKEN" not in read()["services"]["store"]["environment"]
+    said = make_bucket("s3://vits", AWS_ENDPOINT_URL=LOCAL, AWS_SESSION_TOKEN="mine")  # noqa: S106
+    assert said.returncode
+    assert "AWS_SESSION_TOKEN is set" in said.stderr
+    assert "Traceback" not in said.stderr
+
+
 def test_a_bucket_that_is_there_keeps_what_it_has(
     s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,7 +66,7 @@ def checks(arguments: argparse.Namespace) -> Checks:
         "processor": machine.processor,
         "GPU": machine.gpu,
         "memory": machine.memory,
-        "disk": lambda: machine.disk(_places(url)),
+        "disk": lambda: machine.disk(places(url)),
         "phonemizer": machine.phonemizer,
         "audio": machine.codecs,
         "store": lambda: stores.store(url),
@@ -79,13 +79,11 @@ def checks(arguments: argparse.Namespace) -> Checks:
     return chosen
 
 
-def _places(url: str) -> dict[str, Path]:
+def places(url: str) -> dict[str, Path]:
     """Where things are written on this machine."""
-    places = {
-        "the cache": default_cache(),
-        "temporary files": Path(tempfile.gettempdir()),
-        "output": Path.cwd(),
-    }
+    places = {"the cache": default_cache(), "temporary files": Path(tempfile.gettempdir())}
+    if machine.can_train():  # serving writes nothing else, and its image has no folder for more
+        places["output"] = Path.cwd()
     try:
         root = Store.open(url).root
     except UserError:

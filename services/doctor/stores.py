@@ -56,11 +56,26 @@ def _create_if_absent(opened: Store) -> Iterator[Finding]:
         yield fail("store", f"the second of two writers is not told that it is: {error}", _OTHER)
         return
     finally:
-        opened.delete(path)
+        left = _left_behind(opened, path)
     if enforced:
         yield ok("store", f"{opened.url} can be read and written, and creates only what is absent")
     else:
         yield fail("store", f"{opened.url} lets a second writer overwrite what the first has created", _OTHER)
+    if left:
+        yield note(
+            "store",
+            f"nothing can be deleted there: {left}. {path} stays",
+            "enough to speak and to export; training deletes superfluous checkpoints, 'gc' and 'delete' need it too",
+        )
+
+
+def _left_behind(opened: Store, path: str) -> str:
+    """Delete what was written here; gives the reason where that may not be."""
+    try:
+        opened.delete(path)
+    except StoreError as error:
+        return str(error)
+    return ""
 
 
 _OTHER = (

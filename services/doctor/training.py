@@ -20,6 +20,7 @@ from shared.errors import (
     ProblemsError,
     UserError,
     VitsError,
+    nearest_beside,
 )
 from shared.registry import Registry
 from shared.store import Store, default_store_url
@@ -210,7 +211,8 @@ def _on_hub(config: TrainingConfig, name: str) -> Generator[Finding, None, Size 
     except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError):
         yield fail(
             "model",
-            f"{name} is no folder, not in the store, and not on the hub, or not for this user",
+            f"{name} is no folder, not in the store, and not on the hub, or not for this user"
+            f"{nearest_beside(Path(name))}",
             "check the spelling; 'vits models list' shows the store's; a private model needs a token",
         )
         return None

@@ -99,6 +99,17 @@ def test_a_model_that_is_nowhere(tmp_path: Path, recordings: Path) -> None:
         assert found.remedy
 
 
+def test_a_misspelt_model_folder_is_told_its_neighbour(
+    tmp_path: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models/spanish voice").mkdir(parents=True)
+    keys = {"dataset_name": str(recordings), "store": str(tmp_path / "store")}
+    found = findings(write_config(tmp_path, model_name_or_path="models/spanish voce", **keys))["model"]
+    assert found.status == "fail"
+    assert "did you mean 'models/spanish voice'?" in found.said
+
+
 def test_a_model_in_the_store_is_not_fetched(
     tmp_path: Path, model: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from services.doctor import machine, stores
+from services.doctor.cli import places
 from services.doctor.finding import Finding
 from shared import audio_encoding, processor
 from shared.errors import MissingExtraError
@@ -114,6 +115,12 @@ def test_what_only_training_needs_is_not_missed_without_torch(
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemAvailable: 3000000 kB\n")
     assert one(machine.memory(meminfo, tmp_path / "memory.max")).status == "ok"
+    assert "output" not in places("memory://x")  # the image's working directory is /
+
+
+def test_where_training_is_possible_its_output_needs_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "can_train", lambda: True)
+    assert places("memory://x")["output"] == Path.cwd()
 
 
 def test_a_kernel_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,16 +208,16 @@ def test_memory_is_the_containers_where_it_has_less(tmp_path: Path) -> None:
 
 
 def test_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    places = {"output": tmp_path / "not" / "yet" / "there"}
+    there = {"output": tmp_path / "not" / "yet" / "there"}
     usage: Callable[[Any], Any] = lambda path: SimpleNamespace(free=100e9)  # noqa: E731
     monkeypatch.setattr(shutil, "disk_usage", usage)
-    good = one(machine.disk(places))
+    good = one(machine.disk(there))
     assert good.status == "ok"
     assert "100.0 GB free for output" in good.said
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1e9))
-    assert one(machine.disk(places)).status == "note"
+    assert one(machine.disk(there)).status == "note"
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert "cannot be written to" in one(machine.disk(places)).said
+    assert "cannot be written to" in one(machine.disk(there)).said
 
 
 def test_phonemizer(monkeypatch: pytest.MonkeyPatch) -> None:

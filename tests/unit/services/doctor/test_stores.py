@@ -81,6 +81,23 @@ def test_a_store_that_can_only_be_read_is_enough_to_speak(
     assert "enough to speak" in found.remedy
 
 
+def test_a_store_where_nothing_may_be_deleted_can_be_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys that may put and not delete are usual where nothing is to be lost."""
+
+    def refused(store: Store, path: str) -> None:
+        raise StoreError("access was refused")
+
+    monkeypatch.setattr(Store, "delete", refused)
+    tmp_path.joinpath("store").mkdir()
+    whole, left = stores.store(str(tmp_path / "store"))
+    assert whole.status == "ok"
+    assert "creates only what is absent" in whole.said
+    assert left.status == "note"
+    assert "nothing can be deleted there: access was refused. doctor/" in left.said
+
+
 @pytest.mark.parametrize("url", ["ftp://nowhere", "file://unclear"])
 def test_an_address_that_is_none(url: str) -> None:
     found = one(stores.store(url))

@@ -13,7 +13,7 @@ from transformers import VitsConfig
 
 from services.training.config import TrainingConfig
 from services.training.discriminator import stored_periods
-from shared.errors import ModelError, NotFoundError, UserError
+from shared.errors import ModelError, NotFoundError, UserError, nearest_beside
 from shared.manifests import model_folder
 from shared.modeling import VitsForTraining, load_model, read_discriminator
 from shared.modeling.loading import fetch_from_hub, load_config
@@ -93,7 +93,7 @@ def _find(config: TrainingConfig, store: Store, reference: str) -> tuple[Path, s
     if folder.is_dir():
         return folder, reference if "/" in reference else f"./{reference}"
     if reference.startswith((".", "/", "~")):
-        raise ModelError(f"model_name_or_path: there is no folder {reference}")
+        raise ModelError(f"model_name_or_path: there is no folder {reference}{nearest_beside(folder)}")
     registry = Registry(store)
     try:
         version = registry.resolve("models", reference)

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import AutoConfig, VitsConfig
 from transformers.utils import logging as transformers_logging
 
-from shared.errors import HubUnreachableError, ModelError, NotFoundError
+from shared.errors import HubUnreachableError, ModelError, NotFoundError, nearest_beside
 from shared.modeling.model import VitsForTraining
 from shared.modeling.weight_norm import folded_state_dict
 
@@ -55,6 +55,7 @@ def fetch_from_hub(
         NotFoundError: The hub has no such model or revision, will not show it without a token, or could
             not have one by this name.
     """
+    near = nearest_beside(Path(repository))  # a folder, misspelt, comes here too
     try:
         return Path(
             snapshot_download(
@@ -64,18 +65,18 @@ def fetch_from_hub(
     except HFValidationError as error:
         raise NotFoundError(
             f"{repository!r} is neither a local folder nor in the store, and cannot be a name on the model hub, "
-            "where models are called 'owner/model'. Check the spelling."
+            f"where models are called 'owner/model'. Check the spelling{near or '.'}"
         ) from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise NotFoundError(
             f"The model hub has no model {repository!r} at revision {revision!r}, or it is private. "
-            "Check the spelling, or give a token that may read it."
+            f"Give a token that may read it, or check the spelling{near or '.'}"
         ) from error
     except Exception as error:  # whatever the HTTP library beneath the hub's client raises
         reason = str(error.__cause__ or error).partition("\n")[0]
         raise HubUnreachableError(
-            f"The model {repository!r} is neither a local folder nor in the store, and the model hub could "
-            f"not be reached to download it ({reason}). Two ways to go on without the hub:\n"
+            f"There is no folder {repository!r} here{near or '.'} Nor is it in the store, and the model hub could not "
+            f"be reached to download it ({reason}). Two ways to go on without the hub:\n"
             "  1. a local folder: copy the model's folder here from a machine that has it, and set "
             '"model_name_or_path" to its path;\n'
             "  2. a store: on a machine that has the model's folder, run 'vits models publish FOLDER NAME --store "

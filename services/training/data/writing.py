@@ -13,36 +13,45 @@ from uuid import uuid4
 from shared.errors import UserError
 from shared.folders import check_writable, writing
 
-_REMEDY = "give another --output"
 #: What to do where the table of decisions or its page cannot be written.
 REPORT_REMEDY = "name another folder with --report"
 
 
-def check_output(output: Path) -> None:
+def check_output(output: Path, option: str = "--output") -> None:
     """Refuse a folder that cannot be made, before long work is done for it.
+
+    Args:
+        output: It.
+        option: What it was given as.
 
     Raises:
         UserError: It holds something, or cannot be written.
     """
-    with writing(output, _REMEDY):
+    remedy = f"give another {option}"
+    with writing(output, remedy):
         filled = output.exists() and (not output.is_dir() or any(output.iterdir()))
     if filled:
-        raise UserError(f"{output} is not empty, and nothing in it is overwritten: {_REMEDY}")
-    remedy = f"give a new folder in {output} as --output" if output.exists() else _REMEDY
+        raise UserError(f"{output} is not empty, and nothing in it is overwritten: {remedy}")
+    if output.exists():
+        remedy = f"give a new folder in {output} as {option}"
     check_writable(output.absolute().parent, remedy)  # where it is filled
 
 
 @contextmanager
-def new_folder(output: Path) -> Iterator[Path]:
+def new_folder(output: Path, option: str = "--output") -> Iterator[Path]:
     """A folder to fill, which takes its name when it is full.
+
+    Args:
+        output: It.
+        option: What it was given as.
 
     Raises:
         UserError: There is something of that name, or it cannot be written.
     """
-    check_output(output)
+    check_output(output, option)
     made = output.with_name(f".{output.name}.{uuid4().hex}.partial")
     try:
-        with writing(output, _REMEDY):
+        with writing(output, f"give another {option}"):
             made.mkdir(parents=True)
             yield made
             if output.is_dir():

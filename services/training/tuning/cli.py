@@ -14,6 +14,7 @@ from services.training.config_sources import load, read_overrides
 from services.training.tuning.options import Options, take_options
 from services.training.tuning.space import DEFAULT_SPACE, TUNABLE
 from shared.errors import ConfigError
+from shared.folders import check_writable, writing
 
 _INTRODUCTION = """\
 usage: vits tune [lr|batch] [--config] FILE.json ... [--KEY VALUE ...]
@@ -94,11 +95,15 @@ def help_text() -> str:
 
 
 def _folder(config: TrainingConfig) -> Path:
-    folder = config.output_dir / "tune"
-    try:
+    """Where it is written what was found.
+
+    Raises:
+        UserError: It cannot be made, or not be written.
+    """
+    folder, remedy = config.output_dir / "tune", "give another --output_dir"
+    with writing(folder, remedy):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"output_dir: {folder} cannot be created:", [str(error)]) from error
+    check_writable(folder, remedy)
     return folder
 
 

@@ -23,7 +23,7 @@ from services.training.data.decisions import (
 )
 from services.training.data.hearing import Hearing
 from services.training.data.listening import Listeners
-from services.training.data.reading import Survey, survey
+from services.training.data.reading import MAX_LISTED_PROBLEMS, Survey, survey
 from services.training.data.recordings import Columns
 from services.training.data.writing import REPORT_REMEDY, check_output
 from shared.cache import default_cache
@@ -253,8 +253,10 @@ def _say(found: Survey, decisions: Sequence[Decision]) -> None:
     problems = [*found.problems, *unreadable]
     if problems:
         print(f"  {counted(len(problems), 'row')} cannot be used at all, and would be left out:")
-        for problem in problems[:20]:
+        for problem in problems[:MAX_LISTED_PROBLEMS]:
             print(f"    {problem}")
+        if len(problems) > MAX_LISTED_PROBLEMS:
+            print(f"    … and {len(problems) - MAX_LISTED_PROBLEMS} more")
 
 
 def _apply(

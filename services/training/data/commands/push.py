@@ -76,7 +76,7 @@ def run(options: argparse.Namespace, listeners: Listeners) -> int:
             ],
         )
     if options.save_to:
-        with new_folder(options.save_to) as made:
+        with new_folder(options.save_to, "--save-to") as made:
             write_folder(found, card, options.name, made)
         print(f"{options.save_to}: what the hub is to hold. Where there is a network:")
         print(f"  hf upload --repo-type dataset {options.name} {shlex.quote(str(options.save_to))}")

@@ -222,6 +222,11 @@ def test_lower_casing_is_a_part_of_the_front_end(load: Load, tmp_path: Path) -> 
 # -- Weights ---------------------------------------------------------------------------------------
 
 
+def test_a_misspelt_folder_is_told_its_neighbour(load: Load, model_folder: Path) -> None:
+    with pytest.raises(ModelError, match=f"no folder .*/bsae, did you mean '{model_folder}'"):
+        load(model_name_or_path=str(model_folder.with_name("bsae")))
+
+
 def test_another_configuration_must_fit(load: Load, model_folder: Path, spanish_model: Path) -> None:
     change(model_folder / "config.json", posterior_encoder_num_wavenet_layers=3, noise_scale=0.5)
     with pytest.raises(ModelError, match=r"do not fit .*in_layers\.2.*allow_missing_weights"):

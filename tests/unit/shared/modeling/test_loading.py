@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -22,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, BertConfig, VitsModel, VitsTokenizer, pipeline
 
-from shared.errors import HubUnreachableError, ModelError, NotFoundError
+from shared.errors import HubUnreachableError, ModelError, NotFoundError, UserError
 from shared.modeling import (
     VitsForTraining,
     fold_weight_norm,
@@ -328,6 +329,29 @@ def test_hub_unreachable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, offlin
 def test_what_cannot_be_a_name_on_the_hub(tmp_path: Path, name: str) -> None:
     with pytest.raises(NotFoundError, match=f"'{name}' is neither a local folder"):
         loading.fetch_from_hub(name, cache_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "models/espanol",
+            "There is no folder 'models/espanol' here, did you mean 'models/español'? Nor is it in the store",
+        ),
+        (
+            "models/espñol",
+            "Check the spelling, did you mean 'models/español'?",
+        ),  # no name that the hub could have
+    ],
+)
+def test_a_misspelt_folder_is_told_its_neighbour(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, said: str
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models/español").mkdir(parents=True)
+    with pytest.raises(UserError, match=re.escape(said)):
+        loading.fetch_from_hub(name, cache_dir=str(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize("kind", [RepositoryNotFoundError, RevisionNotFoundError])

@@ -31,7 +31,7 @@ from services.training.data.commands import clean
 from services.training.data.decisions import Verdict, read_decisions, verdicts_of, write_decisions
 from services.training.data.hearing import Hearing
 from services.training.data.listening import Ears
-from services.training.data.reading import Survey, survey
+from services.training.data.reading import MAX_LISTED_PROBLEMS, Survey, survey
 from services.training.data.recordings import Recording
 from shared.audio import Audio, loudness_lufs, read_audio, write_wav
 from shared.errors import DataError, UserError
@@ -362,6 +362,20 @@ def test_a_file_that_cannot_be_decoded_is_named_and_left_out(
     assert "1 row cannot be used at all" in told
     assert f"metadata.csv:3 (audio/edges): {dataset}/audio/edges.wav holds values that are not" in told
     assert [r.id for r in read_recordings(tmp_path / "clean", split="all")] == ["audio/good", "audio/wrong"]
+
+
+def test_of_many_rows_that_cannot_be_used_the_rest_is_counted(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VITS_CACHE", str(tmp_path / "cache"))
+    gone = "".join(f"\naudio/gone{number}.wav,hola,train" for number in range(53))
+    with (dataset / "metadata.csv").open("a", encoding="utf-8") as table:
+        table.write(gone)
+    assert run(dataset, "--no-page") == 0
+    told = capsys.readouterr().out
+    assert "53 rows cannot be used at all" in told
+    assert sum("(audio/gone" in line for line in told.splitlines()) == MAX_LISTED_PROBLEMS
+    assert "    … and 3 more\n" in told
 
 
 def test_what_breaks_after_the_decisions_costs_only_itself(

@@ -327,6 +327,15 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> type[FakeHub]:
     return FakeHub
 
 
+def test_a_folder_that_is_not_empty_is_refused_under_the_name_of_its_option(
+    recordings_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").write_text("mine")
+    with pytest.raises(UserError, match=r"is not empty.*give another --save-to") as caught:
+        cli.main(["push", str(recordings_folder), "me/babble", "--save-to", str(tmp_path)])
+    assert "--output" not in str(caught.value)
+
+
 def test_what_is_pushed_is_read_back_as_it_was(recordings_folder: Path, tmp_path: Path) -> None:
     saved = tmp_path / "hub"
     assert cli.main(

@@ -21,7 +21,7 @@ from services.training.steps import Steps
 from services.training.tuning import batch_size, cli, learning_rate
 from services.training.tuning.batch_size import find_batch_size
 from services.training.tuning.learning_rate import Curve, find_learning_rate
-from shared.errors import ConfigError
+from shared.errors import ConfigError, UserError
 
 MakeConfig = Callable[..., TrainingConfig]
 GB = 2**30
@@ -59,6 +59,20 @@ def test_the_finder_leaves_the_run_as_it_was(make_config: MakeConfig) -> None:
         assert all(value.grad is None for value in network.parameters())
     assert session.state == state
     assert torch.equal(torch.get_rng_state(), random)
+
+
+@pytest.mark.parametrize("what", ["lr", "batch"])
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_measured(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr("services.training.session.begin", lambda *_: pytest.fail("it was measured"))
+    monkeypatch.setattr(batch_size, "find_batch_size", lambda *_: pytest.fail("it was measured"))
+    path = tmp_path / "config.json"
+    path.write_text(make_config().model_dump_json(), encoding="utf-8")
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output/tune").symlink_to("/proc")  # is there, and nobody may write in it
+    with pytest.raises(UserError, match=r"/tune cannot be written \(.*\): give another --output_dir"):
+        cli.main([what, "--config", str(path)])
 
 
 def test_vits_tune_lr_writes_a_layer_and_a_page(

@@ -24,6 +24,7 @@ from shared.text import FrontEnd, Tokens
 from shared.voice import Utterance, Voice
 from shared.voice.durations import expand_prior
 from shared.voice.engine import Arrays
+from shared.voice.latents import Latents
 from shared.voice.windows import plan_windows
 
 from .conftest import Exported, MakeModel, decode_together
@@ -132,7 +133,7 @@ def test_a_batch_and_packed_windows_are_pytorchs_batch(exported: Exported, varia
             Utterance(
                 Tokens(case.ids, (), ()),
                 np.zeros(0, np.int64),
-                row,
+                Latents.known(row),
                 plan_windows(row.shape[1], voice.spec.decoder),
                 case.speaker_id,
                 case.seed,

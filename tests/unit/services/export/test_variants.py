@@ -23,6 +23,7 @@ from shared.provenance import Provenance
 from shared.text import Tokens
 from shared.voice import SpeechParameters, Utterance, Voice, VoiceSpec
 from shared.voice.engine import GPU_PROVIDER, open_engine
+from shared.voice.latents import Latents
 from shared.voice.openvino_engine import MOST_SHAPES, OpenVinoEngine
 from shared.voice.spec import DecoderPlan, round_up
 from shared.voice.windows import plan_windows
@@ -126,7 +127,9 @@ def test_any_split_into_windows_and_batches(
         speaker_id = speaker % voice.spec.num_speakers
         windows = plan_windows(frames, plan)
         utterances.append(
-            Utterance(Tokens((), (), ()), np.zeros(0, np.int64), latents, windows, speaker_id, seed=0)
+            Utterance(
+                Tokens((), (), ()), np.zeros(0, np.int64), Latents.known(latents), windows, speaker_id, seed=0
+            )
         )
     together = decode_together(voice, utterances, most=most, order=order)
     for utterance, samples in zip(utterances, together, strict=True):

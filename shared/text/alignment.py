@@ -11,10 +11,11 @@ word's time may be off by a phoneme or two where espeak-ng joins words.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
+from typing import NamedTuple
 
 from shared.text import characters, espeak, piper
 from shared.text.front_end import FrontEnd
@@ -63,7 +64,26 @@ def join(units: Sequence[Unit]) -> str:
     return first.spoken + "".join(f" {unit.spoken}" if unit.spaced else unit.spoken for unit in rest)
 
 
-def speak(front_end: FrontEnd, units: Sequence[Unit], *, timed: bool = True) -> Spoken:
+#: What espeak-ng reads a text with a voice as.
+Readings = Mapping[tuple[str, str], Sequence[espeak.Clause]]
+
+
+def read_ahead(front_end: FrontEnd, texts: Iterable[Sequence[Unit]]) -> Readings:
+    """What `speak` needs of espeak-ng for several texts, asked for at once; nothing where it needs nothing.
+
+    Errors are those of `speak`.
+    """
+    match front_end.definition:
+        case PiperSpec() as spec:
+            runs = [run for units in texts for _, run in _runs(units) if run[0].phonemes is None]
+            pairs = dict.fromkeys(_written(spec, run)[0] for run in runs)
+            return espeak.read_many(list(pairs)) if pairs else {}
+    return {}
+
+
+def speak(
+    front_end: FrontEnd, units: Sequence[Unit], *, timed: bool = True, read: Readings | None = None
+) -> Spoken:
     """Tokens of some units.
 
     Unless a unit has phonemes or a language of its own, they are those that ``front_end.tokenize`` gives for
@@ -73,6 +93,7 @@ def speak(front_end: FrontEnd, units: Sequence[Unit], *, timed: bool = True) -> 
         front_end: The voice's.
         units: What to speak.
         timed: Whether it is asked where each word is: with phonemes, that takes longer than all the rest.
+        read: What was read ahead.
 
     Raises:
         MissingExtraError: The voice needs phonemes, and the extra ``phonemes`` is not installed.
@@ -82,7 +103,7 @@ def speak(front_end: FrontEnd, units: Sequence[Unit], *, timed: bool = True) -> 
         case CharacterSpec() as spec:
             tokens, owners = _speak_characters(spec, units, timed)
         case PiperSpec() as spec:
-            tokens, owners = _speak_piper(spec, units, timed)
+            tokens, owners = _speak_piper(spec, units, timed, read or {})
     return Spoken(join(units), tokens, _spans(units, owners) if timed and tokens.ids else ())
 
 
@@ -194,15 +215,16 @@ def _group_owners(prepared: str, units: Sequence[Unit]) -> list[int | None]:
 # ------------------------------------------------------------------------------------------ phonemes
 
 
-@dataclass(frozen=True)
-class _Point:
+class _Point(NamedTuple):
     """One code point of the phonemes, and the unit that it speaks if that was asked for."""
 
     symbol: str
     owner: int | None
 
 
-def _speak_piper(spec: PiperSpec, units: Sequence[Unit], timed: bool) -> tuple[Tokens, list[int | None]]:
+def _speak_piper(
+    spec: PiperSpec, units: Sequence[Unit], timed: bool, read: Readings
+) -> tuple[Tokens, list[int | None]]:
     """Tokens, and the unit that owns each if they are timed."""
     points: list[_Point] = []
     unknown: list[str] = []
@@ -212,13 +234,14 @@ def _speak_piper(spec: PiperSpec, units: Sequence[Unit], timed: bool) -> tuple[T
         if run[0].phonemes is not None:
             points += [_Point(symbol, first) for symbol in _ipa(spec, run[0].phonemes)]
         else:
-            read, unreadable = _read(spec, run, first, timed)
-            points += read
+            sounds, unreadable = _read(spec, run, first, timed, read)
+            points += sounds
             unknown += unreadable
     while points and points[-1].symbol == " ":
         points.pop()
-    unknown += [point.symbol for point in points if point.symbol not in spec.vocab]
-    known = [point for point in points if point.symbol in spec.vocab]
+    vocab = spec.vocab
+    unknown += [point.symbol for point in points if point.symbol not in vocab]
+    known = [point for point in points if point.symbol in vocab]
     if not any(is_speakable(point.symbol) for point in known):
         return Tokens((), (), once_each(unknown)), []
     tokens, places = piper.lay_out(spec, [point.symbol for point in known], once_each(unknown))
@@ -268,18 +291,22 @@ def _ipa(spec: PiperSpec, phonemes: str) -> str:
     )
 
 
-def _read(spec: PiperSpec, run: Sequence[Unit], first: int, timed: bool) -> tuple[list[_Point], list[str]]:
+def _written(spec: PiperSpec, run: Sequence[Unit]) -> tuple[tuple[str, str], list[str]]:
+    """What espeak-ng is given of a run of units, a text and a voice; and the characters that it cannot be given."""
+    text, unreadable = piper.part_unreadable(join(run))
+    return (text.lower() if spec.lower_case else text, run[0].language or spec.espeak_voice), unreadable
+
+
+def _read(
+    spec: PiperSpec, run: Sequence[Unit], first: int, timed: bool, read: Readings
+) -> tuple[list[_Point], list[str]]:
     """The phonemes of a run of units, and the characters that espeak-ng cannot be given."""
-    written = join(run)
-    text = "".join(character for character in written if not piper.is_unreadable(character))
-    unreadable = [character for character in written if piper.is_unreadable(character)]
-    if spec.lower_case:
-        text = text.lower()
-    voice = run[0].language or spec.espeak_voice
+    pair, unreadable = _written(spec, run)
+    _, voice = pair
     points: list[_Point] = []
     atoms = _atoms(run, first) if timed else []
     begun = 0
-    for clause in espeak.read_clauses(text, voice):
+    for clause in read[pair] if pair in read else espeak.read_clauses(*pair):
         if not clause.sounds:
             continue
         here = [atom for atom in atoms if begun <= atom.position < clause.end]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -140,8 +140,17 @@ def read_clauses(text: str, voice: str) -> list[Clause]:
 
     Arguments and errors are those of `phonemes`.
     """
+    return read_many([(text, voice)])[text, voice]
+
+
+def read_many(texts: Sequence[tuple[str, str]]) -> dict[tuple[str, str], list[Clause]]:
+    """Pairs of a text and a voice, each read as by `read_clauses`: one question, where each would wake a process."""
     with _lock:
-        read = _call("clauses", survivable(text), voice)
+        read = _call("many", [(survivable(text), voice) for text, voice in texts])
+    return {pair: _as_clauses(clauses) for pair, clauses in zip(texts, read, strict=True)}
+
+
+def _as_clauses(read: Sequence[tuple[str, str, bool]]) -> list[Clause]:
     clauses = []
     position = 0
     for spoken, clause, last in read:
@@ -194,6 +203,10 @@ def _clauses(text: str, voice: str) -> list[tuple[str, str, bool]]:
     return list(espeak.clauses(text))
 
 
+def _many(texts: Sequence[tuple[str, str]]) -> list[list[tuple[str, str, bool]]]:
+    return [IN_PROCESS["clauses"](text, voice) for text, voice in texts]
+
+
 def _like_transformers(text: str) -> str:
     _load_library()
     import phonemizer
@@ -205,10 +218,14 @@ def _like_transformers(text: str) -> str:
 
 
 #: What runs inside espeak-ng, by name.
-IN_PROCESS: dict[str, Callable[..., Any]] = {"clauses": _clauses, "like_transformers": _like_transformers}
+IN_PROCESS: dict[str, Callable[..., Any]] = {
+    "clauses": _clauses,
+    "many": _many,
+    "like_transformers": _like_transformers,
+}
 
 
-def _in_process(function: str, *arguments: str) -> Any:
+def _in_process(function: str, *arguments: object) -> Any:
     return IN_PROCESS[function](*arguments)
 
 

@@ -46,7 +46,7 @@ class EspeakProcess:
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
 
-    def __call__(self, function: str, *arguments: str) -> Any:
+    def __call__(self, function: str, *arguments: object) -> Any:
         """What a function of `espeak.IN_PROCESS` returns, or raises.
 
         Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 
@@ -10,6 +11,9 @@ from shared.text.specs import PiperSpec
 from shared.text.tokens import Tokens, once_each, require_speakable
 
 BEGIN, PAD, END = "^", "_", "$"
+
+#: Control characters but for white space, and lone surrogates.
+UNREADABLE = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]")
 
 
 def tokenize(spec: PiperSpec, text: str) -> Tokens:
@@ -22,8 +26,7 @@ def tokenize(spec: PiperSpec, text: str) -> Tokens:
         MissingExtraError: The extra ``phonemes`` is not installed.
         ConfigError: espeak-ng has no such voice.
     """
-    unreadable = [character for character in text if is_unreadable(character)]
-    readable = "".join(character for character in text if not is_unreadable(character))
+    readable, unreadable = part_unreadable(text)
     if spec.lower_case:
         readable = readable.lower()
     points = unicodedata.normalize("NFD", phonemes(readable, spec.espeak_voice))
@@ -36,19 +39,24 @@ def tokenize(spec: PiperSpec, text: str) -> Tokens:
 
 def lay_out(spec: PiperSpec, known: Sequence[str], unknown: tuple[str, ...]) -> tuple[Tokens, list[int]]:
     """Tokens of phonemes that the vocabulary has, and the index of each phoneme's first token."""
-    ids = [*spec.vocab[BEGIN], *spec.vocab[PAD]]
-    symbols = [*[BEGIN] * len(spec.vocab[BEGIN]), *[PAD] * len(spec.vocab[PAD])]
+
+    def together(*those: str) -> tuple[list[int], list[str]]:
+        """The ids of some symbols one behind the other, and which each of them is."""
+        pairs = [(token_id, symbol) for symbol in those for token_id in spec.vocab[symbol]]
+        return [token_id for token_id, _ in pairs], [symbol for _, symbol in pairs]
+
+    ids, symbols = together(BEGIN, PAD)
+    each = {point: together(point, PAD) for point in set(known)}
     places = []
     for point in known:
         places.append(len(ids))
-        for symbol in (point, PAD):
-            ids += spec.vocab[symbol]
-            symbols += [symbol] * len(spec.vocab[symbol])
-    ids += spec.vocab[END]
-    symbols += [END] * len(spec.vocab[END])
-    return Tokens(ids=tuple(ids), symbols=tuple(symbols), unknown=unknown), places
+        its_ids, its_symbols = each[point]
+        ids += its_ids
+        symbols += its_symbols
+    end_ids, end_symbols = together(END)
+    return Tokens(ids=(*ids, *end_ids), symbols=(*symbols, *end_symbols), unknown=unknown), places
 
 
-def is_unreadable(character: str) -> bool:
-    """Control characters and lone surrogates: espeak-ng's C strings cannot hold them."""
-    return unicodedata.category(character) in {"Cc", "Cs"} and not character.isspace()
+def part_unreadable(text: str) -> tuple[str, list[str]]:
+    """A text without control characters and lone surrogates, which espeak-ng's C strings cannot hold; and those."""
+    return UNREADABLE.sub("", text), UNREADABLE.findall(text)

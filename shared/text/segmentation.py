@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from shared.text.alignment import Span, speak
+from shared.text.alignment import Readings, Span, read_ahead, speak
+from shared.text.espeak import Clause
 from shared.text.front_end import FrontEnd
 from shared.text.tokens import Tokens, once_each
 from shared.text.units import CLAUSE_MARKS, FULL_STOPS, STOPS, Unit
@@ -101,13 +102,14 @@ def arrange(
         for stretch in sentences(units)
         for part in ([stretch] if front_end.hears_commas else _clauses(stretch))
     ]
+    read = dict(_read_ahead(stretches, front_end, max_tokens))
     pieces: list[Piece] = []
     unknown: list[str] = []
     asked = False
     for stretch in stretches:
         rate = speaking_rate * (stretch.units[0].speaking_rate if stretch.units else 1.0)
         most = int(max_tokens * min(1.0, rate / SLOW))
-        cutter = _Cutter(front_end, most, timed)
+        cutter = _Cutter(front_end, most, timed, read)
         for piece in cutter.fit(stretch, most if pieces else min(FIRST_TOKENS, most)):
             unknown += piece.tokens.unknown
             if piece.tokens.ids or (piece.pause_seconds and stretch.asked):
@@ -215,11 +217,13 @@ class _Cutter:
         front_end: The voice's.
         max_tokens: No segment has more ids.
         timed: Whether it is asked where each word is.
+        read: What was read ahead.
     """
 
     front_end: FrontEnd
     max_tokens: int
     timed: bool
+    read: dict[tuple[str, str], Sequence[Clause]]
 
     def fit(self, stretch: Stretch, first_tokens: int) -> Iterator[Piece]:
         """A stretch as one piece, or as several when it is too long for one.
@@ -230,32 +234,37 @@ class _Cutter:
         if not units:
             yield Piece("", Tokens((), (), ()), (), stretch.pause_seconds, 1.0)
             return
-        if sum(len(unit.spoken) + 1 for unit in units) > LONG * self.max_tokens:
-            yield from self._fit_long(stretch, first_tokens)
+        if _is_long(stretch, self.max_tokens):
+            yield from self._fit_each(self._shorter(stretch), first_tokens)
             return
-        spoken = speak(self.front_end, units, timed=False)
+        spoken = speak(self.front_end, units, timed=False, read=self.read)
         count = len(spoken.tokens.ids)
         if count <= self.max_tokens:
-            spans = speak(self.front_end, units).spans if self.timed else ()
+            spans = speak(self.front_end, units, read=self.read).spans if self.timed else ()
             yield Piece(spoken.text, spoken.tokens, spans, stretch.pause_seconds, units[0].speaking_rate)
             return
         if len(units) == 1:
-            shorter = _cut_unit(units[0], -(-count // self.max_tokens))
-            if not shorter:
+            parts = _cut_unit(units[0], -(-count // self.max_tokens))
+            if not parts:
                 yield Piece("", Tokens((), (), (units[0].spoken,)), (), stretch.pause_seconds, 1.0)
                 return
-            *firsts, last = ([part] for part in shorter)
+            *firsts, last = ([part] for part in parts)
             pauses = [0.0] * len(firsts)
         else:
             cuts = _cuts(units, count, self.max_tokens, first_tokens)
             *firsts, last = (list(units[a:b]) for a, b in zip([0, *cuts], [*cuts, len(units)], strict=True))
             pauses = [CLAUSE_PAUSE if units[cut - 1].spoken in CLAUSE_MARKS else 0.0 for cut in cuts]
-        for part, pause in zip(firsts, pauses, strict=True):
-            yield from self.fit(Stretch(tuple(part), pause), first_tokens)
-            first_tokens = self.max_tokens
-        yield from self.fit(Stretch(tuple(last), stretch.pause_seconds, stretch.asked), first_tokens)
+        shorter = [Stretch(tuple(part), pause) for part, pause in zip(firsts, pauses, strict=True)]
+        shorter.append(Stretch(tuple(last), stretch.pause_seconds, stretch.asked))
+        yield from self._fit_each(shorter, first_tokens)
 
-    def _fit_long(self, stretch: Stretch, first_tokens: int) -> Iterator[Piece]:
+    def _fit_each(self, stretches: Sequence[Stretch], first_tokens: int) -> Iterator[Piece]:
+        self.read.update(_read_ahead(stretches, self.front_end, self.max_tokens))
+        for stretch in stretches:
+            yield from self.fit(stretch, first_tokens)
+            first_tokens = self.max_tokens
+
+    def _shorter(self, stretch: Stretch) -> list[Stretch]:
         """A stretch that is surely far too long, cut by its characters: it would be slow to read as one."""
         most = LONG * self.max_tokens // 2
         units = [
@@ -263,13 +272,23 @@ class _Cutter:
             for unit in stretch.units
             for part in (_cut_unit(unit, -(-len(unit.spoken) // most)) if len(unit.spoken) > most else [unit])
         ]
+        shorter = []
         begun, length = 0, 0
         for index, unit in enumerate(units):
             if index > begun and length + len(unit.spoken) > most:
-                yield from self.fit(Stretch(tuple(units[begun:index]), 0.0), first_tokens)
-                begun, length, first_tokens = index, 0, self.max_tokens
+                shorter.append(Stretch(tuple(units[begun:index]), 0.0))
+                begun, length = index, 0
             length += len(unit.spoken) + 1
-        yield from self.fit(Stretch(tuple(units[begun:]), stretch.pause_seconds, stretch.asked), first_tokens)
+        return [*shorter, Stretch(tuple(units[begun:]), stretch.pause_seconds, stretch.asked)]
+
+
+def _is_long(stretch: Stretch, max_tokens: int) -> bool:
+    return sum(len(unit.spoken) + 1 for unit in stretch.units) > LONG * max_tokens
+
+
+def _read_ahead(stretches: Sequence[Stretch], front_end: FrontEnd, max_tokens: int) -> Readings:
+    """What is read of each, but for those that are cut before they are read."""
+    return read_ahead(front_end, [s.units for s in stretches if s.units and not _is_long(s, max_tokens)])
 
 
 def _cuts(units: Sequence[Unit], total: int, max_tokens: int, first_tokens: int) -> list[int]:

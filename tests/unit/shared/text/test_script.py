@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shared.errors import RequestError, TextError
-from shared.text import FrontEnd, alignment
+from shared.text import FrontEnd, alignment, espeak
 from shared.text.script import MAX_CHARACTERS, Script, plan_script
 from shared.text.segmentation import CLAUSE_PAUSE, FIRST_TOKENS, PARAGRAPH_PAUSE, SENTENCE_PAUSE
 from shared.text.units import MARKS
@@ -225,6 +226,25 @@ def test_words_are_looked_for_only_where_they_are_timed(
     plain = plan_script(text, english_phonemes, language="en", timed=False)
     assert plain == replace(timed, segments=tuple(replace(one, words=()) for one in timed.segments))
     assert all(segment.words for segment in timed.segments)
+
+
+@pytest.mark.parametrize(("text", "most"), [("One, or two? " * 20, 1), ("one of the two " * 60, 4)])
+def test_few_questions_are_asked_of_espeak(
+    text: str, most: int, english_phonemes: FrontEnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each would wake the process that it is in, which takes as long as a sentence."""
+    call, asked = espeak._call, []
+
+    def counted(*question: Any) -> Any:
+        asked.append(question)
+        return call(*question)
+
+    monkeypatch.setattr(espeak, "_call", counted)
+    script = plan_script(text, english_phonemes, language="en", timed=False)
+    assert len(script.segments) > most * 2
+    assert len(asked) <= most
+    alone = "".join(segment.text for segment in script.segments[:1])
+    assert script.segments[0].tokens == english_phonemes.tokenize(alone)
 
 
 def test_a_long_sentence_is_rather_cut_at_a_comma(spanish_phonemes: FrontEnd) -> None:

@@ -177,7 +177,7 @@ class Bench:
 
 def planned(voice: Voice, text: str) -> Plan:
     """A text, read as a server reads it for a request that does not ask for timestamps."""
-    return voice.plan(text, SpeechParameters(seed=1), timed=False)
+    return voice.plan(text, SpeechParameters(seed=1))
 
 
 def spoken_seconds(voice: Voice, text: str) -> float:

@@ -181,12 +181,12 @@ def say_in_process(arguments: argparse.Namespace) -> Speak:
             "speaking_rate": arguments.speed,
         }
         if arguments.streamed:
-            plan = voice.plan(arguments.text, SpeechParameters(**parameters), **options, timed=False)
+            plan = voice.plan(arguments.text, SpeechParameters(**parameters), **options)
             samples = voice.speak(plan)
             streamed = Said((), plan.seed, version.reference, plan.script.unknown)
             streamed.audio = packed(samples, voice.sampling_rate, arguments.format, streamed)
             return streamed
-        speech = voice.synthesize(arguments.text, **options, **parameters)
+        speech = voice.synthesize(arguments.text, **options, timed=bool(arguments.timestamps), **parameters)
         rate = speech.sampling_rate
         said = Said(
             [encode(arguments.format, speech.samples, rate)],

@@ -32,13 +32,14 @@ class Metrics:
         responses: Answers of any kind, by ``door`` and ``code`` (its own status).
         requests_in_flight: Texts that are waiting or being spoken.
         queue_seconds: Time from a text's admission to its first computation.
-        encoder_seconds: Time of encoder and flow for one segment, by ``voice``.
+        encoder_seconds: Time of encoder and flow for one segment, as far as its first window needs them, by ``voice``.
         first_audio_seconds: Time from a text's arrival to its first audio, by ``door``.
         total_seconds: Time from a text's arrival to its last audio, by ``door``.
         audio_seconds: Seconds of audio made, by ``voice``.
         real_time_factor: Engine time for a text over the length of its audio, by ``voice``.
         backlog_seconds: How long what waits will take, as predicted.
-        decoder_call_seconds: Time of one call of the decoder, by ``voice``.
+        decoder_call_seconds: Time of one call of the decoder, the rest of the flow of a long segment included, by
+            ``voice``.
         decoder_batch_windows: Windows decoded in one call.
         window_occupancy_ratio: Share of the frames of a window that are heard; the rest is halo and padding.
         padding_ratio: Share of what ``graph`` (``encoder``, ``flow``) computes that is padding.
@@ -74,7 +75,9 @@ class Metrics:
             "queue_seconds", "Time from a text's admission to its first computation."
         )
         self.encoder_seconds = histogram(
-            "encoder_seconds", "Time of encoder and flow for one segment.", "voice"
+            "encoder_seconds",
+            "Time of encoder and flow for one segment, as far as its first window needs them.",
+            "voice",
         )
         self.first_audio_seconds = histogram(
             "first_audio_seconds", "Time from a text's arrival to its first audio.", "door"
@@ -91,7 +94,9 @@ class Metrics:
         )
         self.backlog_seconds = gauge("backlog_seconds", "How long what waits will take, as predicted.")
         self.decoder_call_seconds = histogram(
-            "decoder_call_seconds", "Time of one call of the decoder.", "voice"
+            "decoder_call_seconds",
+            "Time of one call of the decoder, the rest of the flow of a long segment included.",
+            "voice",
         )
         self.decoder_batch_windows = histogram(
             "decoder_batch_windows", "Windows decoded in one call.", buckets=(1, 2, 4, 8, 16, 32)

@@ -197,7 +197,7 @@ class Worker:
             noise_scale=row.noise_scale,
             noise_scale_duration=row.noise_scale_duration,
         )
-        return self._voice.plan(row.text, parameters, language=row.language, timed=False)
+        return self._voice.plan(row.text, parameters, language=row.language)
 
     def _write(
         self, row: Row, path: str, pieces: list[Samples], done: Callable[[Record | Exception], None]

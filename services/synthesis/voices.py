@@ -55,7 +55,7 @@ class VoiceLike(Worker, Protocol):
         ssml: bool = False,
         language: str | None = None,
         lexicon: Lexicon | None = None,
-        timed: bool = True,
+        timed: bool = False,
     ) -> Plan:
         """Check what is asked for, and cut the text into segments. Safe to call from several threads."""
 

@@ -11,7 +11,7 @@ word's time may be off by a phoneme or two where espeak-ng joins words.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
@@ -68,16 +68,19 @@ def join(units: Sequence[Unit]) -> str:
 Readings = Mapping[tuple[str, str], Sequence[espeak.Clause]]
 
 
-def read_ahead(front_end: FrontEnd, texts: Iterable[Sequence[Unit]]) -> Readings:
+def read_ahead(
+    front_end: FrontEnd, texts: Iterable[Sequence[Unit]], known: Container[tuple[str, str]] = ()
+) -> Readings:
     """What `speak` needs of espeak-ng for several texts, asked for at once; nothing where it needs nothing.
 
-    Errors are those of `speak`.
+    What is known already is left out. Errors are those of `speak`.
     """
     match front_end.definition:
         case PiperSpec() as spec:
             runs = [run for units in texts for _, run in _runs(units) if run[0].phonemes is None]
             pairs = dict.fromkeys(_written(spec, run)[0] for run in runs)
-            return espeak.read_many(list(pairs)) if pairs else {}
+            unknown = [pair for pair in pairs if pair not in known]
+            return espeak.read_many(unknown) if unknown else {}
     return {}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -259,7 +259,7 @@ class _Cutter:
         yield from self._fit_each(shorter, first_tokens)
 
     def _fit_each(self, stretches: Sequence[Stretch], first_tokens: int) -> Iterator[Piece]:
-        self.read.update(_read_ahead(stretches, self.front_end, self.max_tokens))
+        self.read.update(_read_ahead(stretches, self.front_end, self.max_tokens, self.read))
         for stretch in stretches:
             yield from self.fit(stretch, first_tokens)
             first_tokens = self.max_tokens
@@ -286,9 +286,12 @@ def _is_long(stretch: Stretch, max_tokens: int) -> bool:
     return sum(len(unit.spoken) + 1 for unit in stretch.units) > LONG * max_tokens
 
 
-def _read_ahead(stretches: Sequence[Stretch], front_end: FrontEnd, max_tokens: int) -> Readings:
-    """What is read of each, but for those that are cut before they are read."""
-    return read_ahead(front_end, [s.units for s in stretches if s.units and not _is_long(s, max_tokens)])
+def _read_ahead(
+    stretches: Sequence[Stretch], front_end: FrontEnd, max_tokens: int, known: Container[tuple[str, str]] = ()
+) -> Readings:
+    """What is read of each, but for those that are cut before they are read, and for what is known."""
+    texts = [stretch.units for stretch in stretches if stretch.units and not _is_long(stretch, max_tokens)]
+    return read_ahead(front_end, texts, known)
 
 
 def _cuts(units: Sequence[Unit], total: int, max_tokens: int, first_tokens: int) -> list[int]:
@@ -322,7 +325,9 @@ def _cuts(units: Sequence[Unit], total: int, max_tokens: int, first_tokens: int)
             if length > most and least < float("inf"):
                 break
             after_mark = units[candidates[position] - 1].kind == "mark"
-            cost = abs(length - ideal) / most + (0.0 if after_mark else CUT_BETWEEN_WORDS)
+            # A long part is let pass rather than a short one: voices speak very short texts badly.
+            off = (ideal - length) / ideal if length < ideal else (length - ideal) / most
+            cost = off + (0.0 if after_mark else CUT_BETWEEN_WORDS)
             if length > 0 and cost < least:
                 best, least = position, cost
         cuts.append(candidates[best])

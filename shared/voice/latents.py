@@ -16,6 +16,10 @@ from numpy.typing import NDArray
 from shared.voice.windows import Window
 
 
+def _nothing(part: Window) -> NDArray[np.float32]:
+    raise AssertionError(f"{part} is computed already")
+
+
 class Latents:
     """Latents ``[D, F]``. Safe to use from several threads: each part is computed once.
 
@@ -57,6 +61,8 @@ class Latents:
                 part = self._waiting[0]
                 self._latents_DF[:, part.first : part.last] = self._compute(part)
                 del self._waiting[0]
+                if not self._waiting:
+                    self._compute = _nothing  # and with it what it computes from
         return self._latents_DF
 
     def whole(self) -> NDArray[np.float32]:

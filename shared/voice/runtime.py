@@ -71,7 +71,7 @@ class Timing:
 
     Attributes:
         queue: From admission to the first computation.
-        encoder: Spent on encoder and flow.
+        encoder: Spent on encoder and flow, as far as first windows needed them.
         engine: Spent on all computation; windows that shared a call share its time.
         audio: Audio made.
     """

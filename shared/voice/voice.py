@@ -238,6 +238,7 @@ class Voice:
         ssml: bool = False,
         language: str | None = None,
         lexicon: Lexicon | None = None,
+        timed: bool = False,
         **parameters: Unpack[SpeechFields],
     ) -> Speech:
         """Speak a text, whole. Arguments are those of `plan`, and of `SpeechParameters`.
@@ -246,7 +247,9 @@ class Voice:
             EngineError: The computation failed.
             VitsError: As `plan`.
         """
-        plan = self.plan(text, SpeechParameters(**parameters), ssml=ssml, language=language, lexicon=lexicon)
+        plan = self.plan(
+            text, SpeechParameters(**parameters), ssml=ssml, language=language, lexicon=lexicon, timed=timed
+        )
         utterances = [self.render(plan, number) for number in range(len(plan.script.segments))]
         pieces = [piece for utterance in utterances for piece in (*self.decode(utterance), utterance.pause)]
         durations = tuple(utterance.durations for utterance in utterances)
@@ -266,9 +269,7 @@ class Voice:
         What the caller can have got wrong is raised by the call itself. Arguments and errors are those of
         `synthesize`; `plan` and `speak` are the way to learn a drawn seed.
         """
-        plan = self.plan(
-            text, SpeechParameters(**parameters), ssml=ssml, language=language, lexicon=lexicon, timed=False
-        )
+        plan = self.plan(text, SpeechParameters(**parameters), ssml=ssml, language=language, lexicon=lexicon)
         return self.speak(plan)
 
     def speak(self, plan: Plan) -> Iterator[NDArray[np.float32]]:
@@ -287,7 +288,7 @@ class Voice:
         ssml: bool = False,
         language: str | None = None,
         lexicon: Lexicon | None = None,
-        timed: bool = True,
+        timed: bool = False,
     ) -> Plan:
         """Check what is asked for, and cut the text into segments. Nothing is computed on the engine.
 
@@ -327,7 +328,7 @@ class Voice:
 
     def prepare(self, text: str, *, speaker: str | int | None = None, seed: int | None = None) -> Utterance:
         """The first segment of a text as far as the decoder; errors are those of `synthesize`."""
-        return self.render(self.plan(text, SpeechParameters(speaker=speaker, seed=seed), timed=False), 0)
+        return self.render(self.plan(text, SpeechParameters(speaker=speaker, seed=seed)), 0)
 
     def render(self, plan: Plan, number: int) -> Utterance:
         """Take a segment as far as the decoder.

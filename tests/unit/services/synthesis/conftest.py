@@ -105,7 +105,7 @@ class FakeVoice(Voice):
         ssml: bool = False,
         language: str | None = None,
         lexicon: Lexicon | None = None,
-        timed: bool = True,
+        timed: bool = False,
     ) -> Plan:
         """One segment a sentence; 0.1 s of silence after each but the last. ``你`` and ``#`` are unknown."""
         checked = super().plan("a", parameters)

@@ -255,6 +255,14 @@ def test_a_long_sentence_is_rather_cut_at_a_comma(spanish_phonemes: FrontEnd) ->
     assert second.text.startswith("once")
 
 
+def test_a_text_does_not_begin_with_a_word_alone(spanish_phonemes: FrontEnd) -> None:
+    """Voices speak very short texts badly, so a mark right at the beginning of a long sentence is no place to cut."""
+    text = "Mira, " + "la casa de la colina no tiene puertas ni ventanas y los perros ladran " * 6
+    first, *_ = plan_script(text, spanish_phonemes, language="es").segments
+    assert first.text.startswith("Mira, la casa")
+    assert abs(len(first.tokens.ids) - FIRST_TOKENS) < 20
+
+
 def test_a_word_longer_than_a_segment_is_cut(mms: FrontEnd) -> None:
     script = plan_script("a" * 250, mms, language="es")
     assert sum(word.end - word.start for segment in script.segments for word in segment.words) == 250

@@ -7,7 +7,9 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -211,6 +213,40 @@ def metrics() -> Metrics:
     return Metrics(CollectorRegistry())
 
 
+@dataclass
+class Clock:
+    """Goes on only while something is done.
+
+    Attributes:
+        now: Seconds.
+    """
+
+    now: float = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def takes(self, seconds: float, done: Callable[..., Any]) -> Callable[..., Any]:
+        """What is done, taking so long."""
+
+        def taking(*args: Any, **kwargs: Any) -> Any:
+            result = done(*args, **kwargs)
+            self.now += seconds
+            return result
+
+        return taking
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of speakers and shelves; the runtime's is given to it."""
+    clock = Clock()
+    for module in ("speaker", "voices"):
+        stopped = SimpleNamespace(monotonic=clock, perf_counter=clock)
+        monkeypatch.setattr(f"services.synthesis.{module}.time", stopped)
+    return clock
+
+
 MakeSpeaker = Callable[..., Speaker]
 
 
@@ -228,12 +264,13 @@ def make_speaker(registry: Registry, opener: Opener, metrics: Metrics) -> Iterat
         log_text: bool = False,
         max_audio_seconds: float = math.inf,
         choose: ChooseVariant | None = None,
+        clock: Callable[[], float] = time.monotonic,
         **policy: Any,
     ) -> Speaker:
         policy = {"streams": workers, "buffer_seconds": 1e6} | policy
         if max_in_flight == 0:
             policy["max_backlog_seconds"] = -1.0
-        runtime = Runtime(Policy(**policy), metrics)
+        runtime = Runtime(Policy(**policy), metrics, clock=clock)
         shelf = VoiceShelf(
             registry,
             opener,

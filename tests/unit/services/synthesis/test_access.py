@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import json
 import os
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -59,6 +62,27 @@ def test_others_are_refused(tmp_path: Path, header: str | None) -> None:
     add_token(tmp_path / "tokens.json", "web")
     with pytest.raises(AccessError):
         Access(tmp_path / "tokens.json").check(header)
+
+
+@pytest.mark.parametrize("right", [False, True])
+def test_every_hash_is_compared_in_constant_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, right: bool
+) -> None:
+    """Of the right token, too, and not only up to it: how long it takes must not tell which it is."""
+    path = tmp_path / "tokens.json"
+    tokens = [add_token(path, name) for name in ("web", "batch", "night")]
+    access = Access(path)
+    compared: list[tuple[str, str]] = []
+
+    def compare(known: str, given: str) -> bool:
+        compared.append((known, given))
+        return hmac.compare_digest(known, given)
+
+    monkeypatch.setattr("services.synthesis.access.hmac", SimpleNamespace(compare_digest=compare))
+    given = tokens[0] if right else "vits_x"
+    with nullcontext() if right else pytest.raises(AccessError):
+        access.check(f"Bearer {given}")
+    assert compared == [(token_hash(token), token_hash(given)) for token in tokens]
 
 
 @given(header=st.text())

@@ -7,6 +7,7 @@ import json
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,9 +30,11 @@ from shared.metrics import Metrics
 from shared.registry import Registry, Version, default_voice
 from shared.store import Store
 from shared.voice import Plan
+from shared.voice.scheduler import UNMEASURED_CHARACTER, UNMEASURED_DECODE, UNMEASURED_RENDER
+from tests.unit.services.synthesis.conftest import FakeVoice
 
 if TYPE_CHECKING:
-    from tests.unit.services.synthesis.conftest import MakeSpeaker, Opener
+    from tests.unit.services.synthesis.conftest import Clock, MakeSpeaker, Opener
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float:
@@ -443,22 +446,76 @@ def test_every_caller_of_a_crowd_gets_their_own_answer(make_speaker: MakeSpeaker
     asyncio.run(scene())
 
 
-def test_what_is_made_is_measured(speaker: Speaker) -> None:
-    spoken = asyncio.run(speaker.speak(Order("x" * 250, door="http")))
-    assert spoken.duration_seconds == 2.5
-    assert value(speaker.metrics, "vits_audio_seconds_total", voice="ana") == 2.5
-    for name, labels in (
-        ("real_time_factor_ratio", {"voice": "ana"}),
-        ("encoder_seconds", {"voice": "ana"}),
-        ("queue_seconds", {}),
-        ("first_audio_seconds", {"door": "http"}),
-        ("total_seconds", {"door": "http"}),
+def test_what_is_made_is_measured(
+    make_speaker: MakeSpeaker, opener: Opener, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seconds in (("plan", 2.0), ("render", 0.5), ("decode_windows", 0.25)):
+        monkeypatch.setattr(FakeVoice, name, clock.takes(seconds, getattr(FakeVoice, name)))
+
+    async def scene() -> Speaker:
+        speaker = make_speaker(default="ana", workers=1, clock=clock)
+        await speaker.warm()
+        voice = opener.opened[0]
+        voice.permits = threading.Semaphore(1)
+        async with await speaker.start(Order("uno dos. tres cuatro.", door="http")) as speaking:
+            voice.permits.release()
+            assert sum([len(samples) async for samples in speaking]) == 0.3 * 16000
+        return speaker
+
+    metrics = asyncio.run(scene()).metrics
+    assert value(metrics, "vits_audio_seconds_total", voice="ana") == pytest.approx(0.3)
+    # A window of 8 of 8 frames, then 12 frames in windows of 8.
+    ana, http, encoder, flow = {"voice": "ana"}, {"door": "http"}, {"graph": "encoder"}, {"graph": "flow"}
+    for name, labels, count, total in (
+        ("queue_seconds", {}, 1, 2.0),
+        ("encoder_seconds", ana, 2, 2 * 0.5),
+        ("decoder_call_seconds", ana, 3, 3 * 0.25),
+        ("first_audio_seconds", http, 1, 2.0 + 0.5 + 0.25),
+        ("total_seconds", http, 1, 2.0 + 2 * 0.5 + 3 * 0.25),
+        ("real_time_factor_ratio", ana, 1, (2 * 0.5 + 3 * 0.25) / 0.3),
+        ("decoder_batch_windows", {}, 3, 3),
+        ("window_occupancy_ratio", {}, 3, 1 + 1 + 4 / 8),
+        ("padding_ratio", encoder, 2, (1 - 8 / 64) + (1 - 12 / 64)),
+        ("padding_ratio", flow, 2, 0 + (1 - 12 / 16)),
     ):
-        assert value(speaker.metrics, f"vits_{name}_count", **labels) == 1
-    assert value(speaker.metrics, "vits_padding_ratio_count", graph="encoder") == 1
-    assert value(speaker.metrics, "vits_window_occupancy_ratio_count") > 5
+        assert value(metrics, f"vits_{name}_count", **labels) == count, name
+        assert value(metrics, f"vits_{name}_sum", **labels) == pytest.approx(total), name
     labels = {"door": "http", "voice": "ana", "outcome": "spoken"}
-    assert value(speaker.metrics, "vits_requests_total", **labels) == 1
+    assert value(metrics, "vits_requests_total", **labels) == 1
+
+
+def test_what_waits_is_the_backlog_and_how_long_it_waited_is_measured(
+    make_speaker: MakeSpeaker, opener: Opener, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seconds in (("render", 0.5), ("decode_windows", 0.25)):
+        monkeypatch.setattr(FakeVoice, name, clock.takes(seconds, getattr(FakeVoice, name)))
+
+    async def scene() -> None:
+        speaker = make_speaker(default="ana", workers=1, clock=clock)
+        await speaker.warm()
+        opener.opened[0].gate.clear()
+        assert value(speaker.metrics, "vits_backlog_seconds") == 0
+        waiting = [asyncio.create_task(speaker.speak(Order("uno."))) for _ in range(2)]
+        while len(speaker.runtime) < 2:
+            await asyncio.sleep(0.001)
+        predicted = 2 * len("uno.") * UNMEASURED_CHARACTER * (UNMEASURED_RENDER + UNMEASURED_DECODE)
+        assert value(speaker.metrics, "vits_backlog_seconds") == pytest.approx(predicted)
+        opener.opened[0].gate.set()
+        await asyncio.gather(*waiting)
+        assert value(speaker.metrics, "vits_backlog_seconds") == 0
+        # The first at once; the second when the first was rendered and decoded.
+        assert value(speaker.metrics, "vits_queue_seconds_count") == 2
+        assert value(speaker.metrics, "vits_queue_seconds_sum") == pytest.approx(0 + 0.5 + 0.25)
+
+    asyncio.run(scene())
+
+
+def test_calls_of_an_engine_that_fail_are_counted(speaker: Speaker) -> None:
+    for text in ("break", "uno", "bug"):
+        with suppress(EngineError, ZeroDivisionError):
+            asyncio.run(speaker.speak(Order(text)))
+    assert value(speaker.metrics, "vits_engine_failures_total", voice="ana") == 2
+    assert value(speaker.metrics, "vits_decoder_call_seconds_count", voice="ana") == 1
 
 
 @pytest.mark.parametrize("log_text", [False, True])

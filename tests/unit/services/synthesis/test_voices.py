@@ -18,10 +18,10 @@ from services.synthesis.voices import LoadedVoice, VoiceShelf, memory_of
 from shared.errors import CorruptObjectError, ModelError, NotFoundError, OverloadedError, StoreError
 from shared.metrics import Metrics
 from shared.registry import Registry
-from tests.unit.services.synthesis.conftest import publish
+from tests.unit.services.synthesis.conftest import FakeVoice, publish
 
 if TYPE_CHECKING:
-    from tests.unit.services.synthesis.conftest import MakeSpeaker, Opener
+    from tests.unit.services.synthesis.conftest import Clock, MakeSpeaker, Opener
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:
@@ -61,6 +61,18 @@ def test_the_least_recently_used_voice_makes_room_but_never_the_default(
     assert value(metrics, "vits_voice_loaded", voice="luis", version=luis.version.id, variant="fp32") is None
     shelf.get("luis")
     assert names(shelf) == {"ana", "luis"}
+
+
+def test_a_load_is_measured_from_fetching_to_warm(
+    registry: Registry, opener: Opener, metrics: Metrics, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "fetch", clock.takes(4.0, registry.fetch))
+    monkeypatch.setattr(FakeVoice, "warm_up", clock.takes(2.0, FakeVoice.warm_up))
+    shelf = VoiceShelf(registry, clock.takes(1.0, opener), metrics)
+    for _ in range(2):
+        shelf.get("ana")
+    assert value(metrics, "vits_voice_load_seconds_count") == 1
+    assert value(metrics, "vits_voice_load_seconds_sum") == 4.0 + 2.0 + 1.0
 
 
 @pytest.mark.usefixtures("sized")

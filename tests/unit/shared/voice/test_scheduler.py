@@ -300,6 +300,15 @@ def test_a_short_text_does_not_wait_behind_a_long_one() -> None:
     assert behind.first_at - behind.at <= alone.first_at + CALL + DECODE * 1.5
 
 
+@pytest.mark.parametrize("patience", [None, 20.0])
+def test_the_nearer_deadline_goes_first(patience: float | None) -> None:
+    """Two minutes that come together take 7 s each: turn and turn about, neither would be over within 9."""
+    patient, pressed = long(deadline=patience), long(deadline=9)
+    World(Policy(), [patient, pressed]).play()
+    assert (patient.ended, pressed.ended) == ("spoken", "spoken")
+    assert pressed.ended_at < 9 < patient.ended_at
+
+
 def test_first_windows_of_a_crowd_come_before_the_second_windows() -> None:
     crowd = [short() for _ in range(8)]
     world = World(Policy(), crowd).play()

@@ -54,6 +54,7 @@ OUR_MODEL = "vits"
 
 NoiseScale = Annotated[float, Field(ge=0, le=MAX_NOISE_SCALE)]
 Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARACTERS)]
+Language = Annotated[str, Field(pattern=r"^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*$", max_length=35)]
 ResponseFormat = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
 
 
@@ -100,7 +101,7 @@ class SpeechOptions(BaseModel):
         Field(description="Hz to convert to; the voice's own where not given (OpenAI's own pcm has 24000)."),
     ] = None
     language: Annotated[
-        Annotated[str, Field(pattern=r"^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*$", max_length=35)] | None,
+        Language | None,
         Field(
             description="BCP 47 tag by which numbers and the like are read; the voice's own where not given."
         ),
@@ -200,7 +201,7 @@ class BatchText(BaseModel):
     speaker: str | int | None = None
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     speed: Annotated[float, Field(ge=MIN_SPEAKING_RATE, le=MAX_SPEAKING_RATE)] | None = None
-    language: str | None = None
+    language: Language | None = None
 
 
 class BatchRequest(SpeechOptions):

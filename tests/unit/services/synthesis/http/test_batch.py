@@ -101,6 +101,7 @@ def test_a_quota_that_ends_in_the_middle(http: TestClient, fake: FakeSpeaker) ->
         ({"inputs": ["a", ""]}, 400, "inputs.1"),
         ({"inputs": [{"input": "a", "seed": -1}]}, 400, "inputs.0.seed"),
         ({"inputs": [{"input": "a", "id": "../x"}]}, 400, "inputs.0.id"),
+        ({"inputs": ["a", {"input": "b", "language": "../es"}]}, 400, "inputs.1.language"),
         (
             {"inputs": [{"input": "a", "id": "x"}, {"input": "b", "id": "x"}]},
             400,

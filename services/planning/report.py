@@ -91,12 +91,12 @@ def _autoscaled(question: Question, answer: Answer, scaling: Scaling, scaled: Sc
         f"{'' if row.met else 'not '}met."
     )
     said = [under]
-    if question.roomy and scaling.most > Scaling.most:
+    if question.roomy and scaling.most == ROOM * peak > Scaling.most:  # or else --min-pods are more
         said.append(
             f"It was given {ROOM} times what the peak needs, for want of --max-pods: the manifests' maxReplicas, "
             f"{Scaling.most}, has to be raised to that."
         )
-    if scaled.at_most:
+    if scaled.at_most and (scaling.least < scaling.most or scaling.most < peak):
         more = f": give it more, --max-pods {ROOM * peak} for instance" if scaling.most < peak else ""
         said.append(
             f"For {scaled.at_most:.1%} of the time there were as many pods as it may have; the peak needs "

@@ -158,6 +158,18 @@ def test_the_autoscaler_has_room_for_the_load_unless_it_was_given_a_limit(
     assert small.scaling == Scaling()
 
 
+def test_pods_that_nobody_may_take_away_are_no_room_and_no_limit(
+    saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--min-pods raise the most to themselves; twice what the peak needs was said of them, and a limit always met."""
+    asked = ["--target-first-audio", "2", "--pods", "1", "--duration", "60"]
+    assert main(plan(saved, *asked, "--min-pods", "30")) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Under the autoscaler (30 to 30 pods" in said
+    assert "It was given" not in said
+    assert "as many pods as it may have" not in said
+
+
 def test_a_limit_that_was_met_is_told_with_what_the_peak_needs(
     saved: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -31,9 +31,7 @@ class Parser(argparse.ArgumentParser):
         args = list(sys.argv[1:] if args is None else args)
         if self._subparsers is None:  # or else they may be those of a command below
             known = list(self._option_string_actions)
-            unknown = [
-                option for option in _options(args) if not any(one.startswith(option) for one in known)
-            ]
+            unknown = _unknown(args, known)
             if unknown:
                 self.error("; ".join(f"unknown option {one}{nearest(one, known)}" for one in unknown))
         return super().parse_known_args(args, namespace)
@@ -46,8 +44,19 @@ def _on_this_machine(text: str) -> Path:
     return Path(text)
 
 
-def _options(args: Sequence[str]) -> list[str]:
-    """The long options in a command line, without their values; argparse takes none that holds a space for one."""
+def _unknown(args: Sequence[str], known: Sequence[str]) -> list[str]:
+    """The names of the long options in a command line that no known one begins with.
+
+    An argument that holds a space is a text to argparse. Here it is an option with such a value if its name is like that
+    of a known one.
+    """
     before = args[: args.index("--")] if "--" in args else args
-    names = [argument.partition("=")[0] for argument in before if argument.startswith("--")]
-    return [name for name in dict.fromkeys(names) if " " not in name]
+    words = [one.lstrip("-") for one in known]
+    unknown = []
+    for argument in before:
+        name = argument.partition("=")[0]
+        if not name.startswith("--") or any(one.startswith(name) for one in known):
+            continue
+        if " " not in argument or (" " not in name and nearest(name.lstrip("-"), words)):
+            unknown.append(name)
+    return list(dict.fromkeys(unknown))

@@ -43,6 +43,12 @@ def test_what_argparse_takes_is_taken() -> None:
     assert (options.language, options.output, options.what) == ("es", "--x", ["--langauge"])
 
 
+@pytest.mark.parametrize("text", ["--x=a b c", "-- said he = she", "--langauge es=a"])
+def test_what_holds_a_space_is_a_text_unless_its_name_is_like_an_option(text: str) -> None:
+    """As argparse has it, wherever the space is."""
+    assert make().parse_args(["one", "--output", "x", text]).what == [text]
+
+
 def test_an_address_is_no_path(capsys: pytest.CaptureFixture[str]) -> None:
     """It was a folder ``s3:`` in the working directory."""
     parser = Parser()

@@ -6,6 +6,7 @@ import math
 import re
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,9 +58,12 @@ SPEC: dict[str, Any] = {
 
 
 class FakeEngine:
-    """Noise that depends on everything that is asked for; one frame a token at speaking rate 1."""
+    """Noise that depends on everything that is asked for, and on the version; one frame a token at speaking rate 1."""
 
     streams = 1
+
+    def __init__(self, version: float = 0.0) -> None:
+        self._version = version
 
     def run(self, graph: str, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
         arrays = {name: np.asarray(value, dtype=np.float32) for name, value in inputs.items()}
@@ -70,7 +74,7 @@ class FakeEngine:
         if graph == "flow":
             return {"latents": arrays["prior_sample"] + 3 * arrays["speaker_id"][:, None, None]}
         wave = np.sin(np.arange(HOP) * 0.1, dtype=np.float32)
-        samples = np.sin(arrays["latents"].sum(axis=1))[:, :, None] * wave * 0.9
+        samples = np.sin(arrays["latents"].sum(axis=1) + self._version)[:, :, None] * wave * 0.9
         return {"waveform": samples.reshape(len(samples), -1).astype(np.float32)}
 
     def close(self) -> None:
@@ -89,7 +93,8 @@ class FakeVoice(Voice):
     """
 
     def __init__(self, folder: Path, variant: str = "fp32") -> None:
-        super().__init__(VoiceSpec.model_validate(SPEC), FakeEngine(), variant)
+        version = zlib.crc32((folder / "voice.json").read_bytes()) % 1000
+        super().__init__(VoiceSpec.model_validate(SPEC), FakeEngine(version), variant)
         self.folder = folder
         self.calls: list[str] = []
         self.gate, self.decoder_gate = threading.Event(), threading.Event()

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 from services.synthesis.speaker import Order, Speaker
@@ -26,6 +27,13 @@ if TYPE_CHECKING:
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:
     return metrics.registry.get_sample_value(name, labels)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
 
 
 @pytest.fixture
@@ -123,35 +131,43 @@ def test_a_name_follows_its_newest_version_and_a_version_stays(
     assert [voice.closed for voice in opener.opened] == [False, False]
 
 
-def test_an_alias_that_moves_under_load_drops_nobody(
+def test_an_alias_that_moves_under_load_drops_nobody_and_mixes_no_versions(
     registry: Registry, make_speaker: MakeSpeaker, opener: Opener
 ) -> None:
     first, second = registry.versions("voices", "ana")
     registry.move_alias("voices", "ana", "production", first)
+    text = "una frase. " * 5
 
     async def scene() -> None:
         speaker = make_speaker(default="ana@production")
         await speaker.warm()
         old = opener.opened[0]
         old.permits = threading.Semaphore(1)
-        text = "una frase. " * 5
         speaking = await speaker.start(Order(text, seed=1))
+        crowd = [asyncio.create_task(speaker.speak(Order(text, seed=1))) for _ in range(5)]
+        await asyncio.to_thread(wait_until, lambda: speaker.shelf.get().leases == 6)
         registry.move_alias("voices", "ana", "production", second)
-        crowd = [asyncio.create_task(speaker.speak(Order("uno", seed=1))) for _ in range(5)]
+        crowd += [asyncio.create_task(speaker.speak(Order(text, seed=1))) for _ in range(5)]
         await speaker.refresh()
         assert speaker.shelf.get().version.id == second
         assert [voice.closed for voice in opener.opened] == [False, False]
+        crowd += [asyncio.create_task(speaker.speak(Order(text, seed=1))) for _ in range(5)]
         old.permits.release(100)
-        after = await speaker.speak(Order("dos"))
-        assert after.voice_version == second
         async with speaking:
-            samples = [samples async for samples in speaking]
-        assert speaking.voice_version == first
-        assert sum(map(len, samples)) == len(opener.opened[1].synthesize(text, seed=1).samples)
-        for spoken in await asyncio.gather(*crowd):
-            assert spoken.voice_version in {first, second}
-        await asyncio.sleep(0.05)
-        assert old.closed
+            samples = np.concatenate([samples async for samples in speaking])
+        heard = [(speaking.voice_version, samples)]
+        heard += [(spoken.voice_version, spoken.samples) for spoken in await asyncio.gather(*crowd)]
+        alone = {
+            version: FakeVoice(voice.folder).synthesize(text, seed=1).samples
+            for version, voice in zip((first, second), opener.opened, strict=True)
+        }
+        assert not np.array_equal(alone[first], alone[second])
+        for version, samples in heard:
+            assert np.array_equal(samples, alone[version])
+        versions = [version for version, _ in heard]
+        assert versions[:6] == [first] * 6
+        assert versions[-5:] == [second] * 5
+        await asyncio.to_thread(wait_until, lambda: old.closed)
         assert value(speaker.metrics, "vits_voices_loaded") == 1
         assert value(speaker.metrics, "vits_voice_loaded", voice="ana", version=second, variant="fp32") == 1
 

@@ -1,4 +1,4 @@
-"""An alias that moves while a real server speaks: nobody is dropped, and all answers sound as the versions they name."""
+"""An alias that moves while a real server speaks: nobody is dropped, and answers sound as the versions they name."""
 
 from __future__ import annotations
 

@@ -47,8 +47,8 @@ def _on_this_machine(text: str) -> Path:
 def _unknown(args: Sequence[str], known: Sequence[str]) -> list[str]:
     """The names of the long options in a command line that no known one begins with.
 
-    An argument that holds a space is a text to argparse. Here it is an option with such a value if its name is like that
-    of a known one.
+    An argument that holds a space is a text to argparse. Here it is an option with such a value if its name is like
+    that of a known one.
     """
     before = args[: args.index("--")] if "--" in args else args
     words = [one.lstrip("-") for one in known]

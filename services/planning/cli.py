@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, get_args
 from services.planning.autoscaler import Scaling
 from shared.arguments import Parser
 from shared.errors import QualityError, UserError
+from shared.folders import check_writable
 from shared.store import default_store_url
 
 if TYPE_CHECKING:
@@ -266,6 +267,8 @@ def check(arguments: argparse.Namespace) -> None:
     for option in ("--target-backlog", "--sync"):
         if not getattr(arguments, AUTOSCALER[option][0]):
             raise UserError(f"{option} is 0; it must be above 0")
+    if arguments.save_profile:
+        check_writable(arguments.save_profile.parent, "give another --save-profile")
     if arguments.plot:
         from services.planning.report import check_plot
 

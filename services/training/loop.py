@@ -40,10 +40,12 @@ from services.training.steps import Seen, Steps
 from services.training.together import ending_together
 from services.training.tracking import Tracker
 from shared.errors import ConfigError, DivergenceError
+from shared.folders import check_writable, writing
 from shared.wording import counted
 
 #: On several processes, how often they agree whether to stop: it takes a message, for which each waits.
 _AGREE_EVERY = 10
+_OUTPUT_REMEDY = "give another --output_dir"
 _PRECISIONS = {
     "no": "float32",
     "bf16": "bfloat16 where it does no harm",
@@ -64,10 +66,8 @@ def train(config: TrainingConfig) -> Path:
     """
     if config.full_determinism:
         _be_deterministic()
-    try:
+    with writing(config.output_dir, _OUTPUT_REMEDY):
         config.output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"output_dir: {config.output_dir} cannot be created:", [str(error)]) from error
     # Without being told, Accelerate starts no process group on machines that have only processors.
     cpu = config.use_cpu or not torch.accelerator.is_available()
     accelerator = Accelerator(mixed_precision=precision(config), cpu=cpu)
@@ -81,9 +81,11 @@ def _train(config: TrainingConfig, accelerator: Accelerator) -> None:
     if accelerator.is_main_process:
         ckpt.remove_partial(config.output_dir)
     origin = None
-    if config.do_train and not config.preprocessing_only:
-        if already_finished(config, accelerator):
-            return
+    trains = config.do_train and not config.preprocessing_only
+    if trains and already_finished(config, accelerator):
+        return
+    check_writable(config.output_dir, _OUTPUT_REMEDY)
+    if trains:
         check_store(config, accelerator)
         origin = find_origin(config, accelerator)
     session = begin(config, accelerator, origin)

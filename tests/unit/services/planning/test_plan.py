@@ -233,6 +233,14 @@ def test_bad_options(saved: Path, options: list[str], says: str, capsys: pytest.
     assert says in capsys.readouterr().err
 
 
+def test_a_profile_that_could_not_be_saved_is_not_measured(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "measured", lambda *_: pytest.fail("it was measured"))
+    assert main(["plan", "--measure", "--save-profile", "/proc/self/pod.json"]) == 2
+    assert "/proc/self cannot be written" in capsys.readouterr().err
+
+
 def test_a_damaged_profile_lists_its_faults(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = json.loads(saved.read_text())
     del content["streams"]

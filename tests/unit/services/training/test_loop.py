@@ -20,7 +20,7 @@ from services.training.ema import Ema
 from services.training.loop import build_steps, set_learning_rates
 from services.training.session import Session, begin, precision
 from services.training.steps import Seen, Steps, align
-from shared.errors import ConfigError, ConsentError, DivergenceError, StoreError
+from shared.errors import ConfigError, ConsentError, DivergenceError, StoreError, UserError
 from shared.modeling import load_model
 from shared.provenance import Provenance
 from shared.registry import Registry, Version
@@ -70,6 +70,16 @@ def test_a_loss_that_becomes_nan_stops_the_run_and_says_which(
     assert "step 4" in str(raised.value)
     assert [folder.name for folder in checkpoints.checkpoints(config.output_dir)] == ["checkpoint-2"]
     assert not (config.output_dir / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("folder", ["/proc/self", "/proc/self/output"])
+def test_an_output_that_cannot_be_written_is_said_before_anything_is_prepared(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    """One that was there was first written at the first checkpoint."""
+    monkeypatch.setattr(loop, "begin", lambda *_: pytest.fail("the data were prepared"))
+    with pytest.raises(UserError, match=rf"{folder} cannot be written \(.*\): give another --output_dir"):
+        loop.train(make_config(output_dir=folder, max_steps=1))
 
 
 def test_a_loss_that_is_not_logged_is_looked_at_before_it_is_saved(

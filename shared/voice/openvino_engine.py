@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from queue import LifoQueue
 from typing import Any
@@ -29,6 +29,9 @@ MOST_SHAPES = 6
 
 #: OpenVINO's names of the precisions.
 HINTS = {"fp32": "f32", "bf16": "bf16"}
+
+#: What may make a constant of another in a graph whose streams share them: each writes but what it has written before.
+LAYOUTS = frozenset({"Const", "Reorder", "Reshape"})
 
 
 class OpenVinoEngine:
@@ -55,6 +58,12 @@ class OpenVinoEngine:
             # cores piles every process onto them.
             "ENABLE_CPU_PINNING": False,
         }
+        self._alone = {
+            **self._settings,
+            "INFERENCE_NUM_THREADS": max(1, threads // streams),
+            "NUM_STREAMS": 1,
+        }
+        self._apart: set[str] = set()  # graphs that each stream has for itself
         self._encoder = OnnxRuntimeEngine(
             folder, variant, threads=max(1, threads // streams), graphs=("encoder",)
         )
@@ -64,7 +73,7 @@ class OpenVinoEngine:
             "flow": self._read(graph_path(folder, variant.flow)),
             "decoder": self._read(graph_path(folder, variant.decoder)),
         }
-        self._any_shape: dict[str, _Compiled] = {"flow": self._compile(self._models["flow"])}
+        self._any_shape: dict[str, _Compiled] = {"flow": self._compile("flow", self._models["flow"])}
         self._decoders: OrderedDict[tuple[int, ...], _Compiled] = OrderedDict()
 
     def run(self, graph: str, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
@@ -90,8 +99,20 @@ class OpenVinoEngine:
         except RuntimeError as error:
             raise ModelError(f"{path} is not a graph that OpenVINO reads: {error}") from error
 
-    def _compile(self, model: openvino.Model) -> _Compiled:
-        return _Compiled(self._core.compile_model(model, "CPU", self._settings), self.streams)
+    def _compile(self, graph: str, model: openvino.Model) -> _Compiled:
+        """Compile a graph for all streams, or for each by itself where they would spoil each other's constants.
+
+        OpenVINO builds the graphs of all streams at the same time, over the same constants. One that is computed
+        in several steps is computed in place by each stream anew, while another may be packing it for its
+        kernels: then all streams use half-made weights, until the voice is closed (2026.4; docs/log.md).
+        """
+        if graph not in self._apart:
+            compiled = self._core.compile_model(model, "CPU", self._settings)
+            if self.streams == 1 or not computed_constants(compiled):
+                return _Compiled([compiled], self.streams)
+            self._apart.add(graph)
+        each = [self._core.compile_model(model, "CPU", self._alone) for _ in range(self.streams)]
+        return _Compiled(each, self.streams)
 
     def _compiled(self, graph: str, inputs: Mapping[str, NDArray[np.generic]]) -> _Compiled:
         """What computes a graph at the shape of these inputs."""
@@ -100,28 +121,43 @@ class OpenVinoEngine:
             if graph == "decoder" and latents is not None and len(latents) == 1:
                 return self._decoder(latents.shape)
             if graph not in self._any_shape:
-                self._any_shape[graph] = self._compile(self._models[graph])
+                self._any_shape[graph] = self._compile(graph, self._models[graph])
             return self._any_shape[graph]
 
     def _decoder(self, shape: tuple[int, ...]) -> _Compiled:
         if shape not in self._decoders:
             model = self._models["decoder"].clone()
             model.reshape({"latents": list(shape), "speaker_id": [1]})
-            self._decoders[shape] = self._compile(model)
+            self._decoders[shape] = self._compile("decoder", model)
             if len(self._decoders) > MOST_SHAPES:
                 self._decoders.popitem(last=False)
         self._decoders.move_to_end(shape)
         return self._decoders[shape]
 
 
-class _Compiled:
-    """A compiled graph with a request for each stream, which hold its intermediate results."""
+def computed_constants(compiled: openvino.CompiledModel) -> set[str]:
+    """Names of a compiled graph's constants that it computed of others, not only laid out anew."""
+    constants: set[str] = set()
+    computed: set[str] = set()
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        kind = node.rt_info["layerType"].value
+        sources = {value.get_source_output().node.friendly_name for value in node.inputs()}
+        if kind == "Const" or (sources and sources <= constants):
+            constants.add(node.friendly_name)
+            if kind not in LAYOUTS:
+                computed.add(node.friendly_name)
+    return computed
 
-    def __init__(self, compiled: openvino.CompiledModel, streams: int) -> None:
+
+class _Compiled:
+    """A graph, compiled for all streams or once for each, with a request for each: they hold intermediate results."""
+
+    def __init__(self, compiled: Sequence[openvino.CompiledModel], streams: int) -> None:
+        self.graphs = compiled
         self._requests: LifoQueue[Any] = LifoQueue()
-        for _ in range(streams):
-            self._requests.put(compiled.create_infer_request())
-        self._names = [output.any_name for output in compiled.outputs]
+        for number in range(streams):
+            self._requests.put(compiled[number % len(compiled)].create_infer_request())
+        self._names = [output.any_name for output in compiled[0].outputs]
 
     def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
         request = self._requests.get()

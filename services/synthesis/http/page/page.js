@@ -215,9 +215,11 @@ function wav() {
 function animate() {
   const position = player?.position ?? 0;
   drawing.draw(position);
+  const heard = player && !player.over;
   const spans = element("words").children;
   for (const [index, word] of drawing.words.entries()) {
-    spans[index]?.classList.toggle("now", word.start_seconds <= position && position < word.end_seconds);
+    const now = heard && word.start_seconds <= position && position < word.end_seconds;
+    spans[index]?.classList.toggle("now", Boolean(now));
   }
   if (player && (request || !player.over)) requestAnimationFrame(animate);
   else element("stop").disabled = true;

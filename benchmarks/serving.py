@@ -11,18 +11,21 @@ different lengths. The parts, and the minutes that they take on two quiet cores 
   ready       (1, MMS size 1)   from the start of the process to readiness, cold (an empty cache: the voice is
                                 fetched, the layout of threads measured) and warm, median of 3; and whether torch is
                                 imported after a text was spoken. The system's cache of files is warm in both
-  calls       (1, MMS size 2)   the longest call of each graph, all streams at work: the medians of each shape
+  calls       (1, MMS size 2)   the longest call of each graph, all streams at work: the medians of each shape; and the
+                                longest of all calls, which the system may have held up
   first       (1, MMS size 2)   first audio: 2 s, 60 s, 60 s without a mark, 60 s that begin with the longest sentence
-  beside      (1, MMS size 1)   a sentence that arrives at some time while a minute is spoken, over it alone
-  added       (1, MMS size 1)   what each door adds to 2 s of PCM, over the engine's own time for it
+  beside      (1, MMS size 1)   a sentence that arrives at some time while a minute is spoken, over it alone: median and
+                                worst
+  added       (1, MMS size 1)   what each door adds to 2 s of PCM, over the engine's own time for it; and the same with
+                                the client's processor time left in, of which some is spent while the server computes
   throughput  (1, MMS size 4)   audio seconds a second of 16 clients that never rest, over those of the bare engine
   memory      (6, MMS size 20)  resident bytes after the first tenth of many requests of random lengths, and after all
   overload    (2, MMS size 2)   requests come ten times as fast as they can be spoken. Each must be spoken as it is
                                 alone or be told when to come back, and afterwards nothing may be left of them
 
 fp32 takes two to four times as long. Each part has a server of its own, and its verdict is printed as soon as it is
-there. With ``--results FILE`` a part that was measured is not measured again: an interrupted run goes on. The exit
-status is 1 where a limit was missed. Let nothing else run meanwhile.
+there; figures without a limit are for information. With ``--results FILE`` a part that was measured is not measured
+again: an interrupted run goes on. The exit status is 1 where a limit was missed. Let nothing else run meanwhile.
 """
 
 from __future__ import annotations
@@ -319,7 +322,10 @@ def calls(bench: Bench) -> Figures:
                 list(pool.map(partial(speak, voice), texts))
     finally:
         voice.engine = plain
-    figures: Figures = {"streams": watch.streams}
+    figures: Figures = {
+        "streams": watch.streams,
+        "slowest_call_seconds_once": max(itertools.chain(*watch.seconds.values())),
+    }
     for graph in ("encoder", "flow", "decoder"):
         slowest = {
             length: statistics.median(seconds)
@@ -419,6 +425,8 @@ def added(bench: Bench) -> Figures:
                 "reading": lambda: timed(lambda: planned(voice, text)),
                 "http": lambda: without_own(lambda: ask(connection, text)),
                 "grpc": lambda: without_own(over_grpc),
+                "http_whole": lambda: timed(lambda: ask(connection, text)),
+                "grpc_whole": lambda: timed(over_grpc),
             },
             bench.arguments.times,
         )
@@ -426,6 +434,10 @@ def added(bench: Bench) -> Figures:
         "engine_seconds": seconds["engine"],
         "reading_seconds": seconds["reading"],
         **{f"{door}_added_seconds": seconds[door] - seconds["engine"] for door in ("http", "grpc")},
+        **{
+            f"{door}_added_seconds_with_client": seconds[f"{door}_whole"] - seconds["engine"]
+            for door in ("http", "grpc")
+        },
     }
 
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import signal
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks import serving
@@ -64,3 +70,63 @@ def test_a_part_that_fails_is_said_and_the_others_are_measured(
     told = capsys.readouterr().out
     assert "NOT MEASURED: RuntimeError: the server answered 500" in told
     assert told.count("met: ") == 2
+
+
+def test_the_longest_call_is_told_beside_the_medians(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    # What is spoken first of all compiles and does not count; then one call is held up.
+    taken = itertools.chain([9.0] * 3, [0.1] * 7, [0.9, 0.1])
+
+    def run(*_: object) -> dict[str, object]:
+        nonlocal now
+        now += next(taken)
+        return {}
+
+    def speak(voice: Any, _: str) -> None:
+        for graph in ("encoder", "flow", "decoder"):
+            voice.engine.run(graph, {"x": np.zeros((1, 8))})
+
+    segment = SimpleNamespace(tokens=SimpleNamespace(ids=(1, 2, 3)))
+    monkeypatch.setattr(serving, "speak", speak)
+    monkeypatch.setattr(
+        serving, "planned", lambda *_: SimpleNamespace(script=SimpleNamespace(segments=[segment]))
+    )
+    monkeypatch.setattr(serving, "time", SimpleNamespace(perf_counter=lambda: now))
+    bench.__dict__["voice"] = SimpleNamespace(engine=SimpleNamespace(streams=1, run=run))
+    bench.__dict__["texts"] = SimpleNamespace(asked={"2s": "uno"})
+    figures = serving.calls(bench)
+    assert figures["slowest_call_seconds"] == pytest.approx(0.1)
+    assert figures["slowest_call_seconds_once"] == pytest.approx(0.9)
+
+
+def test_what_doors_add_is_told_with_the_clients_processor_time_too(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = {
+        "engine": 1.0,
+        "reading": 0.5,
+        "http": 1.25,
+        "http_whole": 1.5,
+        "grpc": 0.75,
+        "grpc_whole": 1.125,
+    }
+    asked: list[str] = []
+
+    def medians(samples: dict[str, object], _: int) -> dict[str, float]:
+        asked.extend(samples)
+        return {name: seconds[name] for name in samples}
+
+    monkeypatch.setattr(serving, "medians", medians)
+    server = SimpleNamespace(connect=io.BytesIO, grpc_address="127.0.0.1:1")
+    monkeypatch.setattr(serving, "serving", lambda *_, **__: nullcontext(server))
+    bench.__dict__["voice"] = None
+    bench.__dict__["texts"] = SimpleNamespace(short="uno")
+    assert serving.added(bench) == {
+        "engine_seconds": 1.0,
+        "reading_seconds": 0.5,
+        "http_added_seconds": 0.25,
+        "grpc_added_seconds": -0.25,
+        "http_added_seconds_with_client": 0.5,
+        "grpc_added_seconds_with_client": 0.125,
+    }
+    assert set(asked) == set(seconds)

@@ -18,6 +18,8 @@ from tests.infra.s3_server import S3Server
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "deploy" / "compose.yaml"
+#: The address of the file's own store.
+LOCAL = "http://store:8333"
 
 
 def read(**variables: str) -> dict[str, Any]:
@@ -117,16 +119,38 @@ def test_what_containers_do_not_share_is_no_store(given: str) -> None:
     assert "Traceback" not in said.stderr
 
 
-LOCAL = "http://store:8333"
-
-
 def test_a_bucket_without_its_address_is_not_sought_in_the_store_of_the_file() -> None:
     """It would be made there, and the user's own never be asked."""
     assert f"AWS_ENDPOINT_URL:-{LOCAL}" in FILE.read_text()
-    said = make_bucket("s3://mine/voices", AWS_ENDPOINT_URL=LOCAL)
+    for bucket in ("s3://mine/voices", "s3://vits"):
+        said = make_bucket(bucket)
+        assert said.returncode
+        assert f"VITS_STORE is {bucket}, and AWS_ENDPOINT_URL" in said.stderr
+        assert "Traceback" not in said.stderr
+
+
+def test_an_address_without_its_bucket_is_not_given_one_called_like_the_files(s3_server: S3Server) -> None:
+    """The default bucket was written to, or made, on the user's own server."""
+    said = make_bucket("", **s3_server.environment())
     assert said.returncode
-    assert "VITS_STORE is s3://mine/voices, and AWS_ENDPOINT_URL" in said.stderr
+    assert f"AWS_ENDPOINT_URL is {s3_server.endpoint}, and VITS_STORE" in said.stderr
     assert "Traceback" not in said.stderr
+
+
+def test_keys_that_may_not_write_are_told_of_in_words(s3_server: S3Server) -> None:
+    said = make_bucket(f"s3://{s3_server.bucket}/own", **s3_server.environment(secret="wrong"))  # noqa: S106
+    assert said.returncode
+    assert s3_server.bucket in said.stderr
+    assert "Traceback" not in said.stderr
+
+
+@pytest.mark.usefixtures("composed")
+def test_the_first_step_knows_whether_a_bucket_was_given() -> None:
+    for given in ("", "s3://vits"):
+        services = read(**({"VITS_STORE": given} if given else {}))["services"]
+        first, then = services["bucket"]["environment"], services["train"]["environment"]
+        assert first["VITS_STORE"] == given
+        assert then == {**first, "VITS_STORE": "s3://vits"}
 
 
 @pytest.mark.usefixtures("composed")
@@ -136,7 +160,7 @@ def test_a_token_of_temporary_keys_is_passed_on_and_only_to_a_bucket_of_the_user
         environment = read()["services"][name]["environment"]
         assert environment["AWS_SESSION_TOKEN"] is None, name
     assert "AWS_SESSION_TOKEN" not in read()["services"]["store"]["environment"]
-    said = make_bucket("s3://vits", AWS_ENDPOINT_URL=LOCAL, AWS_SESSION_TOKEN="mine")  # noqa: S106
+    said = make_bucket("", AWS_SESSION_TOKEN="mine")  # noqa: S106
     assert said.returncode
     assert "AWS_SESSION_TOKEN is set" in said.stderr
     assert "Traceback" not in said.stderr
@@ -156,11 +180,11 @@ def test_a_bucket_that_is_there_keeps_what_it_has(
 
 
 def make_bucket(store: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the step that makes the bucket, here."""
+    """Run the step that makes the bucket, here; an empty store is one that is not given."""
     _, option, code = yaml.safe_load(FILE.read_text())["services"]["bucket"]["entrypoint"]
     return subprocess.run(
         [sys.executable, option, code],
-        env={"PYTHONPATH": str(ROOT), "VITS_STORE": store, **environment},
+        env={"PYTHONPATH": str(ROOT), "VITS_STORE": store, "AWS_ENDPOINT_URL": LOCAL, **environment},
         text=True,
         capture_output=True,
         check=False,

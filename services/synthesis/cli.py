@@ -246,7 +246,7 @@ def beside_signals(work: Callable[[], object]) -> None:
     def do() -> None:
         try:
             outcome.set_result(work())
-        except Exception as error:  # whatever it is, the caller raises it
+        except BaseException as error:  # a panic of the store's client is no Exception; the caller raises it
             outcome.set_exception(error)
 
     threading.Thread(target=do, daemon=True).start()

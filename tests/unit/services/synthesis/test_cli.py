@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import threading
+from concurrent.futures import Future
 from dataclasses import fields
 from pathlib import Path
 
@@ -68,6 +70,27 @@ def signals(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_empty_store_is_said_before_anything_slow(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="holds no voice"):
         cli.main(["--store", str(tmp_path / "store")])
+
+
+def test_whatever_work_beside_signals_ends_with_is_raised() -> None:
+    """The store's client is written in Rust: its panics derive from BaseException, and were waited for without end."""
+
+    class Panic(BaseException):
+        pass
+
+    def fail() -> None:
+        raise Panic
+
+    caught: Future[Panic] = Future()
+
+    def ask() -> None:
+        try:
+            cli.beside_signals(fail)
+        except Panic as error:
+            caught.set_result(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    assert isinstance(caught.result(timeout=10), Panic)
 
 
 def test_a_port_in_use_is_said() -> None:

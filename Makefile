@@ -91,9 +91,11 @@ proto: install
 
 # The same promises, and buf's rules of form, checked by buf itself; needs npm. The tests need neither.
 BUF ?= npx --yes @bufbuild/buf@1.75.0
+lint-proto: BASE = $(if $(shell git rev-parse --quiet --verify refs/heads/main),branch=main,ref=HEAD)
 lint-proto:
 	cd shared/protos && $(BUF) lint && $(BUF) format --diff --exit-code
-	cd shared/protos && $(BUF) breaking --against '$(CURDIR)/.git#branch=main,subdir=shared/protos'
+	@# A source archive has no past to be compared with.
+	[ ! -e .git ] || { cd shared/protos && $(BUF) breaking --against '$(CURDIR)/.git#$(BASE),subdir=shared/protos'; }
 
 # Dashboards and Kubernetes' PrometheusRule, of what deploy/monitoring says.
 monitoring: install

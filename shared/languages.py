@@ -58,7 +58,7 @@ _ALSO = {"in", "iw", "ji", "mo", "sh", "jw", "py", "piqd"}
 
 
 def language_code(text: str) -> str:
-    """The value of ``--language``, as it stands: a type for argparse.
+    """The value of ``--language``, as it stands but for spaces around it: a type for argparse.
 
     A code is one of ISO 639-1 or any three letters (ISO 639-3, of which MMS has over a thousand), and may be followed
     by region, script or dialect: ``es``, ``es-MX``, ``es_419``, ``spa``, ``uig-script_arabic``, ``en-gb-x-rp``.
@@ -66,7 +66,8 @@ def language_code(text: str) -> str:
     Raises:
         UserError: It is none; the message names the nearest.
     """
-    language = re.split(r"[-_]", text.strip().lower(), maxsplit=1)[0]
+    text = text.strip()
+    language = re.split(r"[-_]", text.lower(), maxsplit=1)[0]
     if language in NAMES or language in _ALSO or re.fullmatch(r"[a-z]{3}", language):
         return text
     near = " or ".join(f"{code!r} ({NAMES[code].partition('/')[0]})" for code in _nearest(language))

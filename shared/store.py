@@ -48,7 +48,7 @@ PATIENCE = timedelta(minutes=3)
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 15.0
 #: How long a request may take in all: the pieces that are in flight at once get through at 60 kB/s.
 REQUEST_TIMEOUT = timedelta(minutes=10)
-#: How long a server may say nothing to a request that asks for something, or writes something small.
+#: How long a server may say nothing to a request that asks for something, or to `Store.create`.
 READ_TIMEOUT = timedelta(minutes=1)
 #: How long a server may take to accept a connection.
 CONNECT_TIMEOUT = timedelta(seconds=10)

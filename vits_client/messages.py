@@ -41,8 +41,8 @@ class Options(TypedDict, total=False):
     """Whether the text is SSML."""
     priority: Priority
     """Who goes first; ``interactive``, and ``bulk`` in a batch."""
-    timestamps: bool | TimestampUnit
-    """What is to be timed: each ``word``, as True says, too, or each ``token`` of the voice; nothing."""
+    timestamps: bool | TimestampUnit | None
+    """What is to be timed: each ``word``, as True says, too, or each ``token`` of the voice; nothing (False, None)."""
 
 
 @dataclass(frozen=True)
@@ -180,8 +180,8 @@ def request(text: str, options: Options) -> pb.SynthesizeRequest:
     match fields.get("timestamps"):
         case True:
             fields["timestamps"] = "word"
-        case False:
-            del fields["timestamps"]
+        case False | None:
+            fields.pop("timestamps", None)
     for name, prefix, choices in (
         ("audio_format", "AUDIO_FORMAT", AudioFormat),
         ("priority", "PRIORITY", Priority),

@@ -97,7 +97,7 @@ def run(chosen: Checks) -> Iterator[Finding]:
         try:
             yield from check()
         except UserError as error:
-            yield fail(name, str(error), "mend that")
+            yield fail(name, str(error), "")  # it says what to do
         except ModuleNotFoundError as error:
             yield fail(
                 name, f"it needs the package {error.name!r}, which is not installed", "see the extras above"

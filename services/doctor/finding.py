@@ -16,7 +16,7 @@ class Finding:
         check: What it was, in a word or two.
         status: ``ok``; ``note`` for what some commands lack, or will miss; ``fail`` for what has to be mended.
         said: What was found.
-        remedy: What to do; empty where all is well.
+        remedy: What to do; empty where all is well, or `said` says it.
     """
 
     check: str

@@ -21,6 +21,7 @@ from shared.text.ssml import ESPEAK_VOICES
 )  # fmt: skip
 def test_a_code_is_taken_as_it_stands(code: str) -> None:
     assert language_code(code) == code
+    assert language_code(f" {code}\n") == code
 
 
 def test_whatever_part_of_the_suite_has_a_code_for_it_is_taken() -> None:

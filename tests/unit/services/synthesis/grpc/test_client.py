@@ -141,6 +141,7 @@ def test_tokens_are_timed_by_every_method(client: Client) -> None:
     assert result.speech
     assert result.speech.timestamps == whole.timestamps
     assert client.speak(text, timestamps=False).timestamps == ()
+    assert client.speak(text, timestamps=None).timestamps == ()
 
 
 def test_a_whole_text_of_more_than_four_megabytes(client: Client, server: Running, expected: Pcm) -> None:

@@ -33,6 +33,10 @@ HINTS = {"fp32": "f32", "bf16": "bf16"}
 #: What may make a constant of another in a graph whose streams share them: each writes but what it has written before.
 LAYOUTS = frozenset({"Const", "Reorder", "Reshape"})
 
+# OpenVINO's first look at NumPy is taken here, behind the import's lock: two threads whose first arrays meet wait for
+# each other for ever, one for Python's lock, one for what the other is about to make (docs/log.md).
+_FIRST_LOOK = [openvino.Tensor(np.zeros(1, dtype=kind)).data for kind in (np.float32, np.int64)]
+
 
 class OpenVinoEngine:
     """OpenVINO on the CPU.

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from services.cli import SUBCOMMANDS
 from services.doctor.finding import Finding, fail, note, ok
+from shared.errors import UserError
+from shared.folders import check_writable
 
 PACKAGE = "vits-suite"
 #: Python versions that the suite is made for, the last of them excluded.
@@ -262,11 +264,13 @@ def disk(places: Mapping[str, Path]) -> Iterator[Finding]:
         there = next(path for path in (place, *place.absolute().parents) if path.exists())
         free = shutil.disk_usage(there).free / 1e9
         said = f"{free:.1f} GB free for {what} in {place}"
-        if not os.access(there, os.W_OK):
-            yield note(
-                f"disk: {what}", f"{place} cannot be written to", "give another place, or its permissions"
-            )
-        elif free < DISK_GB:
+        remedy = "give another place, or its permissions"
+        try:
+            check_writable(place, remedy)
+        except UserError as error:
+            yield note(f"disk: {what}", str(error).removesuffix(f": {remedy}"), remedy)
+            continue
+        if free < DISK_GB:
             yield note(
                 f"disk: {what}", said, "a checkpoint takes 1.3 GB: free some space, or give another place"
             )

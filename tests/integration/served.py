@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 VITS = [sys.executable, "-m", "services.cli"]
 START_SECONDS = 60
+#: More than anything takes that is waited for, and less than a store's own patience.
+PATIENCE_SECONDS = 60
 
 #: Makes a model and exports it, in one process, since importing torch is what takes the time.
 TINY_VOICE = """
@@ -86,6 +88,12 @@ class Server:
             text: str = response.read().decode()
             return text
 
+    def in_flight(self) -> int:
+        """Texts that it speaks now, or keeps waiting."""
+        lines = self.get("/metrics").splitlines()
+        (line,) = (line for line in lines if line.startswith("vits_requests_in_flight "))
+        return int(float(line.split()[1]))
+
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
         return self.process.wait(30)
@@ -117,3 +125,11 @@ def serving(world: World, *arguments: str) -> Iterator[Server]:
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)
         yield Server(process, log, url=ready[1], grpc_address=ready[2])
+
+
+def until(met: Callable[[], bool]) -> None:
+    """Wait for a condition."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not met():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

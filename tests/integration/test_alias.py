@@ -17,11 +17,10 @@ from shared.protos.vits.synthesis.v1 import synthesis_pb2 as pb
 from shared.protos.vits.synthesis.v1.synthesis_pb2_grpc import SynthesisServiceStub
 from shared.registry import Registry
 from shared.store import Store
-from tests.integration.served import Server, World, serving
+from tests.integration.served import PATIENCE_SECONDS, Server, World, serving
 
 TEXT = "Hola, ¿cómo estás? Hoy es un buen día."
 LONG = "Hoy es un buen día para salir a pasear. " * 30
-PATIENCE_SECONDS = 60
 
 
 @pytest.fixture

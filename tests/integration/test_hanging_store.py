@@ -6,8 +6,7 @@ import asyncio
 import shutil
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +18,8 @@ from shared.registry import Registry
 from shared.store import Store
 from tests.infra.faulty_proxy import FaultyProxy, Handler, proxy_before
 from tests.infra.s3_server import S3Server
-from tests.integration.served import Server, World, serving, starting
+from tests.integration.served import PATIENCE_SECONDS, World, serving, starting, until
 from vits_client import AsyncClient, OverloadedError, UnavailableError
-
-#: More than a start needs, and less than the store's own patience.
-PATIENCE_SECONDS = 60
 
 
 @dataclass
@@ -91,20 +87,6 @@ def machine(world: World, tmp_path: Path) -> World:
     return World(tmp_path / "machine", world.store)
 
 
-def until(met: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not met():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def in_flight(server: Server) -> int:
-    line = next(
-        line for line in server.get("/metrics").splitlines() if line.startswith("vits_requests_in_flight ")
-    )
-    return int(float(line.split()[1]))
-
-
 def test_a_voice_that_does_not_come_holds_up_nobody_else_and_no_stop(
     store: HangingStore, machine: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,7 +108,7 @@ def test_a_voice_that_does_not_come_holds_up_nobody_else_and_no_stop(
                 over_http = [
                     asyncio.create_task(ask(http, "other")) for _ in range(MAX_WAITING_FOR_VOICES - 1)
                 ]
-                await asyncio.to_thread(until, lambda: in_flight(server) == MAX_WAITING_FOR_VOICES)
+                await asyncio.to_thread(until, lambda: server.in_flight() == MAX_WAITING_FOR_VOICES)
                 refused = await ask(http, "other")
                 assert (refused.status_code, refused.headers["Retry-After"]) == (429, "5")
                 assert "wait for voices that are not loaded" in refused.json()["error"]["message"]

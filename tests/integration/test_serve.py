@@ -36,6 +36,7 @@ from shared.text.segmentation import SENTENCE_PAUSE
 from tests.integration.served import ROOT, VITS, Server, World, serving
 
 TEXT = "Hola, ¿cómo estás?"
+GRPCURL = Path(sys.executable).with_name("grpcurl")
 
 RAISING_ENDPOINT = """
 from starlette.testclient import TestClient
@@ -97,11 +98,13 @@ finally:
     serving.join()
 """
 
-#: A voice that is loaded when its time has come.
+#: A voice that is loaded when its time has come; what HTTP and gRPC say of the server before and after.
 READINESS = """
 import asyncio, threading, time
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from starlette.testclient import TestClient
-from services.synthesis.service import SynthesisService
+from services.synthesis.service import SynthesisService, http_app
 from services.synthesis.speaker import Speaker
 load = threading.Event()
 warm = Speaker.warm
@@ -109,12 +112,25 @@ async def warm_later(self):
     await asyncio.to_thread(load.wait)
     return await warm(self)
 Speaker.warm = warm_later
+def healthy(channel):
+    services = "", "vits.synthesis.v1.SynthesisService"
+    check = health_pb2_grpc.HealthStub(channel).Check
+    answers = [check(health_pb2.HealthCheckRequest(service=name), timeout=30).status for name in services]
+    return "/".join(map(health_pb2.HealthCheckResponse.ServingStatus.Name, answers))
+def tell():
+    print(client.get("/livez").status_code, client.get("/readyz").status_code, healthy(channel))
+unknown = http_app.state.grpc_port
 with TestClient(SynthesisService.to_asgi()) as client:
-    print(client.get("/livez").status_code, client.get("/readyz").status_code)
-    load.set()
-    while client.get("/readyz").status_code == 503:
+    while http_app.state.grpc_port == unknown:
         time.sleep(0.01)
-    print(client.get("/livez").status_code, client.get("/readyz").status_code)
+    with grpc.insecure_channel(f"127.0.0.1:{http_app.state.grpc_port}") as channel:
+        try:
+            tell()
+        finally:
+            load.set()
+        while client.get("/readyz").status_code == 503 or "NOT" in healthy(channel):
+            time.sleep(0.01)
+        tell()
 """
 
 
@@ -244,7 +260,8 @@ def test_a_server_is_ready_when_its_voice_is_and_alive_before(world: World) -> N
     asked = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=100
     )
-    assert asked.stdout.split() == ["200", "503", "200", "200"], asked.stderr
+    told = ["200 503 NOT_SERVING/NOT_SERVING", "200 200 SERVING/SERVING"]
+    assert asked.stdout.splitlines() == told, asked.stderr
 
 
 def test_everything_that_is_served_is_described(world: World, server: Server) -> None:
@@ -506,6 +523,15 @@ def test_curl_gets_audio(server: Server, world: World) -> None:
     done = world.run("curl", "-sf", f"{server.url}/v1/audio/speech", "-d", body, "-o", str(output))
     assert done.returncode == 0
     assert read_audio(output).duration_seconds > 0.1
+
+
+@pytest.mark.skipif(not GRPCURL.exists(), reason="grpcurl is not installed")
+def test_grpcurl_gets_audio(server: Server, client: openai.OpenAI, world: World) -> None:
+    body = json.dumps({"text": TEXT, "seed": 7, "audio_format": "AUDIO_FORMAT_PCM"})
+    method = "vits.synthesis.v1.SynthesisService/Synthesize"
+    done = world.run(str(GRPCURL), "-plaintext", "-d", body, server.grpc_address, method)
+    assert done.returncode == 0, done.stderr
+    assert base64.b64decode(json.loads(done.stdout)["audio"]) == pcm_over_http(client, TEXT, 7)
 
 
 def test_a_text_in_pieces_over_a_real_connection(server: Server, client: openai.OpenAI) -> None:

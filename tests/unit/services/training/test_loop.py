@@ -110,12 +110,6 @@ def test_ctrl_c_says_where_the_run_will_go_on(
     assert "stopped at step 3; the same command goes on from checkpoint-2" in capsys.readouterr().out
 
 
-def test_an_output_folder_that_cannot_be_is_a_clear_error(make_config: MakeConfig, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"output_dir: .* cannot be created"):
-        loop.train(make_config(output_dir=str(tmp_path / "file" / "output")))
-
-
 def test_a_store_that_cannot_be_written_is_said_before_the_data_are_prepared(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -77,7 +77,7 @@ def test_an_alias_that_moves_under_load(
         stub = SynthesisServiceStub(channel)
 
         def ask_until_moved(over: Any, door: Any) -> list[tuple[str, bytes]]:
-            heard = []
+            heard: list[tuple[str, bytes]] = []
             deadline = time.monotonic() + PATIENCE_SECONDS
             while not (moved.is_set() and heard[-1][0] == second):
                 assert time.monotonic() < deadline
@@ -86,7 +86,7 @@ def test_an_alias_that_moves_under_load(
 
         request = pb.SynthesizeRequest(text=LONG, seed=7)
         stream = stub.SynthesizeStream(pb.SynthesizeStreamRequest(request=request), timeout=PATIENCE_SECONDS)
-        speaking = [next(stream).start.voice_version]
+        speaking: list[Any] = [next(stream).start.voice_version]
         crowd = [
             pool.submit(ask_until_moved, over, door)
             for over, door in ((over_http, server), (over_grpc, stub)) * 2
@@ -102,7 +102,7 @@ def test_an_alias_that_moves_under_load(
             for text in (TEXT, LONG)
         }
         log = server.log.read_text()
-    assert tuple(speaking) == (first, alone[first, LONG])
+    assert speaking == [first, alone[first, LONG]]
     assert {version for version, _ in heard} == {first, second}
     for version, audio in heard:
         assert audio == alone[version, TEXT]

@@ -8,7 +8,7 @@ import re
 import time
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -283,7 +283,10 @@ class SynthesisServicer(pb_grpc.SynthesisServiceServicer):
                 except (QuotaError, StoppingError):
                     raise
                 except OverloadedError as error:
-                    await asyncio.sleep(min(error.retry_after_seconds, MAX_BATCH_WAIT_SECONDS))
+                    wait = min(error.retry_after_seconds, MAX_BATCH_WAIT_SECONDS)
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self.draining.wait(), wait)
+                        raise stopping() from error
         except Exception as error:
             row, violations = row_of(error), violations_of(error)
             if row.status is StatusCode.INTERNAL:

@@ -9,6 +9,7 @@ import time
 import zipfile
 from collections import deque
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -82,7 +83,9 @@ async def _line(call: Call, wanted: BatchRequest, number: int) -> dict[str, Any]
                 raise
             except OverloadedError as error:  # a batch can wait, but not longer than it may
                 left = deadline - time.monotonic()
-                await asyncio.sleep(min(error.retry_after_seconds, _LONGEST_WAIT_SECONDS, left))
+                wait = min(error.retry_after_seconds, _LONGEST_WAIT_SECONDS, left)
+                with suppress(TimeoutError):  # a server that stops says so when it is asked again
+                    await asyncio.wait_for(call.speaker.draining.wait(), wait)
                 if order.deadline_seconds is not None:
                     order = replace(order, deadline_seconds=deadline - time.monotonic())
         async with speaking:

@@ -377,6 +377,25 @@ def test_stopping_finishes_what_runs_and_ends_what_listens(server: Running, spea
     assert [one.order.text for one in speaker.spoken] == ["uno wait tres", "Hola.", "Y"]
 
 
+def test_a_batch_that_waits_when_the_server_stops_is_told_at_once(
+    server: Running, channel: Any, speaker: ScriptedSpeaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not when it would have asked again, which may be after the grace period."""
+    refused = threading.Event()
+
+    async def start(_: object) -> None:
+        refused.set()
+        raise OverloadedError("busy", retry_after_seconds=3600)
+
+    monkeypatch.setattr("services.synthesis.grpc.servicer.MAX_BATCH_WAIT_SECONDS", 3600)
+    monkeypatch.setattr(speaker, "start", start)
+    wanted = pb.SynthesizeBatchRequest(requests=[pb.SynthesizeRequest(text="uno")])
+    results = SynthesisServiceStub(channel).SynthesizeBatch(wanted, timeout=20)
+    assert refused.wait(10)
+    server.run(server.server.stop(2))
+    assert [result.failure.reason for result in results] == ["STOPPING"]
+
+
 def test_the_grace_period_ends(server: Running, speaker: ScriptedSpeaker) -> None:
     with Client(server.url) as client:
         stream = client.stream("uno ever")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
+import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,11 +16,14 @@ from starlette.testclient import TestClient
 from services.synthesis.access import Caller
 from services.synthesis.http.app import make_app
 from services.synthesis.http.requests import MAX_BATCH_TEXTS
+from services.synthesis.speaker import Order
 from shared.audio import read_audio, to_pcm16
+from shared.errors import OverloadedError
+from shared.voice.runtime import stopping
 
 if TYPE_CHECKING:
     from tests.unit.services.synthesis.conftest import MakeSpeaker
-    from tests.unit.services.synthesis.http.conftest import ErrorOf, FakeSpeaker
+    from tests.unit.services.synthesis.http.conftest import ErrorOf, FakeSpeaker, FakeSpeaking
 
 BATCH = "/v1/audio/speech/batch"
 INPUTS = ["uno", {"input": "dos tres", "id": "second", "seed": 5, "voice": "luis"}, "mute", "bug", "cuatro"]
@@ -77,6 +82,29 @@ def test_a_batch_waits_no_longer_than_it_may(make_speaker: MakeSpeaker) -> None:
     with TestClient(app) as http:
         (line,) = lines_of(http.post(BATCH, json={"inputs": ["uno"], "deadline_seconds": 0.2}))
     assert (line["status"], line["error"]["code"]) == (504, "deadline_exceeded")
+
+
+def test_a_batch_that_waits_when_the_server_stops_is_told_at_once(
+    http: TestClient, fake: FakeSpeaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not when it would have asked again, which may be after the grace period."""
+    refused = threading.Event()
+
+    async def start(_: Order) -> FakeSpeaking:
+        if fake.draining.is_set():
+            raise stopping()
+        refused.set()
+        raise OverloadedError("busy", retry_after_seconds=20)
+
+    monkeypatch.setattr("services.synthesis.http.batch._LONGEST_WAIT_SECONDS", 20)
+    monkeypatch.setattr(fake, "start", start)
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(http.post, BATCH, json={"inputs": ["uno"]})
+        assert refused.wait(10)
+        assert http.portal
+        http.portal.call(fake.draining.set)
+        (line,) = lines_of(asking.result(10))
+    assert line["error"]["code"] == "stopping"
 
 
 def test_the_priority_can_be_said(http: TestClient, fake: FakeSpeaker) -> None:

@@ -72,7 +72,7 @@ class Order(SpeechParameters):
     Attributes:
         text: What to say.
         voice: ``name``, ``name@alias`` or ``name/version``; the default voice where empty.
-        stand_in: Speaks where there is no voice of the name that ``voice`` is; there is none where not given.
+        stand_in: Speaks where no voice of the name that ``voice`` is is known of; there is none where not given.
         ssml: Whether the text is SSML.
         language: BCP 47 tag by which numbers and the like are read; the voice's own where not given.
         timed: Whether it is asked when each word is heard.
@@ -326,12 +326,12 @@ class Speaker:
         self._settler = ThreadPoolExecutor(1, thread_name_prefix="settler")
 
     async def warm(self) -> LoadedVoice:
-        """Load the default voice and warm it up; from then on the server is ready.
+        """Load the default voice, warm it up, and learn of which names there are voices; then the server is ready.
 
         Raises:
             VitsError: The voice cannot be found, loaded or used.
         """
-        loaded = await asyncio.get_running_loop().run_in_executor(self._loader, self.shelf.get)
+        loaded = await asyncio.get_running_loop().run_in_executor(self._loader, self.shelf.start)
         self.ready = not self.draining.is_set()
         return loaded
 
@@ -397,8 +397,7 @@ class Speaker:
         if self.draining.is_set():
             raise stopping()
         loop = asyncio.get_running_loop()
-        reference = await self._reference(order)
-        loaded = self.shelf.lease_loaded(reference) or await self._lease(reference)
+        loaded = self.shelf.lease_loaded(order.voice, order.stand_in) or await self._lease(order)
         request = None
         try:
             deadline = None if order.deadline_seconds is None else begun + order.deadline_seconds
@@ -426,22 +425,13 @@ class Speaker:
             raise
         return speaking
 
-    async def _reference(self, order: Order) -> str:
-        """Which voice an order means."""
-        if order.stand_in is None:
-            return order.voice
-        exists = self.shelf.exists_if_known(order.voice)
-        if exists is None:
-            exists = await self.ask(self.shelf.exists, order.voice)
-        return order.voice if exists else order.stand_in
-
-    async def _lease(self, reference: str) -> LoadedVoice:
+    async def _lease(self, order: Order) -> LoadedVoice:
         """Lease a voice that has to be loaded first. Who goes away in the meantime does not keep it.
 
         Raises:
             OverloadedError: Too many wait for such voices.
         """
-        leasing = self._loader.submit(self.shelf.lease, reference)
+        leasing = self._loader.submit(self.shelf.lease, order.voice, order.stand_in)
         try:
             return await asyncio.wrap_future(leasing)
         except asyncio.CancelledError:

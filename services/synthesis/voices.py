@@ -178,8 +178,10 @@ class VoiceShelf:
         self._loaded: dict[str, LoadedVoice] = {}
         self._refused: dict[str, Refusal] = {}
         """Versions that could not take another's place."""
-        self._exists: dict[str, bool] = {}
-        """Names that `exists` was asked for."""
+        self._names: set[str] = set()
+        """Names that the store has voices of, for all that is known."""
+        self._doubtful: set[str] = set()
+        """Names that were asked for with a stand-in, of which there may be a voice or not."""
         self._replaced: list[LoadedVoice] = []
         """Voices that another variant has taken the place of, with which somebody still speaks."""
         self._clock = count()
@@ -200,16 +202,35 @@ class VoiceShelf:
         self.release(loaded)
         return loaded
 
-    def lease(self, reference: str = "") -> LoadedVoice:
-        """As `get`; the voice stays in memory until `release`."""
-        loaded = self.lease_loaded(reference)
+    def start(self) -> LoadedVoice:
+        """As `get` for the default voice; also learn of which names there are voices.
+
+        A store that cannot tell has none, until `refresh` asks for those that are wanted.
+        """
+        loaded = self.get()
+        try:
+            self._names = set(self.registry.names("voices"))
+        except StoreError as error:
+            self._note_absent_store(error)
+        return loaded
+
+    def lease(self, reference: str = "", stand_in: str | None = None) -> LoadedVoice:
+        """As `get`; the voice stays in memory until `release`.
+
+        Args:
+            reference: Names the voice.
+            stand_in: Names the voice that is meant where there is none of the name that ``reference`` is, for all that
+                is known: the store is not asked. There is none where not given.
+        """
+        loaded = self.lease_loaded(reference, stand_in)
         if loaded:
             return loaded
         with self._loading:
-            # Somebody may have loaded it while this caller waited for its turn.
-            loaded = self.lease_loaded(reference)
+            # Somebody may have loaded it, or learnt the names, while this caller waited for its turn.
+            loaded = self.lease_loaded(reference, stand_in)
             if loaded:
                 return loaded
+            reference = self._meant(reference, stand_in)
             version = self._resolve(reference)
             while True:
                 if version.reference not in self._loaded:
@@ -220,10 +241,10 @@ class VoiceShelf:
                         self._resolved[self._asked(reference)] = version.reference
                         return self._leased(found)
 
-    def lease_loaded(self, reference: str = "") -> LoadedVoice | None:
+    def lease_loaded(self, reference: str = "", stand_in: str | None = None) -> LoadedVoice | None:
         """As `lease`, but nothing where the voice would have to be loaded first. Never waits, nor asks the store."""
         with self._lock:
-            asked = self._asked(reference)
+            asked = self._asked(self._meant(reference, stand_in))
             # A version names itself.
             named = self._resolved.get(asked, asked)
             loaded = self._loaded.get(named)
@@ -231,6 +252,13 @@ class VoiceShelf:
                 return None
             self._resolved[asked] = named
             return self._leased(loaded)
+
+    def _meant(self, reference: str, stand_in: str | None) -> str:
+        """A reference, or its stand-in where no voice of that name is known of."""
+        if stand_in is None:
+            return reference
+        self._doubtful.add(reference)
+        return reference if reference in self._names else stand_in
 
     def _asked(self, reference: str) -> str:
         """A reference, or an empty one for the default voice, which may also be asked for by its name."""
@@ -240,22 +268,6 @@ class VoiceShelf:
         loaded.leases += 1
         loaded.used = next(self._clock)
         return loaded
-
-    def exists_if_known(self, name: str) -> bool | None:
-        """As `exists`, but nothing where the store would have to be asked first. Never waits."""
-        return self._exists.get(name)
-
-    def exists(self, name: str) -> bool:
-        """Whether there is a voice of a name, for all that is known; `refresh` keeps it up to date.
-
-        A store that is away has none, until it is asked again.
-        """
-        if name not in self._exists:
-            try:
-                self._exists[name] = bool(self.registry.versions("voices", name))
-            except StoreError as error:
-                self._note_absent_store(error)
-        return self._exists.get(name, False)
 
     def release(self, loaded: LoadedVoice) -> None:
         """Give back what was leased."""
@@ -415,12 +427,17 @@ class VoiceShelf:
     def refresh(self) -> None:
         """Ask the store whether names and aliases have moved; load, warm and swap what has.
 
+        Also whether there are voices of names that were asked for with a stand-in.
+
         Who is speaking keeps the version. A version that cannot be used is refused, and the old one stays; it is
         tried again after a while, which grows.
         """
         try:
-            for name in list(self._exists):
-                self._exists[name] = bool(self.registry.versions("voices", name))
+            for name in list(self._doubtful):
+                if self.registry.versions("voices", name):
+                    self._names.add(name)
+                else:
+                    self._names.discard(name)
         except StoreError as error:
             self._note_absent_store(error)
             return

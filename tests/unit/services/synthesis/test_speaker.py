@@ -324,6 +324,32 @@ def test_questions_that_a_store_does_not_answer_hold_up_nobody_else(
     asyncio.run(scene())
 
 
+def test_a_store_that_does_not_answer_holds_up_no_voice_that_stands_in(
+    speaker: Speaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+
+    def hang(*_: Any) -> list[str]:
+        assert gate.wait(10)
+        return []
+
+    async def scene() -> None:
+        await speaker.warm()
+        for method in ("names", "versions", "resolve"):
+            monkeypatch.setattr(speaker.shelf.registry, method, hang)
+        order = Order("hola", voice="alloy", stand_in="")
+        assert (await speaker.speak(order)).voice == "ana"
+        refreshing = asyncio.create_task(speaker.refresh())
+        crowd = await asyncio.gather(*(speaker.speak(order) for _ in range(MAX_QUESTIONS + 1)))
+        assert {spoken.voice for spoken in crowd} == {"ana"}
+        assert not refreshing.done()
+        monkeypatch.undo()
+        gate.set()
+        await refreshing
+
+    asyncio.run(scene())
+
+
 def test_giving_up_tells_who_waits_for_a_voice_and_closing_does_not_wait_for_its_store(
     speaker: Speaker, opener: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -399,6 +399,52 @@ def test_a_store_that_is_gone_later_stops_nobody_who_speaks(
     asyncio.run(scene())
 
 
+def test_the_first_who_asks_hears_the_voice_and_no_stand_in(
+    registry: Registry, speaker: Speaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(registry, tmp_path, "alloy", "one")
+    order = Order("hola", voice="alloy", stand_in="")
+
+    async def scene() -> None:
+        warming = asyncio.create_task(speaker.warm())
+        await asyncio.sleep(0)
+        early = asyncio.create_task(speaker.speak(order))
+        await warming
+        assert (await early).voice == "alloy"
+        monkeypatch.setattr(registry, "versions", None)
+        assert (await speaker.speak(order)).voice == "alloy"
+
+    asyncio.run(scene())
+
+
+def test_a_voice_takes_its_stand_ins_place_with_the_next_news(
+    registry: Registry, speaker: Speaker, metrics: Metrics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the store could not be asked at the start, nor later."""
+    order = Order("hola", voice="alloy", stand_in="")
+
+    def gone(*_: object) -> None:
+        raise StoreError("the store is gone")
+
+    async def scene() -> None:
+        monkeypatch.setattr(registry, "names", gone)
+        await speaker.warm()
+        monkeypatch.setattr(registry, "versions", gone)
+        assert (await speaker.speak(order)).voice == "ana"
+        await speaker.refresh()
+        assert (await speaker.speak(order)).voice == "ana"
+        assert value(metrics, "vits_store_failures_total") == 2
+        monkeypatch.undo()
+        version = publish(registry, tmp_path, "alloy", "one")
+        await speaker.refresh()
+        assert (await speaker.speak(order)).voice == "alloy"
+        registry.delete(registry.resolve("voices", f"alloy/{version}"))
+        await speaker.refresh()
+        assert (await speaker.speak(order)).voice == "ana"
+
+    asyncio.run(scene())
+
+
 def test_a_store_that_is_gone_at_the_start_is_said(
     registry: Registry, make_speaker: MakeSpeaker, tmp_path: Path
 ) -> None:

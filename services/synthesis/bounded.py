@@ -77,10 +77,13 @@ class BoundedExecutor(Executor):
         if item is None:
             return False
         future, work = item
-        if self._begins(future):
-            _settle(future, work)
+        tell = _do(future, work) if self._begins(future) else None
+        # Who is told may come at once with something else, and is to find the place.
         with self._lock:
             self._places.remove(future)
+        if tell:
+            with suppress(InvalidStateError):  # its end has been told otherwise
+                tell()
         return True
 
     def _begins(self, future: Future[Any]) -> bool:
@@ -107,13 +110,9 @@ class BoundedExecutor(Executor):
         return not any(thread.is_alive() for thread in self._threads)
 
 
-def _settle(future: Future[Any], work: Callable[[], Any]) -> None:
-    """Do a work, and tell what came of it, unless its end has been told otherwise."""
+def _do(future: Future[Any], work: Callable[[], Any]) -> Callable[[], None]:
+    """Do a work; what tells what came of it."""
     try:
-        result = work()
+        return partial(future.set_result, work())
     except BaseException as error:  # whatever it is, the caller is answered and the thread lives
-        with suppress(InvalidStateError):
-            future.set_exception(error)
-    else:
-        with suppress(InvalidStateError):
-            future.set_result(result)
+        return partial(future.set_exception, error)

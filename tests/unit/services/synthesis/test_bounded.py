@@ -91,3 +91,14 @@ def test_the_end_is_told_to_all_and_waits_for_nobody(executor: BoundedExecutor) 
         assert not executor.join(0)
     assert executor.join(10)
     assert done == []
+
+
+def test_who_is_told_finds_the_place_free() -> None:
+    executor = BoundedExecutor("test", threads=1, places=1, waiting_for="others")
+    told: Future[Future[int]] = Future()
+    gate = threading.Event()
+    first = executor.submit(gate.wait, 10)
+    first.add_done_callback(lambda _: told.set_result(executor.submit(int, "7")))
+    gate.set()
+    assert told.result(10).result(10) == 7
+    executor.end()

@@ -57,11 +57,15 @@ NAMES: dict[str, str] = {
 _ALSO = {"in", "iw", "ji", "mo", "sh", "jw", "py", "piqd"}
 
 
-def language_code(text: str) -> str:
+def language_code(text: str, *, name: str = "--language") -> str:
     """The value of ``--language``, as it stands but for spaces around it: a type for argparse.
 
     A code is one of ISO 639-1 or any three letters (ISO 639-3, of which MMS has over a thousand), and may be followed
     by region, script or dialect: ``es``, ``es-MX``, ``es_419``, ``spa``, ``uig-script_arabic``, ``en-gb-x-rp``.
+
+    Args:
+        text: What was typed.
+        name: Of the option or field, for the message.
 
     Raises:
         UserError: It is none; the message names the nearest.
@@ -73,7 +77,7 @@ def language_code(text: str) -> str:
     near = " or ".join(f"{code!r} ({NAMES[code].partition('/')[0]})" for code in _nearest(language))
     hint = f", did you mean {near}?" if near else "."
     raise UserError(
-        f"--language {text}: no language has the code {language!r}{hint}\n"
+        f"{name} {text}: no language has the code {language!r}{hint}\n"
         "Codes are those of ISO 639, with a region where that matters: es, es-MX, spa"
     )
 

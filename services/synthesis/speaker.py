@@ -30,9 +30,11 @@ from shared.errors import (
     DeadlineError,
     NotFoundError,
     OverloadedError,
+    RequestError,
     UserError,
     nearest,
 )
+from shared.languages import language_code
 from shared.metrics import Metrics
 from shared.registry import Version
 from shared.text.script import Script
@@ -466,6 +468,11 @@ class Speaker:
             raise audio_too_long(limit, samples / loaded.voice.spec.sampling_rate)
 
     def _plan(self, loaded: LoadedVoice, order: Order) -> Plan:
+        if order.language is not None:
+            try:
+                language_code(order.language, name="language")
+            except UserError as error:
+                raise RequestError(str(error), param="language") from None
         return loaded.voice.plan(
             order.text,
             order,

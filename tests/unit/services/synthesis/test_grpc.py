@@ -129,6 +129,7 @@ def test_both_transports_give_the_same_samples(speaker: Speaker) -> None:
         ({"text": "x", "audio_format": 9}, StatusCode.INVALID_ARGUMENT),
         ({"text": "x", "voice": "../secret"}, StatusCode.INVALID_ARGUMENT),
         ({"text": "mute"}, StatusCode.INVALID_ARGUMENT),
+        ({"text": "x", "language": "klingon"}, StatusCode.INVALID_ARGUMENT),
         ({"text": "x", "voice": "nobody"}, StatusCode.NOT_FOUND),
         ({"text": "break"}, StatusCode.INTERNAL),
         ({"text": "bug"}, StatusCode.INTERNAL),

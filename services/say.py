@@ -36,6 +36,7 @@ from shared.errors import (
     UserError,
     VitsError,
 )
+from shared.folders import check_writable, writing
 from shared.languages import language_code
 from shared.model_source import find_model
 from shared.store import default_store_url
@@ -72,6 +73,8 @@ TIMEOUT_SECONDS = 600
 
 #: What a file's name ends in, beside the formats' own names.
 SUFFIXES = {"ogg": "opus", "raw": "pcm"}
+
+OUTPUT_REMEDY = "give another --output"
 
 #: What each kind of captions is made by.
 CAPTIONS: dict[str, Callable[[Sequence[Timed]], str]] = {"srt": to_srt, "vtt": to_vtt, "json": to_json}
@@ -492,11 +495,14 @@ def main(argv: Sequence[str]) -> int:
     if arguments.streamed:
         pour(said.audio, sys.stdout.buffer)
     else:
-        output.write_bytes(b"".join(said.audio))
+        audio = b"".join(said.audio)
+        with writing(output, OUTPUT_REMEDY):
+            output.write_bytes(audio)
     elapsed = time.perf_counter() - start
     if arguments.timestamps:
-        captions = output.with_suffix(f".{arguments.timestamps}")
-        captions.write_text(CAPTIONS[arguments.timestamps](said.timestamps), encoding="utf-8")
+        captions, content = captions_of(arguments), CAPTIONS[arguments.timestamps](said.timestamps)
+        with writing(captions, OUTPUT_REMEDY):
+            captions.write_text(content, encoding="utf-8")
     tell(arguments, said, elapsed)
     return 0
 
@@ -523,21 +529,56 @@ def check(arguments: argparse.Namespace) -> None:
             raise UserError(
                 f"--output is {output}; give a name that ends in .wav or another of {known}, or give --format"
             )
-        if not output.parent.is_dir():
-            raise UserError(f"--output is {output}, and there is no folder {output.parent}: make it first")
         if arguments.timestamps == suffix:
             raise UserError(f"--output is {output}, which is where --timestamps {suffix} are written")
+        check_file(output)
+        if arguments.timestamps:
+            check_file(captions_of(arguments))
     if not MIN_SPEAKING_RATE <= arguments.speed <= MAX_SPEAKING_RATE:
         raise UserError(
             f"--speed is {arguments.speed:g}; it must be from {MIN_SPEAKING_RATE:g} to {MAX_SPEAKING_RATE:g}"
         )
 
 
+def check_file(path: Path) -> None:
+    """Make sure that a file can be written, before anything is spoken for it. What is in it stays.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    with writing(path, OUTPUT_REMEDY):
+        if not path.parent.is_dir():
+            raise UserError(f"--output is {path}, and there is no folder {path.parent}: make it first")
+        if not path.exists():
+            check_writable(path.parent.absolute(), OUTPUT_REMEDY)
+        elif path.is_file() or path.is_dir():  # whoever reads a pipe would take this for all there is
+            with path.open("ab"):
+                pass
+
+
+def captions_of(arguments: argparse.Namespace) -> Path:
+    """Where the timestamps are written."""
+    output: Path = arguments.output
+    return output.with_suffix(f".{arguments.timestamps}")
+
+
 def pour(audio: Iterable[bytes], out: IO[bytes]) -> None:
-    """Write pieces as they come, each at once."""
+    """Write pieces as they come, each at once.
+
+    Raises:
+        UserError: Standard output cannot be written.
+        BrokenPipeError: Whoever listened has gone.
+    """
     for piece in audio:
-        out.write(piece)
-        out.flush()
+        try:
+            out.write(piece)
+            out.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise UserError(
+                f"Standard output cannot be written ({error.strerror or error}): {OUTPUT_REMEDY}"
+            ) from error
 
 
 def tell(arguments: argparse.Namespace, said: Said, elapsed: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import http.server
 import json
+import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -224,6 +225,58 @@ def test_arguments_that_cannot_be(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         say.main(["Hola", *arguments])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["-o", "folder.wav"], r"folder\.wav cannot be written \(Is a directory\)"),
+        (["-o", "folder", "--format", "wav"], r"folder cannot be written \(Is a directory\)"),
+        (["-o", "a.wav", "--timestamps", "srt"], r"a\.srt cannot be written \(Is a directory\)"),
+        (["-o", "/proc/a.wav"], "/proc cannot be written"),
+        (["-o", f"{'a' * 300}.wav"], r"cannot be written \(File name too long\)"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_told_before_anything_is_spoken(
+    arguments: list[str], named: str, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("folder.wav", "folder", "a.srt"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"{named}.*: give another --output"):
+        say.main(["Hola", *arguments, "--url", server])
+    assert Canned.asked == []
+    assert not (tmp_path / "a.wav").exists()
+
+
+def test_a_disk_that_is_full_when_it_is_spoken(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Canned, "status", 200)
+    monkeypatch.setattr(Canned, "body", encode_wav(SAMPLES, 8000))
+    output = tmp_path / "full.wav"
+    output.symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"full\.wav cannot be written \(No space.*: give another --output"):
+        say.main(["Hola", "-o", str(output), "--url", server])
+    with (
+        Path("/dev/full").open("wb", buffering=0) as full,
+        pytest.raises(UserError, match=r"Standard output cannot be written \(No space"),
+    ):
+        say.pour([b"audio"], full)
+
+
+def test_a_check_leaves_what_is_there(tmp_path: Path) -> None:
+    output = tmp_path / "a.wav"
+    output.write_bytes(b"older")
+    say.check(say.parser().parse_args(["Hola", "-o", str(output)]))
+    assert output.read_bytes() == b"older"
+
+
+def test_a_player_that_has_gone_is_no_error_of_the_output() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb", buffering=0) as out, pytest.raises(BrokenPipeError):
+        say.pour([b"audio"], out)
 
 
 def test_an_empty_store_says_what_to_do(tmp_path: Path) -> None:

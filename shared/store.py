@@ -59,6 +59,9 @@ CREDENTIALS = {
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or a managed identity",
 }
 
+#: An address whose ``://`` is incomplete. Taken for a folder, it would keep what is published on this machine.
+_MISTYPED = re.compile(rf"({'|'.join([*CREDENTIALS, 'file', 'memory'])})(?::(?!//)|//)(.*)", re.IGNORECASE)
+
 #: Called with the bytes done so far and the bytes in all.
 Progress = Callable[[int, int], None]
 
@@ -137,6 +140,7 @@ class Store:
             UserError: The URL is not of one of these forms, or carries a secret.
             StoreError: A file is where the folder should be, or the provider's settings are incomplete.
         """
+        _check_not_mistyped(url)
         scheme, separator, rest = url.partition("://")
         if not separator or scheme == "file":
             root = _local_root(url, unquote(rest) if separator else url)
@@ -145,6 +149,8 @@ class Store:
             return cls(_open_memory(rest), url)
         if scheme in CREDENTIALS and rest:
             _check_no_secret(scheme, url)
+            if rest.startswith("/"):
+                raise UserError(f"{url!r} names no bucket: write {scheme}://bucket{rest.rstrip('/')}")
             client, sender = _open_remote(scheme, url, patience)
             return cls(client, url.rstrip("/"), patience=patience, sender=sender)
         raise UserError(
@@ -513,6 +519,26 @@ def _check_no_secret(scheme: str, url: str) -> None:
             f"the address of a store carries no credentials and no options: write {address}, and give "
             f"{CREDENTIALS[scheme]} in the environment"
         )
+
+
+def _check_not_mistyped(url: str) -> None:
+    """Refuse ``s3:/bucket``, ``s3:bucket`` and ``s3//bucket``, which would be folders here."""
+    mistyped = _MISTYPED.fullmatch(url)
+    if not mistyped:
+        return
+    scheme, rest = mistyped[1].lower(), mistyped[2]
+    if scheme != "file":
+        meant = f"{scheme}://{rest.lstrip('/')}"
+    elif rest.startswith(("/", "./", "../")):
+        meant = f"file://{rest}"
+    else:
+        meant = f"file://./{rest or 'store'}"
+    if scheme in CREDENTIALS:
+        _check_no_secret(scheme, meant)
+        meant = meant if rest.strip("/") else f"{scheme}://bucket/prefix"
+    raise UserError(
+        f"{url!r} is not the address of a store: did you mean {meant}? (A folder of that name is ./{url})"
+    )
 
 
 def _local_root(url: str, path: str) -> Path:

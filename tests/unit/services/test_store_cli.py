@@ -44,6 +44,18 @@ def versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Version]:
     ]
 
 
+def test_a_mistyped_address_is_not_an_empty_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VITS_STORE", "s3:/bucket")
+    assert cli.main(["voices", "list"]) == 2
+    assert "did you mean s3://bucket?" in capsys.readouterr().err
+    assert cli.main(["models", "publish", str(tmp_path), "joe", "--store", "s3:///x"]) == 2
+    assert "names no bucket" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_promote_list_show_history(versions: list[Version], capsys: pytest.CaptureFixture[str]) -> None:
     old, new = versions
     assert main(["voices", "promote", "joe", "production"]) == 0

@@ -57,12 +57,54 @@ def test_an_address_of_no_known_form_is_refused_with_the_forms(url: str) -> None
 
 @pytest.mark.parametrize(
     "url",
-    ["s3://key:secret@bucket/prefix", "gs://x@bucket/p", "az://c/p?sig=secret", "s3://bucket/p?key=secret"],
+    [
+        "s3://key:secret@bucket/prefix",
+        "gs://x@bucket/p",
+        "az://c/p?sig=secret",
+        "s3://bucket/p?key=secret",
+        "s3:/key:secret@bucket/prefix",
+    ],
 )
 def test_an_address_with_a_secret_in_it_is_refused_without_quoting_it(url: str) -> None:
     with pytest.raises(UserError, match="carries no credentials") as caught:
         Store.open(url)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "meant"),
+    [
+        ("s3:/bucket/x", "s3://bucket/x"),
+        ("s3:bucket", "s3://bucket"),
+        ("S3:/bucket", "s3://bucket"),
+        ("s3//bucket/x", "s3://bucket/x"),
+        ("s3:", "s3://bucket/prefix"),
+        ("gs:/bucket/x", "gs://bucket/x"),
+        ("az:container", "az://container"),
+        ("file:/tmp/x", "file:///tmp/x"),
+        ("file:x", "file://./x"),
+        ("file:../x", "file://../x"),
+        ("file:", "file://./store"),
+        ("memory:x", "memory://x"),
+    ],
+)
+def test_a_mistyped_address_is_not_taken_for_a_folder(url: str, meant: str) -> None:
+    with pytest.raises(UserError, match=r"is not the address of a store") as caught:
+        Store.open(url)
+    assert f"did you mean {meant}? (A folder of that name is ./{url})" in str(caught.value)
+
+
+def test_folders_that_are_called_like_schemes_are_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ["./s3:/x", "s3", "s3/x", "s3x:/x", "files:x", "./file:x"]:
+        assert Store.open(name).root == tmp_path / name
+
+
+def test_an_address_without_a_bucket_is_the_user_s_error() -> None:
+    with pytest.raises(UserError, match=r"'s3:///x' names no bucket: write s3://bucket/x"):
+        Store.open("s3:///x")
 
 
 def test_buckets_of_every_provider_are_opened_with_what_their_environment_says(

@@ -61,6 +61,8 @@ CREDENTIALS = {
 
 #: An address whose ``://`` is incomplete. Taken for a folder, it would keep what is published on this machine.
 _MISTYPED = re.compile(rf"({'|'.join([*CREDENTIALS, 'file', 'memory'])})(?::(?!//)|//)(.*)", re.IGNORECASE)
+#: Where a client looks for credentials last, when it was given none: the metadata service of a machine in a cloud.
+_METADATA = re.compile(r" https?://[^/ ]+/(latest/(api|meta-data)|computeMetadata|metadata/identity)/")
 
 #: Called with the bytes done so far and the bytes in all.
 Progress = Callable[[int, int], None]
@@ -481,6 +483,11 @@ class Store:
             return f"{reason}. Mount it so that it can be written, or choose another store"
         if "nosuchbucket" in str(error).lower() or "bucket does not exist" in lowered:
             return f"there is no such bucket ({reason}). Create it, or correct the address of the store"
+        if scheme in CREDENTIALS and _METADATA.search(reason):
+            return (
+                "no credentials were found: none are set, and the machine's own role, which is asked last, gave "
+                f"none ({reason}). Give {CREDENTIALS[scheme]} (see docs/store.md)"
+            )
         # A refused listing comes as a general error, and so does a folder without permission.
         refused = any(
             words in lowered for words in ("permission denied", "401 unauthorized", "403 forbidden")

@@ -201,6 +201,32 @@ def test_a_refusal_names_the_object_and_the_provider_s_remedy(
     assert "very-secret" not in str(told.value)
 
 
+@pytest.mark.parametrize(
+    ("url", "remedy"),
+    [
+        ("s3://bucket", "AWS_ACCESS_KEY_ID"),
+        ("gs://bucket", "GOOGLE_APPLICATION_CREDENTIALS"),
+        ("az://bucket", "AZURE_STORAGE_ACCOUNT_KEY"),
+    ],
+)
+@pytest.mark.parametrize("status", [403, 404])
+def test_where_there_are_no_credentials_nobody_is_said_to_have_refused_them(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch, url: str, remedy: str, status: int
+) -> None:
+    set_up(
+        monkeypatch,
+        AWS_METADATA_ENDPOINT=f"http://{cloud.host}",
+        GCE_METADATA_HOST=cloud.host,
+        AZURE_MSI_ENDPOINT=f"http://{cloud.host}/metadata/identity/oauth2/token",
+        AZURE_STORAGE_ACCOUNT_NAME="account",
+    )
+    for method in ("do_GET", "do_PUT"):
+        monkeypatch.setattr(Handler, method, lambda handler: handler._send(status))
+    with pytest.raises(StoreError, match=rf"could not list {url}/voices: no credentials .*{remedy}") as told:
+        Store.open(url).list("voices")
+    assert "refused" not in str(told.value)
+
+
 def test_a_key_of_google_s_signs_by_itself(
     cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,8 +56,9 @@ def check_name(name: str, what: str = "name") -> str:
         UserError: It is not.
     """
     if not re.fullmatch(NAME_PATTERN, name):
+        article = "an" if what[0] in "aeiou" else "a"
         raise UserError(
-            f"{name!r} cannot be a {what}: use lowercase letters, digits, '-', '_' and '.', "
+            f"{name!r} cannot be {article} {what}: use lowercase letters, digits, '-', '_' and '.', "
             "begin with a letter or a digit, and stay within 100 characters"
         )
     return name

@@ -509,11 +509,10 @@ class Registry:
         if move is None:
             versions = self._some_versions(kind, name)
             known = sorted(self.aliases(kind, name))
-            there_are = f"Its aliases: {', '.join(known)}" if known else "It has no aliases"
             plain = "what its alias latest points to" if "latest" in known else "its newest version"
             raise NotFoundError(
                 f"{name!r} in the {kind} of {self.store.url} has no alias {alias!r}"
-                f"{_end(alias, known)} {there_are}. Its versions: {', '.join(versions)}. "
+                f"{_end(alias, known)} {what_there_is(known, versions)}. "
                 f"Write {name} for {plain}, {name}/VERSION for another, or make the alias: "
                 f"'vits {kind} promote {name}/{versions[-1]} {alias} --store {self.store.url}'"
             )
@@ -695,6 +694,12 @@ def default_voice(registry: Registry) -> str:
             "'vits export' makes one from a model. Another store is given with --store."
         )
     return max(names, key=lambda name: registry.resolve("voices", name).manifest.created)
+
+
+def what_there_is(aliases: Sequence[str], versions: Sequence[str]) -> str:
+    """What a name has, for whoever asked for an alias or a version that it does not have."""
+    there_are = f"Its aliases: {', '.join(aliases)}" if aliases else "It has no aliases"
+    return f"{there_are}. Its versions: {', '.join(versions)}"
 
 
 def _end(word: str, known: Sequence[str]) -> str:

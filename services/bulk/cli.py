@@ -111,7 +111,7 @@ def columns(pairs: Sequence[str]) -> dict[str, str]:
         ours, equals, theirs = pair.partition("=")
         if not equals or not theirs or ours not in COLUMNS:
             raise UserError(
-                f"--column is {pair!r}{nearest(ours, COLUMNS)}; give OURS=THEIRS, where OURS is one of "
+                f"--column is {pair!r}{nearest(ours, COLUMNS) or '.'} Give OURS=THEIRS, where OURS is one of "
                 f"{', '.join(COLUMNS)}"
             )
         names[ours] = theirs
@@ -167,8 +167,8 @@ def prepare(arguments: argparse.Namespace) -> tuple[Job, Version]:
 
     if arguments.format not in available_formats():
         raise UserError(
-            f"--format is {arguments.format!r}{nearest(arguments.format, available_formats())}; there is "
-            f"{', '.join(available_formats())}"
+            f"--format is {arguments.format!r}{nearest(arguments.format, available_formats()) or '.'} "
+            f"There is {', '.join(available_formats())}"
         )
     if arguments.sampling_rate is not None:
         check_sampling_rate(arguments.format, arguments.sampling_rate)

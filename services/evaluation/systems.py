@@ -193,7 +193,8 @@ class ModelSystem:
         if not 0 <= found < count:
             known = ", ".join(self._speakers) or f"0 to {count - 1}"
             raise UserError(
-                f"The model has no speaker {speaker!r}{nearest(speaker, list(self._speakers))}; it has {known}"
+                f"The model has no speaker {speaker!r}{nearest(speaker, list(self._speakers)) or '.'} "
+                f"It has {known}"
             )
         return found
 

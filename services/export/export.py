@@ -163,7 +163,7 @@ def check_variants(names: Collection[str], known: Collection[str] = VARIANTS) ->
     for name in names:
         if name not in known:
             raise NotFoundError(
-                f"There is no variant {name!r}{nearest(name, list(known))}; there are {', '.join(known)}"
+                f"There is no variant {name!r}{nearest(name, list(known)) or '.'} There are {', '.join(known)}"
             )
     return [name for name in known if name == PORTABLE or name in names]
 

@@ -560,7 +560,7 @@ class Speaker:
         names = await self.ask(registry.names, "voices")
         if name not in names:
             raise NotFoundError(
-                f"There is no voice {name!r}{nearest(name, names)}; there are: {', '.join(names) or 'none'}"
+                f"There is no voice {name!r}{nearest(name, names) or '.'} There are: {', '.join(names) or 'none'}"
             )
         return await self.ask(registry.resolve, "voices", name)
 

@@ -22,7 +22,7 @@ from shared.errors import (
 )
 from shared.metrics import Metrics
 from shared.provenance import commercial_warning
-from shared.registry import Registry, Version, default_voice
+from shared.registry import Registry, Version, default_voice, what_there_is
 from shared.text.front_end import FrontEnd
 from shared.text.lexicon import Lexicon, LexiconFile
 from shared.voice.runtime import Worker
@@ -290,11 +290,15 @@ class VoiceShelf:
             names = self.registry.names("voices")
             # The registry's own messages name the store, which is not a client's business.
             if name in names:
+                aliases = sorted(self.registry.aliases("voices", name))
+                versions = self.registry.versions("voices", name)
+                asked = meant.removeprefix(name)[1:]
                 raise NotFoundError(
                     f"There is no {meant!r}: voice {name!r} has no such version or alias"
+                    f"{nearest(asked, [*aliases, *versions]) or '.'} {what_there_is(aliases, versions)}"
                 ) from error
             raise NotFoundError(
-                f"There is no voice {name!r}{nearest(name, names)}; there are: {', '.join(names) or 'none'}"
+                f"There is no voice {name!r}{nearest(name, names) or '.'} There are: {', '.join(names) or 'none'}"
             ) from error
 
     def _load(self, version: Version, *, beyond: bool = False) -> LoadedVoice:

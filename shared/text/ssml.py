@@ -240,7 +240,7 @@ class _Reader:
         if name not in ELEMENTS:
             known = ", ".join(ELEMENTS)
             raise self._error(
-                f"<{_short(name)}> is not supported{nearest(name, list(ELEMENTS))}; supported are {known}."
+                f"<{_short(name)}> is not supported{nearest(name, list(ELEMENTS)) or '.'} Supported are {known}."
             )
         if not self._open and name != "speak":
             raise self._error(f"SSML begins with <speak>, and this with <{name}>.")

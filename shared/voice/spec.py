@@ -170,8 +170,8 @@ class VoiceSpec(_Strict):
         """
         if name not in self.variants:
             raise NotFoundError(
-                f"The voice has no variant {name!r}{nearest(name, list(self.variants))}; "
-                f"it has {', '.join(sorted(self.variants))}"
+                f"The voice has no variant {name!r}{nearest(name, list(self.variants)) or '.'} "
+                f"It has {', '.join(sorted(self.variants))}"
             )
         return self.variants[name]
 
@@ -195,7 +195,9 @@ class VoiceSpec(_Strict):
         if not 0 <= number < self.num_speakers:
             known = ", ".join(sorted(self.speakers)) or f"0 to {self.num_speakers - 1}"
             hint = nearest(speaker, list(self.speakers)) if isinstance(speaker, str) else ""
-            raise RequestError(f"The voice has no speaker {speaker!r}{hint}; it has {known}", param="speaker")
+            raise RequestError(
+                f"The voice has no speaker {speaker!r}{hint or '.'} It has {known}", param="speaker"
+            )
         return number
 
     def token_bucket(self, tokens: int) -> int:

@@ -58,7 +58,8 @@ def write_format(
     if name not in _BY_NAME:
         known = ", ".join(FORMATS)
         raise RequestError(
-            f"There is no format {name!r}{nearest(name, list(FORMATS))}. There are: {known}.", param="format"
+            f"There is no format {name!r}{nearest(name, list(FORMATS)) or '.'} There are: {known}.",
+            param="format",
         )
     subject = Subject.read(model_folder)
     if problems := _BY_NAME[name].problems(subject):

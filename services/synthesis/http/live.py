@@ -427,7 +427,7 @@ def parse_message(message: str | bytes) -> Any:
     if not isinstance(kind, str) or kind not in MESSAGES:
         near = nearest(kind, list(MESSAGES)) if isinstance(kind, str) else ""
         raise RequestError(
-            f"type: there is no message {kind!r}{near}; there is {', '.join(MESSAGES)}", param="type"
+            f"type: there is no message {kind!r}{near or '.'} There is {', '.join(MESSAGES)}", param="type"
         )
     return parse(message, MESSAGES[kind])
 

@@ -150,9 +150,7 @@ def missing_column(role: str, name: str, present: Sequence[str]) -> str:
     """What to tell of a column that is not there: which there are, and how to name the right one."""
     # A table's own default name is what the manual teaches.
     shown = "'file_name' (or 'audio')" if role == name == "audio" else repr(name)
-    problem = (
-        f"no column {shown} for the {role}{nearest(name, present)}; the columns are {', '.join(present)}"
-    )
+    problem = f"no column {shown} for the {role}{nearest(name, present) or '.'} The columns are {', '.join(present)}"
     if role not in _COLUMN_OPTIONS:
         return problem
     inspect, train = _COLUMN_OPTIONS[role]

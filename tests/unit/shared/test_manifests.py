@@ -191,6 +191,8 @@ def test_good_names(name: str) -> None:
 def test_bad_names_are_told_what_is_allowed(name: str) -> None:
     with pytest.raises(UserError, match="cannot be a voice: use lowercase letters"):
         check_name(name, "voice")
+    with pytest.raises(UserError, match="cannot be an alias: use lowercase letters"):
+        check_name(name, "alias")
 
 
 def test_version_ids_are_distinct_and_in_order_of_time() -> None:

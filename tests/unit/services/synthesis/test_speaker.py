@@ -68,10 +68,17 @@ def test_an_unknown_voice_is_named_with_its_nearest_and_without_the_stores_addre
 ) -> None:
     with pytest.raises(NotFoundError) as caught:
         asyncio.run(speaker.speak(Order("hola", voice="anna")))
-    assert str(caught.value) == "There is no voice 'anna', did you mean 'ana'?; there are: ana, luis"
-    with pytest.raises(NotFoundError) as caught:
-        asyncio.run(speaker.speak(Order("hola", voice="ana@beta")))
-    assert registry.store.url not in str(caught.value)
+    assert str(caught.value) == "There is no voice 'anna', did you mean 'ana'? There are: ana, luis"
+    versions = registry.versions("voices", "ana")
+    registry.move_alias("voices", "ana", "production", versions[0])
+    for reference, near in (("ana@beta", "."), ("ana@prodction", ", did you mean 'production'?")):
+        with pytest.raises(NotFoundError) as caught:
+            asyncio.run(speaker.speak(Order("hola", voice=reference)))
+        assert str(caught.value) == (
+            f"There is no {reference!r}: voice 'ana' has no such version or alias{near} "
+            f"Its aliases: production. Its versions: {', '.join(versions)}"
+        )
+        assert registry.store.url not in str(caught.value)
     with pytest.raises(UserError):
         asyncio.run(speaker.speak(Order("hola", voice="../ana")))
 

@@ -118,7 +118,7 @@ def test_speakers_by_name_and_number(fields: dict[str, Any], speaker: str | int 
 
 @pytest.mark.parametrize("speaker", ["lu", "", "-1", "²", 3, -1])
 def test_unknown_speakers(fields: dict[str, Any], speaker: str | int) -> None:
-    with pytest.raises(RequestError, match="it has ana, luis") as caught:
+    with pytest.raises(RequestError, match=r"[.?] It has ana, luis") as caught:
         VoiceSpec.model_validate(fields).speaker_id(speaker)
     assert caught.value.param == "speaker"
 
@@ -134,7 +134,7 @@ def test_the_only_speaker_needs_no_name(fields: dict[str, Any], speakers: dict[s
 
 
 def test_an_unknown_variant_names_those_there_are(fields: dict[str, Any]) -> None:
-    with pytest.raises(NotFoundError, match=r"'fp23', did you mean 'fp32'\?; it has fp32"):
+    with pytest.raises(NotFoundError, match=r"'fp23', did you mean 'fp32'\? It has fp32"):
         VoiceSpec.model_validate(fields).variant("fp23")
 
 

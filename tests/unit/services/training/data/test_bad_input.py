@@ -215,7 +215,7 @@ def test_empty_text_is_left_out_and_listed(prepared: Prepare, root: Path, text: 
         ({"text_column_name": "txet"}, r"no column 'txet' for the text, did you mean 'text'\?"),
         (
             {"audio_column_name": "sound"},
-            "no column 'sound' for the audio.*the columns are file_name, text.*--audio-column.*--audio_column_name",
+            "no column 'sound' for the audio.*The columns are file_name, text.*--audio-column.*--audio_column_name",
         ),
     ],
 )

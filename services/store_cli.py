@@ -24,7 +24,7 @@ from shared.store import default_store_url
 if TYPE_CHECKING:
     from pydantic import JsonValue
 
-    from shared.registry import Registry
+    from shared.registry import Registry, Version
 
 EPILOG = """\
 a REFERENCE is one of
@@ -140,8 +140,7 @@ def main(argv: Sequence[str]) -> int:
         case "diff":
             _diff(registry, kind, options.old, options.new, options.json)
         case "promote":
-            version = registry.resolve(kind, options.reference)
-            _tell_move(registry.move_alias(kind, version.name, options.alias, version.id), options.json)
+            _promote(registry, registry.resolve(kind, options.reference), options.alias, options.json)
         case "rollback":
             _tell_move(registry.roll_back(kind, options.name, options.alias), options.json)
         case "publish":
@@ -265,11 +264,20 @@ def _history(registry: Registry, kind: Kind, name: str, alias: str, as_json: boo
     )
 
 
-def _tell_move(move: Alias, as_json: bool) -> None:
+def _promote(registry: Registry, version: Version, alias: str, as_json: bool) -> None:
+    """Point an alias to a version. Where it is there already, its history gets no second move to the same."""
+    kind, name = version.kind, version.name
+    if registry.aliases(kind, name).get(alias) == version.id:
+        _tell_move(registry.history(kind, name, alias)[-1], as_json, word="already")
+    else:
+        _tell_move(registry.move_alias(kind, name, alias, version.id), as_json)
+
+
+def _tell_move(move: Alias, as_json: bool, *, word: str = "now") -> None:
     if as_json:
         print_json(move.model_dump(mode="json"))
     else:
-        print(f"{move.name}@{move.alias} is now {move.version} (move {move.sequence})")
+        print(f"{move.name}@{move.alias} is {word} {move.version} (move {move.sequence})")
 
 
 #: Larger JSON files are compared by their digest alone.

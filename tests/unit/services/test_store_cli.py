@@ -76,6 +76,20 @@ def test_promote_list_show_history(versions: list[Version], capsys: pytest.Captu
     assert history.index(old.id) < history.index(new.id)
 
 
+def test_an_alias_that_is_there_already_is_not_moved_again(
+    versions: list[Version], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = versions
+    for version in (old, new, new):
+        assert main(["voices", "promote", version.reference, "production"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        f"joe@production is now {new.id} (move 2)",
+        f"joe@production is already {new.id} (move 2)",
+    ]
+    history = Registry(Store.open(str(tmp_path / "store"))).history("voices", "joe", "production")
+    assert [move.version for move in history] == [old.id, new.id]
+
+
 def test_a_pipe_gets_every_cell_on_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "voice").mkdir()
     (tmp_path / "voice" / "voice.json").write_text("{}")

@@ -165,7 +165,7 @@ class SynthesisService:
                 host,
                 self.grpc.port,
                 loaded.version.reference,
-                url,
+                self.settings.local_url,
             ),
         )
 

@@ -116,6 +116,12 @@ class Settings:
         return cls(**values)  # type: ignore[arg-type]  # checked field by field above
 
     @property
+    def local_url(self) -> str:
+        """Where this machine itself finds HTTP: what stands for all of its addresses is none to call."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.http_port}"
+
+    @property
     def memory_bytes(self) -> int:
         """What the loaded voices together may need."""
         return self.memory_mb << 20 or int(memory_limit() * MEMORY_SHARE)

@@ -48,6 +48,19 @@ def test_memory_is_a_part_of_what_the_container_may_have(tmp_path: Path) -> None
     assert Settings(store="", memory_mb=3).memory_bytes == 3 << 20
 
 
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("0.0.0.0", "http://127.0.0.1:3000"),  # noqa: S104
+        ("::", "http://[::1]:3000"),
+        ("fe80::1", "http://[fe80::1]:3000"),
+        ("voices.example", "http://voices.example:3000"),
+    ],
+)
+def test_the_address_to_call_is_one_that_can_be_called(host: str, url: str) -> None:
+    assert Settings(store="", host=host).local_url == url
+
+
 def test_a_log_format_that_is_none() -> None:
     with pytest.raises(ConfigError, match="VITS_LOG_FORMAT"):
         Settings.from_environment({"VITS_LOG_FORMAT": "xml"})

@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from shared.container import user_advice
 from shared.errors import CorruptObjectError, StoreError, UserError
 from shared.manifests import KINDS, FileEntry
 from shared.store import Digest, Progress, Store, counted_on, digest_file
@@ -130,6 +131,7 @@ class Cache:
             raise StoreError(
                 f"{folder} cannot be provided with {prefix} of {store.url}: {error.strerror or error}. Make room "
                 f"there ({total:,} bytes), check the permissions, or set VITS_CACHE to another folder"
+                f"{user_advice(str(error))}"
             ) from error
         return folder
 

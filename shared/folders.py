@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from shared.container import user_advice
 from shared.errors import ModelError, UserError
 
 
@@ -25,7 +26,8 @@ def writing(folder: Path, remedy: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror or error}): {remedy}") from error
+        reason = error.strerror or str(error)
+        raise UserError(f"{folder} cannot be written ({reason}): {remedy}{user_advice(reason)}") from error
 
 
 def check_writable(folder: Path, remedy: str) -> None:

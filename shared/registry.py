@@ -690,8 +690,8 @@ def default_voice(registry: Registry) -> str:
     names = registry.names("voices")
     if not names:
         raise NotFoundError(
-            f"{registry.store.lack('voice')}. 'make demo' trains and exports one; "
-            "'vits export' makes one from a model. Another store is given with --store."
+            f"{registry.store.lack('voice')}. 'vits export' makes one from a model; in the suite's own folder, "
+            "'make demo' trains and exports one. Another store is given with --store."
         )
     return max(names, key=lambda name: registry.resolve("voices", name).manifest.created)
 

@@ -31,6 +31,7 @@ from obstore.exceptions import BaseError, PermissionDeniedError, Unauthenticated
 from obstore.store import LocalStore, MemoryStore, from_url
 
 from shared.aws_profile import profile_credentials
+from shared.container import mount_advice, user_advice
 from shared.errors import AlreadyExistsError, NotFoundError, StoreError, UserError
 
 if TYPE_CHECKING:
@@ -182,9 +183,12 @@ class Store:
 
     def lack(self, what: str) -> str:
         """Why nothing of a kind was found, as a sentence without its full stop."""
+        advice = mount_advice(str(self.root).lstrip("/")) if self.root else ""
+        if advice:
+            advice = f".{advice}, or name another store with VITS_STORE"
         if self.root and not self.root.exists():
-            return f"{self.url} holds no {what}: there is no folder {self.root} yet"
-        return f"{self.url} holds no {what} yet"
+            return f"{self.url} holds no {what}: there is no folder {self.root} yet{advice}"
+        return f"{self.url} holds no {what} yet{advice}"
 
     def address(self, path: str) -> str:
         """An object's full address, for messages."""
@@ -494,7 +498,7 @@ class Store:
         )
         if refused or isinstance(error, PermissionDeniedError | UnauthenticatedError):
             remedy = CREDENTIALS.get(scheme, "the permissions of the folder")
-            return f"access was refused ({reason}). Check {remedy}"
+            return f"access was refused ({reason}). Check {remedy}{user_advice(reason) if self.root else ''}"
         if scheme in CREDENTIALS:
             return (
                 f"{reason}. Check that the bucket exists and that the service answers; "
@@ -564,7 +568,7 @@ def _open_folder(root: Path) -> LocalStore:
         return LocalStore(root, mkdir=True, automatic_cleanup=True)
     except (BaseError, OSError) as error:
         raise StoreError(
-            f"{root} cannot hold a store: {_first_line(error)}. Choose another folder"
+            f"{root} cannot hold a store: {_first_line(error)}. Choose another folder{user_advice(str(error))}"
         ) from error
 
 

@@ -13,6 +13,7 @@ from transformers import VitsConfig
 
 from services.training.config import TrainingConfig
 from services.training.discriminator import stored_periods
+from shared.container import mount_advice
 from shared.errors import ModelError, NotFoundError, UserError, nearest_beside
 from shared.manifests import model_folder
 from shared.modeling import VitsForTraining, load_model, read_discriminator
@@ -93,7 +94,8 @@ def _find(config: TrainingConfig, store: Store, reference: str) -> tuple[Path, s
     if folder.is_dir():
         return folder, reference if "/" in reference else f"./{reference}"
     if reference.startswith((".", "/", "~")):
-        raise ModelError(f"model_name_or_path: there is no folder {reference}{nearest_beside(folder)}")
+        near = nearest_beside(folder) or "."
+        raise ModelError(f"model_name_or_path: there is no folder {reference}{near}{mount_advice('models')}")
     registry = Registry(store)
     try:
         version = registry.resolve("models", reference)

@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import AutoConfig, VitsConfig
 from transformers.utils import logging as transformers_logging
 
+from shared.container import mount_advice
 from shared.errors import HubUnreachableError, ModelError, NotFoundError, nearest_beside
 from shared.modeling.model import VitsForTraining
 from shared.modeling.weight_norm import folded_state_dict
@@ -78,7 +79,7 @@ def fetch_from_hub(
             f"There is no folder {repository!r} here{near or '.'} Nor is it in the store, and the model hub could not "
             f"be reached to download it ({reason}). Two ways to go on without the hub:\n"
             "  1. a local folder: copy the model's folder here from a machine that has it, and set "
-            '"model_name_or_path" to its path;\n'
+            f'"model_name_or_path" to its path.{mount_advice("models")}\n'
             "  2. a store: on a machine that has the model's folder, run 'vits models publish FOLDER NAME --store "
             'URL\' once, and here set "model_name_or_path" to NAME, with the same --store URL.'
         ) from error

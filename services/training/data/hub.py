@@ -28,6 +28,7 @@ from services.training.data.recordings import (
 )
 from services.training.data.tables import AUDIO_EXTENSIONS, TABLE_EXTENSIONS
 from shared.audio import Audio
+from shared.container import mount_advice
 from shared.errors import (
     DataError,
     HubUnreachableError,
@@ -137,7 +138,8 @@ def unreachable_message(name: str, reason: str) -> str:
         f"dataset of that name, could not be reached ({reason}).\n"
         "Two ways to go on:\n"
         "  - give a folder of your own as dataset_name: metadata.csv with the columns file_name and text,\n"
-        "    and the recordings beside it ('vits data fetch asterisk-es --output DIR' makes one);\n"
+        "    and the recordings beside it ('vits data fetch asterisk-es --output DIR' makes one)."
+        f"{mount_advice('data')}\n"
         f"  - fetch it where there is a network ('hf download --repo-type dataset {name} --local-dir DIR'),\n"
         "    copy DIR here and give that."
     )
@@ -316,7 +318,7 @@ def _why_unreachable(name: str, token: str | None) -> str | None:
         raise DataError(
             f"There is no dataset {name!r} here or on the hub",
             [
-                f"no folder here has that name{nearest_beside(Path(name))}",
+                f"no folder here has that name{nearest_beside(Path(name)) or '.'}{mount_advice('data')}",
                 "check the spelling; for a folder of your own give its path",
                 "for a private or gated dataset, accept its terms on the hub and log in with 'hf auth login'",
             ],

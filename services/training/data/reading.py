@@ -15,6 +15,7 @@ from pathlib import Path
 from services.training.data import hub, tables
 from services.training.data.recordings import Columns, Recording, Row, canonical_split, hold_out
 from shared.audio import Audio, read_audio, read_audio_header
+from shared.container import mount_advice
 from shared.errors import DataError, UserError, nearest_beside
 from shared.wording import counted
 
@@ -178,7 +179,7 @@ def survey(
         raise DataError(
             f"There is no dataset {source}",
             [
-                f"no folder or file here has that name{nearest_beside(folder)}",
+                f"no folder or file here has that name{nearest_beside(folder) or '.'}{mount_advice('data')}",
                 "check the path, or give the id of a hub dataset (owner/name)",
             ],
         )

@@ -21,6 +21,7 @@ from services.training.data import read_recordings
 from services.training.dataset import prepare
 from services.training.features import FeatureSettings
 from services.training.steps import Seen, Steps, new_discriminator
+from shared.container import IMAGE
 from shared.errors import ConfigError, ModelError
 from shared.modeling import load_model, save_model, synthesize
 from shared.modeling.loading import DISCRIMINATOR_FILE
@@ -53,6 +54,16 @@ def load(make_config: MakeConfig) -> Load:
 def model_folder(spanish_model: Path, tmp_path: Path) -> Path:
     """A copy of the small Spanish model to change."""
     return shutil.copytree(spanish_model, tmp_path / "base")
+
+
+def test_a_folder_that_is_not_there_has_to_be_mounted_in_a_container(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ModelError, match=r"there is no folder \./models/nosuch\.$"):
+        load(model_name_or_path="./models/nosuch")
+    monkeypatch.setenv(IMAGE, "vits-train")
+    with pytest.raises(ModelError, match=r"there is no folder \./models/nosuch\. .* mount it at /models"):
+        load(model_name_or_path="./models/nosuch")
 
 
 @pytest.mark.parametrize("typed", ["base@best", "base", "base/{}"])

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, BertConfig, VitsModel, VitsTokenizer, pipeline
 
+from shared.container import IMAGE
 from shared.errors import HubUnreachableError, ModelError, NotFoundError, UserError
 from shared.modeling import (
     VitsForTraining,
@@ -352,6 +353,15 @@ def test_a_misspelt_folder_is_told_its_neighbour(
     (tmp_path / "models/español").mkdir(parents=True)
     with pytest.raises(UserError, match=re.escape(said)):
         loading.fetch_from_hub(name, cache_dir=str(tmp_path / "cache"))
+
+
+def test_in_a_container_a_folder_has_to_be_mounted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv(IMAGE, "vits-train")
+    with pytest.raises(
+        HubUnreachableError, match=r"1\. a local folder: .* mount it at /models.*\n  2\. a store"
+    ):
+        loading.fetch_from_hub("facebook/mms-tts-spa", cache_dir=str(tmp_path))
 
 
 @pytest.mark.parametrize("kind", [RepositoryNotFoundError, RevisionNotFoundError])

@@ -16,7 +16,8 @@ from services.training.data.cache import Treatment, decode
 from services.training.data.reading import survey
 from services.training.data.recordings import Columns
 from shared.audio import encode_wav
-from shared.errors import DataError, HubUnreachableError
+from shared.container import IMAGE
+from shared.errors import DataError, HubUnreachableError, UserError
 
 Tone = Callable[..., np.ndarray]
 
@@ -180,6 +181,15 @@ class TestUnreachable:
         assert "Name or service not known" in message
         assert "metadata.csv" in message
         assert "--local-dir" in message
+
+    @pytest.mark.parametrize("name", ["data/my-recordings", "./data/my-recordings"])
+    def test_in_a_container_a_folder_has_to_be_mounted(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        monkeypatch.setattr(hub, "_why_unreachable", lambda name, token: "away")
+        monkeypatch.setenv(IMAGE, "vits-train")
+        with pytest.raises(UserError, match="mount it at /data"):
+            read_recordings(name, split="train", cache_dir=tmp_path / "cache")
 
     def test_a_folder_that_may_be_meant_is_named_before_and_after(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -47,7 +47,8 @@ class Latents:
     def known(cls, latents_DF: NDArray[np.float32]) -> Self:
         """Latents that are there already."""
         latents = cls(len(latents_DF), (), lambda _: latents_DF)
-        latents.frames, latents._latents_DF = latents_DF.shape[1], latents_DF
+        latents.frames = latents.computed_frames = latents_DF.shape[1]
+        latents._latents_DF = latents_DF
         return latents
 
     def until(self, frame: int) -> NDArray[np.float32]:

@@ -430,7 +430,7 @@ def test_a_deadline_that_passes_in_the_queue_is_answered(make_speaker: MakeSpeak
         running = asyncio.create_task(speaker.speak(Order("first")))
         await asyncio.sleep(0.01)
         with pytest.raises(DeadlineError):
-            await speaker.speak(Order("late", deadline_seconds=0.05))
+            await speaker.speak(Order("late", deadline_seconds=0.5))
         voice.gate.set()
         await running
         assert "late" not in voice.calls

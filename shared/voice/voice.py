@@ -454,9 +454,10 @@ class Voice:
         return self.decode_windows([(utterance, window)])[0]
 
     def decode_windows(self, windows: Sequence[tuple[Utterance, Window]]) -> list[NDArray[np.float32]]:
-        """The samples of windows of one width, decoded in one call, whosever they are.
+        """The samples of windows of one width, decoded in one call, whosever they are, within [-1, 1].
 
-        In int8 one by one: its kernels sum otherwise in a batch, and company must change nothing.
+        In int8 one by one: its kernels sum otherwise in a batch, and company must change nothing. The decoder ends
+        in a tanh, which ONNX Runtime approximates to within a rounding of 1, now and then from above.
 
         Raises:
             EngineError: The computation failed.
@@ -469,7 +470,7 @@ class Voice:
             ),
             "speaker_id": np.array([utterance.speaker_id for utterance, _ in windows]),
         }
-        waveform_BS = self.engine.run("decoder", inputs)["waveform"]
+        waveform_BS = np.clip(self.engine.run("decoder", inputs)["waveform"], -1, 1)
         hop_length = self.spec.hop_length
         return [
             window.trim(samples_S, hop_length)

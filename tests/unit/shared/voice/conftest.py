@@ -49,7 +49,7 @@ class FakeEngine:
             return {"latents": mixed * arrays["frame_mask"]}
         # A bias before a wide average: what lies beyond the signal's ends is zero, unlike zero latents inside it.
         hidden = np.repeat(arrays["latents"].sum(axis=1) + 0.5, HOP, axis=1)
-        kernel = np.linspace(1, 2, 2 * HALO * HOP + 1) / 10
+        kernel = np.linspace(1, 2, 2 * HALO * HOP + 1) / 1000
         reach = HALO * HOP
         waveform = [np.convolve(row, kernel)[reach:-reach] for row in hidden]
         return {"waveform": np.stack(waveform).astype(np.float32)}

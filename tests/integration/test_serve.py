@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -33,7 +32,7 @@ from shared.audio import read_audio, to_pcm16
 from shared.protos.vits.synthesis.v1 import synthesis_pb2 as pb
 from shared.protos.vits.synthesis.v1.synthesis_pb2_grpc import SynthesisServiceStub
 from shared.text.segmentation import SENTENCE_PAUSE
-from tests.integration.served import ROOT, VITS, Server, World, serving
+from tests.integration.served import ROOT, VITS, Server, World, serving, until
 
 TEXT = "Hola, ¿cómo estás?"
 GRPCURL = Path(sys.executable).with_name("grpcurl")
@@ -382,17 +381,20 @@ def test_a_signal_finishes_what_runs_and_leaves_nothing(world: World, number: in
 
 
 def test_a_stop_under_load_answers_everybody_and_nobody_wrong(world: World, tmp_path: Path) -> None:
+    """What was begun is heard to its end, what was refused is refused in words, and no other has reached the server."""
     with (
-        serving(World(tmp_path, world.store)) as server,
+        serving(World(tmp_path, world.store), "--log-format", "json") as server,
         grpc.insecure_channel(server.grpc_address) as channel,
     ):
+        stub = SynthesisServiceStub(channel)
         with openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as client:
             expected = pcm_over_http(client, TEXT, 7)
-        heard = itertools.count()
+        numbers = itertools.count()
+        heard: dict[str, str] = {}
 
-        def over_http() -> str:
+        def over_http(name: str) -> str:
             body = {"input": TEXT, "seed": 7, "response_format": "pcm"}
-            with httpx.Client(base_url=server.url, timeout=60) as http:
+            with httpx.Client(base_url=server.url, timeout=60, headers={"x-request-id": name}) as http:
                 try:
                     answer = http.send(http.build_request("POST", "/v1/audio/speech", json=body), stream=True)
                 except httpx.TransportError:
@@ -404,26 +406,40 @@ def test_a_stop_under_load_answers_everybody_and_nobody_wrong(world: World, tmp_
                 return "spoken"
             return str(json.loads(content)["error"]["code"])
 
-        def over_grpc() -> str:
+        def over_grpc(name: str) -> str:
+            request = pb.SynthesizeRequest(text=TEXT, seed=7, audio_format=pb.AUDIO_FORMAT_PCM)
             try:
-                assert pcm_over_grpc(channel, TEXT, 7) == expected
+                answer = stub.Synthesize(request, timeout=60, metadata=(("x-request-id", name),))
             except grpc.RpcError as error:
-                return str(error.code().name)
+                why = f"{error.code().name}: {error.details()}"
+                if why.startswith("UNAVAILABLE: The server is stopping"):
+                    return "stopping"
+                # Anything else is a call that was cut off.
+                return "nobody listens" if "failed to connect" in why else why
+            assert answer.audio == expected
             return "spoken"
 
-        def ask_until_refused(ask: Callable[[], str]) -> str:
-            while (outcome := ask()) == "spoken":
-                next(heard)
-            return outcome
+        def ask_until_refused(ask: Callable[[str], str]) -> None:
+            outcome = "spoken"
+            while outcome == "spoken":
+                name = f"{ask.__name__}-{next(numbers)}"
+                outcome = heard[name] = ask(name)
 
         with ThreadPoolExecutor(8) as pool:
             asking = [pool.submit(ask_until_refused, ask) for ask in (over_http, over_grpc) * 4]
-            while next(heard) < 20:
-                time.sleep(0.01)
+            until(lambda: len(heard) >= 20)
             assert server.stop() == 0, server.log.read_text()
-            outcomes = {answer.result() for answer in asking}
-        assert outcomes <= {"nobody listens", "stopping", "UNAVAILABLE"}
-        assert "Traceback" not in server.log.read_text()
+            for answer in asking:
+                answer.result()
+        log = server.log.read_text()
+        told = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+        known = {line["request_id"] for line in told if "request_id" in line}
+        begun = {line["request_id"] for line in told if line.get("voice")}
+        assert heard == {
+            name: "spoken" if name in begun else "stopping" if name in known else "nobody listens"
+            for name in heard
+        }
+        assert "Traceback" not in log
 
 
 def test_metrics_are_counted_in_memory_and_tell_of_the_process(server: Server) -> None:

@@ -99,6 +99,7 @@ class SynthesisService:
             opening,
             metrics,
             default=settings.voice,
+            memory_of=opening.memory_of,
             memory_bytes=settings.memory_bytes,
             lexicons=Path(settings.lexicons) if settings.lexicons else None,
             forget=runtime.forget_voice,

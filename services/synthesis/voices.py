@@ -31,9 +31,8 @@ from shared.voice.voice import Plan, SpeechParameters
 
 logger = logging.getLogger("vits.voices")
 
-#: What a voice needs in memory for each byte of its graphs: an engine keeps the weights in the order that its
-#: kernels like, and room for what it computes.
-BYTES_PER_GRAPH_BYTE = 2.5
+#: What a voice needs while it is measured, of what it needs to speak: it has one stream then, and one width of window.
+MEASURED_SHARE = 0.5
 
 
 class VoiceLike(Worker, Protocol):
@@ -141,6 +140,7 @@ class VoiceShelf:
         metrics: Told of what is loaded.
         default: Reference of the default voice, which is never unloaded; empty for the newest at the time of
             the first request.
+        memory_of: Says how many bytes a voice is taken to need, by its folder; none where not given.
         memory_bytes: What the voices together may need; 0 for no limit.
         lexicons: A folder with a lexicon ``<voice>.json`` or ``<voice>.tsv`` for each voice that has one.
         forget: Called with the `LoadedVoice.key` of what was unloaded.
@@ -154,6 +154,7 @@ class VoiceShelf:
         metrics: Metrics,
         *,
         default: str = "",
+        memory_of: Callable[[Path], int] = lambda _: 0,
         memory_bytes: int = 0,
         lexicons: Path | None = None,
         forget: Callable[[str], None] = lambda _: None,
@@ -163,6 +164,7 @@ class VoiceShelf:
         self._open_voice = open_voice
         self._metrics = metrics
         self._default = default
+        self._memory_of = memory_of
         self._memory_bytes = memory_bytes
         self._lexicons = lexicons
         self._forget = forget
@@ -312,7 +314,7 @@ class VoiceShelf:
         self._load_goes_on = True
         try:
             folder = self.registry.fetch(version)
-            self._make_room(memory_of(folder), version, beyond=beyond)
+            self._make_room(self._memory_of(folder), version, beyond=beyond)
             loaded = self._open(version, folder)
         finally:
             self._load_goes_on = False
@@ -330,10 +332,11 @@ class VoiceShelf:
         try:
             lexicon = self._lexicon(version.name, voice)
             voice.warm_up()
+            size = self._memory_of(folder)
         except Exception:
             voice.close()
             raise
-        return LoadedVoice(version, voice, folder, lexicon, memory_of(folder))
+        return LoadedVoice(version, voice, folder, lexicon, size)
 
     def _put(self, loaded: LoadedVoice) -> None:
         self._loaded[loaded.version.reference] = loaded
@@ -542,7 +545,7 @@ class VoiceShelf:
                 self._measuring = 0
 
     def _settle(self, old: LoadedVoice, choose: ChooseVariant, undisturbed: Callable[[], bool]) -> None:
-        measuring = len(usable_variants(old.voice.spec)) * old.size
+        measuring = int(len(usable_variants(old.voice.spec)) * old.size * MEASURED_SHARE)
         with self._lock:
             most = measuring + sum(loaded.size for loaded in [*self._loaded.values(), *self._replaced])
             fits = not self._memory_bytes or most <= self._memory_bytes
@@ -591,12 +594,3 @@ class VoiceShelf:
             leaving += self._replaced
             self._replaced = []
         self._close(leaving)
-
-
-def memory_of(folder: Path) -> int:
-    """Bytes of memory that a voice is taken to need: by its largest set of graphs."""
-    sizes: dict[Path, int] = {}
-    for path in folder.rglob("*"):
-        if path.suffix in {".onnx", ".bin", ".data", ".xml"}:
-            sizes[path.parent] = sizes.get(path.parent, 0) + path.stat().st_size
-    return int(max(sizes.values(), default=0) * BYTES_PER_GRAPH_BYTE)

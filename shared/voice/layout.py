@@ -19,8 +19,9 @@ import numpy as np
 from shared.processor import cpu_model
 from shared.text.tokens import Tokens
 from shared.voice.latents import Latents
+from shared.voice.memory import memory_of
 from shared.voice.remembered import recall, remember
-from shared.voice.selection import choose_variant, remembered_variant
+from shared.voice.selection import choose_variant, recommended_variant, remembered_variant
 from shared.voice.spec import VoiceSpec
 from shared.voice.voice import Utterance, Voice
 from shared.voice.windows import plan_windows
@@ -73,13 +74,30 @@ class Opening:
             self._tell(self._streams)
         return self._open(folder, self._streams)
 
+    def memory_of(self, folder: Path) -> int:
+        """Bytes that a voice is taken to need if it is opened now; of streams that are not measured yet, for one.
+
+        Raises:
+            ModelError: It is not a voice folder.
+            NotFoundError: The voice has no such variant.
+        """
+        spec = VoiceSpec.read(folder)
+        return memory_of(
+            folder,
+            spec.variant(self._variant_of(folder, spec)),
+            self._streams or self._remembered(folder) or 1,
+        )
+
     def _open(self, folder: Path, streams: int) -> Voice:
-        variant = self._variant
-        if variant == "auto":
-            spec = VoiceSpec.read(folder)
-            known = remembered_variant(folder, spec, threads=self._threads, cache=self._variants)
-            variant = self._chosen.get(folder) or known or variant
+        variant = self._variant_of(folder, VoiceSpec.read(folder))
         return Voice.open(folder, variant=variant, threads=self._threads, streams=streams)
+
+    def _variant_of(self, folder: Path, spec: VoiceSpec) -> str:
+        """The variant that a voice is opened with."""
+        if self._variant != "auto":
+            return self._variant
+        known = remembered_variant(folder, spec, threads=self._threads, cache=self._variants)
+        return self._chosen.get(folder) or known or recommended_variant(spec)
 
     def choose(self, folder: Path, undisturbed: Callable[[], bool]) -> str | None:
         """The variant to open a voice with, measured if it has to be; see `choose_variant`.

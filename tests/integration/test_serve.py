@@ -305,6 +305,7 @@ def test_metrics(server: Server, client: openai.OpenAI, channel: grpc.Channel) -
     assert grown('vits_real_time_factor_ratio_count{voice="tiny"}') == 2
     assert grown('vits_first_audio_seconds_count{door="grpc"}') == 1
     assert after["vits_voices_loaded"] == 1
+    assert after["vits_voice_memory_bytes"] > 0
     assert after["vits_requests_in_flight"] == 0
     assert any('bentoml_service_request_total{endpoint="/v1/audio/speech"' in name for name in after)
     assert any('service_name="vits-synthesis"' in name for name in after)

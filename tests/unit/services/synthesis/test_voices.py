@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from services.synthesis.speaker import Order, Speaker
-from services.synthesis.voices import LoadedVoice, VoiceShelf, memory_of
+from services.synthesis.voices import LoadedVoice, VoiceShelf
 from shared.errors import CorruptObjectError, ModelError, NotFoundError, OverloadedError, StoreError
 from shared.metrics import Metrics
 from shared.registry import Registry
@@ -45,19 +45,25 @@ def names(shelf: VoiceShelf) -> set[str]:
     return {loaded.version.name for loaded in shelf._loaded.values()}
 
 
-@pytest.fixture
-def sized(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every voice needs 10 bytes."""
-    monkeypatch.setattr("services.synthesis.voices.memory_of", lambda _: 10)
+def ten_bytes(_folder: Path) -> int:
+    """What every voice needs."""
+    return 10
 
 
-@pytest.mark.usefixtures("sized")
 def test_the_least_recently_used_voice_makes_room_but_never_the_default(
     registry: Registry, opener: Opener, metrics: Metrics, tmp_path: Path
 ) -> None:
     publish(registry, tmp_path, "eva", "one")
     forgotten: list[str] = []
-    shelf = VoiceShelf(registry, opener, metrics, default="ana", memory_bytes=25, forget=forgotten.append)
+    shelf = VoiceShelf(
+        registry,
+        opener,
+        metrics,
+        default="ana",
+        memory_of=ten_bytes,
+        memory_bytes=25,
+        forget=forgotten.append,
+    )
     shelf.get()
     luis = shelf.get("luis")
     shelf.get("eva")
@@ -83,9 +89,8 @@ def test_a_load_is_measured_from_fetching_to_warm(
     assert value(metrics, "vits_voice_load_seconds_sum") == 4.0 + 2.0 + 1.0
 
 
-@pytest.mark.usefixtures("sized")
 def test_a_voice_that_speaks_is_never_unloaded(registry: Registry, opener: Opener, metrics: Metrics) -> None:
-    shelf = VoiceShelf(registry, opener, metrics, memory_bytes=15)
+    shelf = VoiceShelf(registry, opener, metrics, memory_of=ten_bytes, memory_bytes=15)
     leased = shelf.lease("ana")
     with pytest.raises(OverloadedError, match="no room"):
         shelf.get("luis")
@@ -95,17 +100,9 @@ def test_a_voice_that_speaks_is_never_unloaded(registry: Registry, opener: Opene
     assert names(shelf) == {"luis"}
 
 
-@pytest.mark.usefixtures("sized")
 def test_a_voice_larger_than_the_budget_says_so(registry: Registry, opener: Opener, metrics: Metrics) -> None:
     with pytest.raises(ModelError, match="--memory"):
-        VoiceShelf(registry, opener, metrics, memory_bytes=5).get()
-
-
-def test_what_a_voice_needs_is_told_by_its_largest_set_of_graphs(tmp_path: Path) -> None:
-    for folder, size in (("fp32", 100), ("int8", 30)):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "decoder.onnx").write_bytes(b"x" * size)
-    assert memory_of(tmp_path) == 250
+        VoiceShelf(registry, opener, metrics, memory_of=ten_bytes, memory_bytes=5).get()
 
 
 def test_the_default_voice_stays_when_another_is_published(
@@ -253,9 +250,9 @@ def test_a_load_does_not_wait_for_a_measurement(make_speaker: MakeSpeaker) -> No
 
 
 def test_a_load_waits_for_the_memory_of_a_measurement_which_gives_up(
-    registry: Registry, opener: Opener, metrics: Metrics, sized: None
+    registry: Registry, opener: Opener, metrics: Metrics
 ) -> None:
-    """Two voices and one measurement of a variant do not fit, any two of them do."""
+    """Two voices and one measurement, which takes half as much, do not fit; any two of them do."""
     measuring = threading.Event()
     loaded_meanwhile: list[int] = []
 
@@ -267,7 +264,9 @@ def test_a_load_waits_for_the_memory_of_a_measurement_which_gives_up(
         time.sleep(0.1)  # what a call of the engine still takes
         loaded_meanwhile.append(len(opener.opened) - 1)
 
-    shelf = VoiceShelf(registry, opener, metrics, default="ana", memory_bytes=25, choose=choose)
+    shelf = VoiceShelf(
+        registry, opener, metrics, default="ana", memory_of=ten_bytes, memory_bytes=24, choose=choose
+    )
     shelf.get()
     with ThreadPoolExecutor(1) as pool:
         settling = pool.submit(shelf.settle, lambda: True)
@@ -280,11 +279,16 @@ def test_a_load_waits_for_the_memory_of_a_measurement_which_gives_up(
 
 
 def test_variants_are_not_measured_where_memory_is_short(
-    registry: Registry, opener: Opener, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+    registry: Registry, opener: Opener, metrics: Metrics
 ) -> None:
-    monkeypatch.setattr("services.synthesis.voices.memory_of", lambda _: 10)
     shelf = VoiceShelf(
-        registry, opener, metrics, default="ana", memory_bytes=15, choose=lambda *_: pytest.fail("measured")
+        registry,
+        opener,
+        metrics,
+        default="ana",
+        memory_of=ten_bytes,
+        memory_bytes=14,
+        choose=lambda *_: pytest.fail("measured"),
     )
     shelf.get()
     shelf.settle(lambda: True)

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from shared.errors import NotFoundError
 from shared.voice import Voice, VoiceSpec, layout
 from shared.voice.layout import Opening, candidates
+from shared.voice.spec import Variant
 
 
 @pytest.fixture
@@ -104,5 +106,28 @@ def test_a_voice_opens_with_what_is_known_to_be_the_fastest(
     # A variant that somebody asked for is not measured.
     chosen = Opening(variant="fp32", threads=2, streams=1)
     assert chosen.choose(folder, lambda: pytest.fail("measured")) == "fp32"
-    assert opened == [("auto", 1), ("quick", 1), ("quick", 1), ("quick", 1)]
+    assert opened == [("fp32", 1), ("quick", 1), ("quick", 1), ("quick", 1)]
     assert list(json.loads((tmp_path / "cache" / "variants.json").read_text()).values()) == ["quick"]
+
+
+def test_what_a_voice_needs_is_asked_of_the_variant_and_the_streams_that_it_is_opened_with(
+    opened: list[tuple[str, int]], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Variant, int]] = []
+
+    def needed(_folder: Path, variant: Variant, streams: int) -> int:
+        asked.append((variant, streams))
+        return 10
+
+    monkeypatch.setattr(layout, "memory_of", needed)
+    monkeypatch.setattr(layout, "measure", lambda _, streams: (10.0 * streams, 0.1))
+    variants = VoiceSpec.read(folder).variants
+    opening = Opening(variant="quick", threads=4)
+    assert opening.memory_of(folder) == 10
+    opening(folder)
+    assert opened[-1] == ("quick", 4)
+    opening.memory_of(folder)
+    Opening(variant="auto", streams=2).memory_of(folder)
+    assert asked == [(variants["quick"], 1), (variants["quick"], 4), (variants["fp32"], 2)]
+    with pytest.raises(NotFoundError, match="no variant 'quik', did you mean 'quick'"):
+        Opening(variant="quik").memory_of(folder)

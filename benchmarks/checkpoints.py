@@ -21,7 +21,7 @@ from services.training.checkpoints import TrainerState
 from services.training.config import resolve
 from services.training.discriminator import Discriminator
 from services.training.publishing import Publisher
-from services.training.session import Session
+from services.training.session import Plan, Session
 from services.training.steps import Steps
 from services.training.tracking import Tracker
 from shared.modeling import VitsForTraining
@@ -70,7 +70,7 @@ def measure(folder: Path) -> None:
         ),
         generator=generator,
         discriminator=networks[1],
-        plan=SimpleNamespace(new_modules=0, warm_up=0),
+        plan=Plan(joint=1, per_epoch=1),
         provenance=Provenance(),
         store=store,
         ema=None,

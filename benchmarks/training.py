@@ -288,8 +288,8 @@ def our_step(case: Case, folder: Path) -> Callable[[int], dict[str, float]]:
     # Without being told, Accelerate starts no process group on machines that have only processors.
     cpu = not torch.accelerator.is_available()
     session = begin(config, Accelerator(mixed_precision=precision(config), cpu=cpu))
-    steps = build_steps(session, warming=False)
-    set_learning_rates(session, steps, warming=False)
+    steps = build_steps(session)
+    set_learning_rates(session, steps)
     pcm = [to_pcm16(recording(case.frames, row).numpy()) for row in range(case.batch)]
     length = case.frames * HOP
     examples = Examples(

@@ -70,7 +70,8 @@ class TrainerState:
     global_step: int = 0
     max_steps: int = 0
     warm_up_steps: int = 0
-    """Steps before joint training, of which the last ``text_steps`` are the text stage's."""
+    """Steps before joint training: after those of the first stage, ``reconstruction_steps`` and ``text_steps``."""
+    reconstruction_steps: int = 0
     text_steps: int = 0
     epoch: float = 0.0
     finished: bool = False
@@ -196,7 +197,7 @@ def take_snapshot(session: Session, steps: Steps, reuse: Snapshot | None = None)
     still_new = session.base.untrained if session.step < session.plan.new_modules else ()
     snapshot.untrained = tuple(still_new)
     tensors: dict[str, Tensor] = {}
-    if session.step in (session.plan.new_modules, session.plan.warm_up):
+    if session.step in [span.stop for stage, span in session.plan.stages().items() if stage != "joint"]:
         snapshot.optimizers = None  # at the very end of a stage its optimisers are done with
     else:
         networks = {"generator": session.generator, "discriminator": session.discriminator}

@@ -135,9 +135,14 @@ Preset = Literal["small-encoder", "light-decoder"]
 #: From one step to before another.
 StepRange = Annotated[tuple[int, int], AfterValidator(_from_to)]
 Destination = Literal["tensorboard", "wandb", "all"]
+#: What a run consists of, in order.
+Stage = Literal["new_modules", "reconstruction", "text", "joint"]
 
 #: The parts of the generator that can be frozen.
 MODULES: tuple[str, ...] = get_args(Module)
+
+#: Those that learn in the reconstruction stage.
+RECONSTRUCTION_STAGE: tuple[Module, ...] = ("posterior_encoder", "decoder")
 
 #: Those that learn in the text stage.
 TEXT_STAGE: tuple[Module, ...] = ("text_encoder", "flow", "duration_predictor")
@@ -334,7 +339,7 @@ class TrainingConfig(BaseModel):
         None,
         ge=0,
         description="first stage, for a base whose posterior encoder is new: steps that train only what is new "
-        "(by default a quarter as many again as the joint steps; 0 for none)",
+        "(by default a quarter as many again as the joint steps, or none if a reconstruction stage is to teach it)",
     )
     new_modules_learning_rate: float = Field(5e-4, gt=0, description="learning rate of that first stage")
     new_modules_weight_kl: float | None = Field(
@@ -342,6 +347,22 @@ class TrainingConfig(BaseModel):
         ge=0,
         description="weight of the divergence in that first stage (by default weight_kl); little of it where the base "
         "speaks another language, whose text encoder the new posterior encoder is not to please",
+    )
+    reconstruction_stage_steps: int = Field(
+        0,
+        ge=0,
+        description="reconstruction stage, before the text stage: steps in which posterior encoder and decoder alone "
+        "learn to say again what was recorded, by mel loss, without text or discriminator; for a base that speaks with "
+        "another voice; each takes a fraction of a joint step",
+    )
+    reconstruction_stage_learning_rate: float = Field(
+        1e-3, gt=0, description="learning rate of the reconstruction stage, from which it falls to nothing"
+    )
+    reconstruction_stage_weight_kl: float = Field(
+        1e-3,
+        ge=0,
+        description="weight, in the reconstruction stage, of the posterior's divergence from a standard normal, which "
+        "keeps latents as small and as smooth as copies allow",
     )
     text_stage_steps: int = Field(
         0,
@@ -520,15 +541,19 @@ class TrainingConfig(BaseModel):
             problems.append(
                 "freeze would keep modules as random as train_from_scratch makes them: choose one"
             )
-        if self.text_stage_steps and self.train_from_scratch:
+        if self.text_stage_steps and self.train_from_scratch and not self.reconstruction_stage_steps:
             problems.append(
                 "text_stage_steps needs a posterior encoder that knows speech, and train_from_scratch takes none: drop "
-                "one of them"
+                "one of them, or teach one first by reconstruction_stage_steps"
             )
-        if self.text_stage_steps and set(TEXT_STAGE) <= set(self.freeze):
-            problems.append(
-                f"freeze names {', '.join(TEXT_STAGE)}, so that text_stage_steps has nothing to teach: drop one of them"
-            )
+        for steps, learns in (
+            ("reconstruction_stage_steps", RECONSTRUCTION_STAGE),
+            ("text_stage_steps", TEXT_STAGE),
+        ):
+            if getattr(self, steps) and set(learns) <= set(self.freeze):
+                problems.append(
+                    f"freeze names {', '.join(learns)}, so that {steps} has nothing to teach: drop one of them"
+                )
         if self.sampling_rate and not self.train_from_scratch:
             problems.append(
                 "sampling_rate needs train_from_scratch: a trained model speaks at the rate it was trained at, and "

@@ -204,7 +204,9 @@ def resolved(config: TrainingConfig) -> dict[str, str]:
     precision = "fp16 on a GPU, else bf16 or fp32" if config.fp16 else "bf16" if config.bf16 else "fp32"
     judge = config.discriminator_learning_rate or config.learning_rate
     clip = config.discriminator_max_grad_norm
-    first = config.warm_up_new_modules_steps
+    first = "0" if config.reconstruction_stage_steps else "a quarter of the joint ones"
+    if config.warm_up_new_modules_steps is not None:
+        first = str(config.warm_up_new_modules_steps)
     return {
         "model in the store": f"{config.published_name}@{config.alias} in {config.store or default_store_url()}",
         "run": config.run_id,
@@ -212,8 +214,7 @@ def resolved(config: TrainingConfig) -> dict[str, str]:
         "recordings of a step": f"{batch} on each device"
         + (" or fewer, by max_frames_per_batch" if config.max_frames_per_batch else ""),
         "steps of joint training": joint,
-        "steps of the first stage": f"{'a quarter of the joint ones' if first is None else first}, if the base has new "
-        "modules",
+        "steps of the first stage": f"{first}, if the base has new modules",
         "learning rate": f"generator {config.learning_rate:g}, discriminator {judge:g}; {_course(config)}",
         "gradient norm": f"generator {config.max_grad_norm:g}, discriminator "
         f"{config.max_grad_norm if clip is None else clip:g} at most (0: any)",

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -19,7 +19,13 @@ from torch.utils.data import DataLoader
 
 from services.training import checkpoints as ckpt
 from services.training import evaluation, report
-from services.training.config import MODULES, TEXT_STAGE, TrainingConfig
+from services.training.config import (
+    MODULES,
+    RECONSTRUCTION_STAGE,
+    TEXT_STAGE,
+    Stage,
+    TrainingConfig,
+)
 from services.training.dataset import Batch
 from services.training.diagnosis import Diagnosis, Size, is_out_of_memory, largest, remedies
 from services.training.early_stopping import out_of_patience
@@ -46,6 +52,13 @@ from shared.wording import counted
 #: On several processes, how often they agree whether to stop: it takes a message, for which each waits.
 _AGREE_EVERY = 10
 _OUTPUT_REMEDY = "give another --output_dir"
+#: What a run is doing in a stage.
+_DOING: dict[Stage, str] = {
+    "new_modules": "warming up",
+    "reconstruction": "learning to repeat",
+    "text": "learning to read",
+    "joint": "training",
+}
 _PRECISIONS = {
     "no": "float32",
     "bf16": "bfloat16 where it does no harm",
@@ -131,6 +144,8 @@ def _announcement(session: Session) -> str:
     )
     if plan.new_modules:
         told += f", after {plan.new_modules} that train only what the base lacks"
+    if plan.reconstruction:
+        told += f", after {plan.reconstruction} that train posterior encoder and decoder alone"
     if plan.text:
         told += f", after {plan.text} that train text and durations alone"
     return told
@@ -236,10 +251,9 @@ class Course:
         session, plan = self.session, self.session.plan
         if session.step == 0:
             self._evaluate()
-        if session.step < plan.new_modules:
-            self._stage("warming up", plan.new_modules)
-        if session.step < plan.warm_up:
-            self._stage("learning to read", plan.warm_up)
+        for stage, span in plan.stages().items():
+            if stage != "joint" and session.step < span.stop:
+                self._stage(stage)
         # A run that was killed between its early end and its final model has ended all the same.
         enough = self._enough() if plan.warm_up < session.step < plan.total else None
         if enough:
@@ -247,7 +261,7 @@ class Course:
         elif session.step < plan.total:
             if session.step == plan.warm_up and session.config.curriculum:
                 self._begin_curriculum()
-            self._stage("training", plan.total)
+            self._stage("joint")
 
     def _begin_curriculum(self) -> None:
         """Leave the epoch that other stages have begun: a curriculum is joint training's, from its first step on."""
@@ -256,11 +270,11 @@ class Course:
         state.sampler_epoch, state.sampler_batch = state.curriculum_epoch, 0
         self.batches = batches(self.session)
 
-    def _stage(self, name: str, end: int) -> None:
-        """One stage, up to step ``end``."""
+    def _stage(self, stage: Stage) -> None:
+        """One stage, or what is left of it."""
         session, config, tracker = self.session, self.session.config, self.tracker
-        warming = end <= session.plan.warm_up
-        steps = build_steps(session, warming=warming)
+        joint, name, end = stage == "joint", _DOING[stage], session.plan.span(stage).stop
+        steps = build_steps(session, stage)
         frozen = None
         tracker.begin_stage(name)
         self.diagnosis.begin_stage()
@@ -268,8 +282,8 @@ class Course:
         while session.step < end:
             self.publisher.check()
             tick = time.perf_counter()
-            rates = set_learning_rates(session, steps, warming=warming)
-            if config.freeze_schedule and not warming:
+            rates = set_learning_rates(session, steps)
+            if config.freeze_schedule and joint:
                 frozen = freeze(session, frozen)
             drawn = [self._next_batch() for _ in range(config.gradient_accumulation_steps)]
             self._tried = [Size(len(batch.ids), int(batch.frame_lengths.max())) for batch in drawn]
@@ -295,7 +309,7 @@ class Course:
                 self._log(name, values, rates, steps=step - first, seconds=time.perf_counter() - begun)
             if evaluate:
                 self._evaluate()
-                enough = None if warming or last else self._enough()
+                enough = self._enough() if joint and not last else None
                 if enough:
                     read_losses(session, losses)
                     tracker.say(f"step {step}: {enough}")
@@ -383,18 +397,23 @@ def read_losses(session: Session, losses: Mapping[str, Tensor]) -> dict[str, flo
     return values
 
 
-def build_steps(session: Session, *, warming: bool) -> Steps:
+def build_steps(session: Session, stage: Stage = "joint") -> Steps:
     """Choose what learns in a stage, and make optimisers for it."""
     config, generator = session.config, session.generator
-    reading = warming and session.step >= session.plan.new_modules and session.plan.text > 0
-    generator.requires_grad_(not warming).train(not warming)
-    if warming:
-        for name in TEXT_STAGE if reading else session.base.untrained:
-            generator.get_submodule(name).requires_grad_(True).train()
+    learns: dict[Stage, Iterable[str]] = {
+        "new_modules": session.base.untrained,
+        "reconstruction": RECONSTRUCTION_STAGE,
+        "text": TEXT_STAGE,
+        "joint": MODULES,
+    }
+    joint = stage == "joint"
+    generator.requires_grad_(joint).train(joint)
+    for name in learns[stage]:
+        generator.get_submodule(name).requires_grad_(True).train()
     for name in config.freeze:
         generator.get_submodule(name).requires_grad_(False).train(False)
     optimizers = [_optimizer(config, generator)]
-    if not warming:
+    if joint:
         session.discriminator.requires_grad_(True).train()
         optimizers.append(_optimizer(config, session.discriminator))
     if session.base.resumed_optimizers is not None:
@@ -406,7 +425,7 @@ def build_steps(session: Session, *, warming: bool) -> Steps:
             ):  # the configuration's, not its
                 group.update({key: value for key, value in wanted.items() if key != "params"})
         session.base.resumed_optimizers = None
-    networks = () if warming else (session.discriminator, optimizers[1])
+    networks = (session.discriminator, optimizers[1]) if joint else ()
     return Steps(
         session.accelerator,
         config,
@@ -414,8 +433,11 @@ def build_steps(session: Session, *, warming: bool) -> Steps:
         generator,
         optimizers[0],
         *networks,
-        first_step=0 if warming else session.plan.warm_up,
-        latents=Latents(generator, session.settings, keep=not config.augmentation) if reading else None,
+        stage=stage,
+        first_step=session.plan.span(stage).start,
+        latents=Latents(generator, session.settings, keep=not config.augmentation)
+        if stage == "text"
+        else None,
     )
 
 
@@ -454,16 +476,18 @@ def _optimizer(config: TrainingConfig, network: nn.Module) -> torch.optim.Optimi
     )
 
 
-def set_learning_rates(session: Session, steps: Steps, *, warming: bool) -> dict[str, float]:
+def set_learning_rates(session: Session, steps: Steps) -> dict[str, float]:
     """The learning rates of the step to come, as a function of its number alone; under their logs' names."""
-    config, plan = session.config, session.plan
-    if warming and session.step < plan.new_modules:
-        rates = [config.new_modules_learning_rate * min(1.0, (session.step + 1) / 10)]
-    elif warming:
-        done = session.step - plan.new_modules
-        rates = [config.text_stage_learning_rate * min(1.0, (done + 1) / 10) * (1 - done / plan.text)]
+    config, plan, done = session.config, session.plan, session.step - steps.first_step
+    rising = min(1.0, (done + 1) / 10)
+    if steps.stage == "new_modules":
+        rates = [config.new_modules_learning_rate * rising]
+    elif steps.stage == "reconstruction":
+        rates = [config.reconstruction_stage_learning_rate * rising * (1 - done / plan.reconstruction)]
+    elif steps.stage == "text":
+        rates = [config.text_stage_learning_rate * rising * (1 - done / plan.text)]
     else:
-        factor = schedule(config, session.step - plan.warm_up, plan.joint, plan.per_epoch)
+        factor = schedule(config, done, plan.joint, plan.per_epoch)
         rates = [
             config.learning_rate * factor,
             (config.discriminator_learning_rate or config.learning_rate) * factor,

@@ -13,7 +13,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from services.training.checkpoints import TrainerState
-from services.training.config import TrainingConfig
+from services.training.config import Stage, TrainingConfig
 from services.training.loop import Course, Unsaved
 from services.training.resuming import Stop
 from services.training.session import Plan, Session, begin, precision
@@ -23,7 +23,12 @@ from shared.wording import counted
 #: Ranges of the trace that name a part; the loop and the steps open some of them themselves.
 PREFIX = "vits:"
 #: A run's stages, as traces and as tables call them.
-_STAGES = {"first": "first stage", "text": "text stage", "joint": "joint training"}
+_STAGES: dict[Stage, str] = {
+    "new_modules": "first stage",
+    "reconstruction": "reconstruction stage",
+    "text": "text stage",
+    "joint": "joint training",
+}
 #: Steps before the profile, which fill caches and make the optimisers' state.
 _UNMEASURED = 2
 #: What is in no part's range.
@@ -66,7 +71,7 @@ def run(config: TrainingConfig, steps: int) -> Path:
     )
     tables = []
     with tracker, _named(session):
-        for stage in _stages(session.plan):
+        for stage in session.plan.stages():
             tracker.say(f"{_STAGES[stage]}: {counted(steps, 'step')}, after {_UNMEASURED} that do not count")
             profiler = _profiled(session, tracker, stage, steps)
             profiler.export_chrome_trace(str(folder / f"trace-{stage}.json"))
@@ -80,13 +85,7 @@ def run(config: TrainingConfig, steps: int) -> Path:
     return folder
 
 
-def _stages(plan: Plan) -> list[str]:
-    """The stages that a run has, in order."""
-    steps = {"first": plan.new_modules, "text": plan.text, "joint": plan.joint}
-    return [stage for stage in _STAGES if steps[stage]]
-
-
-def _profiled(session: Session, tracker: Tracker, stage: str, steps: int) -> profile:
+def _profiled(session: Session, tracker: Tracker, stage: Stage, steps: int) -> profile:
     """The profile of so many steps of one stage, as if the run had no other."""
     session.state = TrainerState()
     _limit(session.plan, stage, _UNMEASURED)
@@ -101,11 +100,10 @@ def _profiled(session: Session, tracker: Tracker, stage: str, steps: int) -> pro
     return profiler
 
 
-def _limit(plan: Plan, stage: str, steps: int) -> None:
+def _limit(plan: Plan, stage: Stage, steps: int) -> None:
     """Make of a plan one of so many steps of one stage."""
-    plan.joint = steps if stage == "joint" else 0
-    plan.text = steps if stage == "text" else 0
-    plan.warm_up = steps - plan.joint
+    for each in _STAGES:
+        setattr(plan, each, steps if each == stage else 0)
 
 
 # -- Names -----------------------------------------------------------------------------------------

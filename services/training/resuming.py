@@ -239,7 +239,10 @@ def resume(session: Session) -> None:
     """
     config, accelerator = session.config, session.accelerator
     session.state.max_steps, session.state.warm_up_steps = session.plan.total, session.plan.warm_up
-    session.state.text_steps = session.plan.text
+    session.state.reconstruction_steps, session.state.text_steps = (
+        session.plan.reconstruction,
+        session.plan.text,
+    )
     session.state.base = session.base.reference
     chosen = _on_main_process(accelerator, lambda: _begin_to_go_on(session))
     if chosen is None:
@@ -256,7 +259,9 @@ def resume(session: Session) -> None:
     if accelerator.scaler is not None and session.state.scaler is not None:
         accelerator.scaler.load_state_dict(session.state.scaler)
     # Where the stages meet is part of the state: with another length of training it would move.
-    session.plan.warm_up, session.plan.text = session.state.warm_up_steps, session.state.text_steps
+    state, plan = session.state, session.plan
+    plan.reconstruction, plan.text = state.reconstruction_steps, state.text_steps
+    plan.new_modules = state.warm_up_steps - plan.reconstruction - plan.text
     session.state.max_steps, session.state.finished = session.plan.total, False
     optimizers = saved["optimizers"]
     session.base.resumed_optimizers = optimizers and [laid_out(session, state) for state in optimizers]

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from accelerate import Accelerator
@@ -16,7 +16,7 @@ from services.training import checkpoints as ckpt
 from services.training.activations import remember_once
 from services.training.base import Base, Origin, fit_speakers, load_base
 from services.training.checkpointing import enable_gradient_checkpointing
-from services.training.config import TrainingConfig
+from services.training.config import Stage, TrainingConfig
 from services.training.data import read_recordings
 from services.training.data.augmentation import WARNING
 from services.training.data.card import read_card
@@ -48,25 +48,37 @@ from shared.wording import counted
 
 @dataclass
 class Plan:
-    """How many steps of which kind."""
+    """How many steps of which stage."""
 
-    warm_up: int
-    """Steps before joint training: those that train only what is new, then those of the text stage."""
     joint: int
     """Steps of joint training."""
     per_epoch: int
+    new_modules: int = 0
+    """Steps of the first stage, which trains only what is new."""
+    reconstruction: int = 0
+    """Steps that train posterior encoder and decoder alone."""
     text: int = 0
-    """Of the steps before joint training, the last ones, which are the text stage's."""
+    """Steps that train text encoder, flow and duration predictor alone."""
 
     @property
-    def new_modules(self) -> int:
-        """Steps of the first stage, which trains only what is new."""
-        return self.warm_up - self.text
+    def warm_up(self) -> int:
+        """Steps before joint training."""
+        return self.new_modules + self.reconstruction + self.text
 
     @property
     def total(self) -> int:
         """Steps of all stages."""
         return self.warm_up + self.joint
+
+    def span(self, stage: Stage) -> range:
+        """The steps of a stage."""
+        stages = get_args(Stage)
+        begin = sum(getattr(self, earlier) for earlier in stages[: stages.index(stage)])
+        return range(begin, begin + getattr(self, stage))
+
+    def stages(self) -> dict[Stage, range]:
+        """The stages that have steps, in order, with their steps."""
+        return {stage: span for stage in get_args(Stage) if (span := self.span(stage))}
 
 
 @dataclass
@@ -334,8 +346,11 @@ def _plan(config: TrainingConfig, batches: int, *, has_new_modules: bool) -> Pla
     joint = config.max_steps if config.max_steps >= 0 else math.ceil(config.num_train_epochs * steps - 1e-6)
     warm_up = config.warm_up_new_modules_steps
     if warm_up is None:
-        warm_up = math.ceil(joint / 4)
-    text = config.text_stage_steps
+        warm_up = 0 if config.reconstruction_stage_steps else math.ceil(joint / 4)
     return Plan(
-        warm_up=(warm_up if has_new_modules else 0) + text, joint=joint, per_epoch=per_epoch, text=text
+        joint=joint,
+        per_epoch=per_epoch,
+        new_modules=warm_up if has_new_modules else 0,
+        reconstruction=config.reconstruction_stage_steps,
+        text=config.text_stage_steps,
     )

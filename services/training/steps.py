@@ -24,11 +24,12 @@ import torch
 import torch.distributed
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils import parametrize
 from torch.profiler import record_function
 
 from monotonic_align import maximum_path
-from services.training.config import TrainingConfig
+from services.training.config import Stage, TrainingConfig
 from services.training.dataset import SEGMENT_SAMPLES, Batch
 from services.training.discriminator import PERIODS, Discriminator
 from services.training.features import (
@@ -41,7 +42,7 @@ from services.training.features import (
 from services.training.losses import adversarial_loss, discriminator_loss, feature_loss, kl_loss, mel_loss
 from services.training.reducing import Reducer
 from shared.modeling import PriorOutput, TrainingOutput, VitsForTraining
-from shared.modeling.model import Aligner, sequence_mask, slice_frames
+from shared.modeling.model import Aligner, at_least_float32, sequence_mask, slice_frames
 
 if TYPE_CHECKING:
     from services.training.latents import Latents
@@ -147,6 +148,7 @@ class Steps:
         generator: ``VitsForTraining``.
         discriminator: ``Discriminator``, in a joint stage.
         optimizers: The generator's and, in a joint stage, the discriminator's.
+        stage: Which stage of the run this is.
         first_step: Where the stage begins, for what changes in its course.
         latents: The recordings' latents, in a text stage.
     """
@@ -161,6 +163,7 @@ class Steps:
         discriminator: Discriminator | None = None,
         discriminator_optimizer: torch.optim.Optimizer | None = None,
         *,
+        stage: Stage = "joint",
         first_step: int = 0,
         latents: Latents | None = None,
     ) -> None:
@@ -171,6 +174,7 @@ class Steps:
         self.generator_optimizer = generator_optimizer
         self.discriminator = discriminator
         self.discriminator_optimizer = discriminator_optimizer
+        self.stage = stage
         self.first_step = first_step
         self._reducers = self._make_reducers() if accelerator.num_processes > 1 else {}
         self.latents = latents
@@ -184,9 +188,10 @@ class Steps:
 
     def take(self, seen: Sequence[Seen], step: int) -> dict[str, Tensor]:
         """The step of whatever stage this is."""
-        if self.discriminator is not None:
+        if self.stage == "joint":
             return self.joint(seen, step)
-        return self.alone(seen, step, self._new_modules if self.latents is None else self._text)
+        losses = {"new_modules": self._new_modules, "reconstruction": self._repeated, "text": self._text}
+        return self.alone(seen, step, losses[self.stage])
 
     def alone(
         self, seen: Sequence[Seen], step: int, losses_of: Callable[[Seen, int, int], dict[str, Tensor]]
@@ -356,6 +361,33 @@ class Steps:
         """The first stage's losses, by which what is new in the generator learns."""
         return self._reconstruction(part, self._forward(part, step, index))
 
+    def _repeated(self, part: Seen, step: int, index: int) -> dict[str, Tensor]:
+        """The reconstruction stage's losses: posterior encoder and decoder learn to say again what was recorded.
+
+        A variational autoencoder whose prior is the standard normal (Kingma and Welling, 2014,
+        https://arxiv.org/abs/1312.6114). Of each recording only the slice that is decoded is encoded, with as many
+        frames around it as the posterior encoder sees. Nothing is dropped out, so that ``index`` makes no difference.
+        """
+        draws, batch, reach = self.draws(part, step), part.batch, self.generator.posterior_reach
+        width = self.width + 2 * reach
+        starts = draws.slice_starts - reach  # in what lies around a recording
+        inside = sequence_mask(batch.frame_lengths - starts, width) & ~sequence_mask(-starts, width)
+        padded = functional.pad(part.spectrogram, (reach, 0))
+        spectrogram = slice_frames(padded, draws.slice_starts, width)
+        speaker = self.generator.speaker_embedding(batch.speaker_id)
+        with self.accelerator.autocast():
+            found = self.generator.posterior(spectrogram, inside[:, None].to(spectrogram.dtype), speaker)
+            mean, log_std = (values[:, :, reach : reach + self.width] for values in found)
+            noise = slice_frames(draws.posterior_noise, draws.slice_starts, self.width)
+            waveform = self.generator.decoder(mean + noise * torch.exp(log_std), speaker)
+        _, mel = part.slices(draws.slice_starts, self.width, self.settings)
+        there = inside[:, None, reach : reach + self.width]
+        divergence = 0.5 * (mean**2 + torch.exp(2 * log_std) - 1) - log_std
+        return {
+            "mel": mel_loss(mel, log_mel_of(at_least_float32(waveform)[:, 0], self.settings)),
+            "kl": (divergence * there).sum() / there.sum(),
+        }
+
     def _text(self, part: Seen, step: int, index: int) -> dict[str, Tensor]:
         """The text stage's losses: text encoder, flow and duration predictor learn to expect the recordings' latents.
 
@@ -373,7 +405,7 @@ class Steps:
         """
         faded = 1 - (step - self.first_step) / self.config.alignment_noise_steps
         scale = self.config.alignment_noise * max(0.0, faded)
-        if not scale or self.discriminator is None:  # only joint training has noise
+        if not scale or self.stage != "joint":
             return align
         batch = part.host
         noise = torch.zeros(len(batch.ids), int(batch.frame_lengths.max()), batch.input_ids.shape[1])
@@ -464,10 +496,11 @@ class Steps:
     def _weighted(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
         """What the generator minimises."""
         divergence, own = self.config.weight_kl, self.config.new_modules_weight_kl
-        first_stage = self.discriminator is None and self.latents is None
-        if first_stage and own is not None:
+        if self.stage == "new_modules" and own is not None:
             divergence = own
-        elif self.discriminator is not None and self.config.kl_annealing_steps:
+        elif self.stage == "reconstruction":
+            divergence = self.config.reconstruction_stage_weight_kl
+        elif self.stage == "joint" and self.config.kl_annealing_steps:
             divergence *= min(1.0, (step - self.first_step + 1) / self.config.kl_annealing_steps)
         weights = {
             "mel": self.config.weight_mel,

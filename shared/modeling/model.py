@@ -341,6 +341,15 @@ class VitsForTraining(VitsModel):
         mean, log_std = (at_least_float32(encoder.conv_proj(hidden)) * frame_mask).chunk(2, dim=1)
         return mean, log_std
 
+    @property
+    def posterior_reach(self) -> int:
+        """Frames on either side that the posterior of a frame depends on."""
+        config = self.config
+        dilations = (
+            config.wavenet_dilation_rate**n for n in range(config.posterior_encoder_num_wavenet_layers)
+        )
+        return sum((config.wavenet_kernel_size - 1) // 2 * dilation for dilation in dilations)
+
     def duration_loss(
         self,
         hidden: Tensor,

@@ -81,8 +81,8 @@ def test_the_discriminators_pace_has_a_knob_that_turns(
         session = make_session(
             spanish_model, recordings_folder, tmp_path, monkeypatch, weight_decay=0, **changes
         )
-        steps = build_steps(session, warming=False)
-        set_learning_rates(session, steps, warming=False)
+        steps = build_steps(session)
+        set_learning_rates(session, steps)
         before = weights(session.discriminator)
         steps.joint([a_batch(session)], 0)
         return {name: value - before[name] for name, value in weights(session.discriminator).items()}
@@ -129,7 +129,7 @@ def test_a_step_never_builds_a_dense_path(session: Session, monkeypatch: pytest.
         raise AssertionError("a dense path was built")
 
     monkeypatch.setattr(search, "_dense_path", refuse)
-    steps = build_steps(session, warming=False)
+    steps = build_steps(session)
     assert steps.joint([a_batch(session)], 0)["duration"].isfinite()
 
 
@@ -210,7 +210,7 @@ def test_the_rate_is_the_same_function_of_the_step_on_any_number_of_processes(
 ) -> None:
     """Its schedulers take a step for every process: the decay comes to the power of their number."""
     session = make_session(spanish_model, recordings_folder, tmp_path, monkeypatch, lr_decay=0.5, max_steps=9)
-    steps = build_steps(session, warming=False)
+    steps = build_steps(session)
     session.plan.per_epoch = 3
     course = []
     for processes in (1, 4):
@@ -218,7 +218,7 @@ def test_the_rate_is_the_same_function_of_the_step_on_any_number_of_processes(
         rates = []
         for step in range(9):
             session.state.global_step = step
-            set_learning_rates(session, steps, warming=False)
+            set_learning_rates(session, steps)
             rates.append({group["lr"] for optimizer in steps.optimizers for group in optimizer.param_groups})
         course.append(rates)
     rate = session.config.learning_rate

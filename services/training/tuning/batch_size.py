@@ -189,7 +189,7 @@ def _measure_here(config: TrainingConfig, size: int) -> int:
     session = begin(config, Accelerator(mixed_precision=precision(config), cpu=config.use_cpu))
     longest = sorted(session.train.examples, key=session.train.frames, reverse=True)
     chosen = [longest[at % len(longest)] for at in range(size)]
-    steps = build_steps(session, warming=False)
+    steps = build_steps(session)
     # Past its first steps, in which a discriminator that is frozen needs less.
     first = steps.first_step + config.frozen_discriminator_steps
     for number in range(first, first + 2):

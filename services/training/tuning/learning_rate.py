@@ -71,7 +71,7 @@ def find_learning_rate(session: Session, *, lowest: float, highest: float, ramp:
     rates: list[float] = []
     losses: list[float] = []
     with _restored(session):
-        steps = build_steps(session, warming=False)
+        steps = build_steps(session)
         source: Iterator[Batch] = batches(session)
         average = 0.0
         for number in range(ramp):

@@ -32,6 +32,7 @@ def test_every_module_of_training_that_the_page_names_is_there() -> None:
     names = set(re.findall(r"`([a-z]+(?:_[a-z]+)*)`", training)) - {
         "untrained_modules",
         "report_to",
+        "reconstruction_stage_steps",
         "text_stage_steps",
         "transformers",
     }

@@ -253,7 +253,7 @@ def session(generator: nn.Module, discriminator: nn.Module, **more: Any) -> Sess
         "discriminator": discriminator,
         "accelerator": SimpleNamespace(scaler=None),
         "base": SimpleNamespace(untrained=("posterior_encoder",)),
-        "plan": Plan(warm_up=0, joint=9, per_epoch=9),
+        "plan": Plan(joint=9, per_epoch=9),
         "state": TrainerState(global_step=3),
         "ema": None,
         **more,
@@ -349,15 +349,15 @@ def test_tensors_are_named_after_what_they_are(
 def test_a_stage_that_is_over_leaves_no_optimizers(
     tmp_path: Path, networks: tuple[VitsForTraining, Discriminator]
 ) -> None:
-    at_the_end = session(*networks, plan=Plan(warm_up=3, joint=9, per_epoch=9))
+    at_the_end = session(*networks, plan=Plan(joint=9, per_epoch=9, new_modules=3))
     snapshot = take_snapshot(at_the_end, with_optimizers(trained(networks[0], torch.optim.AdamW)))
     assert read_state(written(snapshot, tmp_path))["optimizers"] is None
     assert snapshot.untrained == ()
-    text_is_next = session(*networks, plan=Plan(warm_up=5, joint=9, per_epoch=9, text=2))
+    text_is_next = session(*networks, plan=Plan(joint=9, per_epoch=9, new_modules=3, text=2))
     snapshot = take_snapshot(text_is_next, with_optimizers(trained(networks[0], torch.optim.AdamW)))
     assert snapshot.optimizers is None
     assert snapshot.untrained == ()
-    before = session(*networks, plan=Plan(warm_up=4, joint=9, per_epoch=9))
+    before = session(*networks, plan=Plan(joint=9, per_epoch=9, new_modules=4))
     assert take_snapshot(before, with_optimizers()).untrained == ("posterior_encoder",)
 
 

@@ -334,6 +334,15 @@ def test_an_epoch_is_the_same_on_several_processes() -> None:
     for new, first in ((True, 3), (False, 0)):
         plan = _plan(reading, 16, has_new_modules=new)
         assert (plan.new_modules, plan.text, plan.warm_up, plan.total) == (first, 5, first + 5, first + 15)
+    repeating = reading.model_copy(update={"reconstruction_stage_steps": 4})
+    assert _plan(repeating, 16, has_new_modules=True).warm_up == 9
+    repeating = repeating.model_copy(update={"warm_up_new_modules_steps": 3})
+    assert _plan(repeating, 16, has_new_modules=True).stages() == {
+        "new_modules": range(3),
+        "reconstruction": range(3, 7),
+        "text": range(7, 12),
+        "joint": range(12, 22),
+    }
 
 
 # -- Mistakes --------------------------------------------------------------------------------------
@@ -416,6 +425,10 @@ def test_a_secret_is_never_shown(key: str) -> None:
         ({"freeze": list(MODULES)}, "nothing could learn"),
         ({"freeze": "decoder", "train_from_scratch": True}, "as random as"),
         ({"text_stage_steps": 9, "train_from_scratch": True}, "needs a posterior encoder that knows speech"),
+        (
+            {"reconstruction_stage_steps": 9, "freeze": "posterior_encoder,decoder"},
+            "reconstruction_stage_steps has nothing to teach",
+        ),
         (
             {"text_stage_steps": 9, "freeze": "text_encoder,flow,duration_predictor"},
             "text_stage_steps has nothing to teach",

@@ -126,7 +126,7 @@ def test_a_store_that_cannot_be_written_is_said_before_the_data_are_prepared(
 def test_frozen_modules_stand_still_and_the_others_do_not(make_config: MakeConfig) -> None:
     frozen = ["decoder", "text_encoder"]
     session = begun(make_config(freeze=frozen, learning_rate=1e-3))
-    steps = build_steps(session, warming=False)
+    steps = build_steps(session)
     assert not session.generator.decoder.training
     before = weights(session.generator)
     steps.joint([part(session)], 0)
@@ -149,8 +149,8 @@ def test_each_network_has_its_own_rate_and_its_own_clipping(make_config: MakeCon
         lr_decay=1.0,
     )
     session = begun(config)
-    steps = build_steps(session, warming=False)
-    assert set_learning_rates(session, steps, warming=False) == {
+    steps = build_steps(session)
+    assert set_learning_rates(session, steps) == {
         "train/learning_rate": 1e-3,
         "train/discriminator_learning_rate": 0.5,
     }
@@ -173,8 +173,8 @@ def test_the_weight_of_the_discriminators_loss_weighs_where_nothing_undoes_it(
     def moved(**changes: Any) -> Tensor:
         settings = {"weight_decay": 0, "learning_rate": 1e-4, **changes}
         session = begun(make_config(**settings))
-        steps = build_steps(session, warming=False)
-        set_learning_rates(session, steps, warming=False)
+        steps = build_steps(session)
+        set_learning_rates(session, steps)
         before = weights(session.discriminator)
         steps.joint([part(session)], 0)
         after = weights(session.discriminator)
@@ -253,7 +253,7 @@ def test_losses_are_in_float32_under_any_precision(make_config: MakeConfig, mixe
     config = make_config()
     config.output_dir.mkdir()
     session = begin(config, Accelerator(cpu=True, mixed_precision=mixed_precision))
-    steps = build_steps(session, warming=False)
+    steps = build_steps(session)
     kinds: set[torch.dtype] = set()
 
     def keep(scores: Tensor, tokens: Tensor, frames: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ class Trial:
             "discriminator": judge,
             "store": self.store,
             "base": base,
-            "plan": Plan(warm_up=0, joint=total, per_epoch=1),
+            "plan": Plan(joint=total, per_epoch=1),
             "provenance": Provenance(licence="CC0-1.0", sources=("nobody",)),
             "run": Run.acquire(self.store, self.config.run_id),
             "state": checkpoints.TrainerState(max_steps=total),

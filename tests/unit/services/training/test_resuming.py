@@ -66,7 +66,7 @@ class Disk:
             "base": SimpleNamespace(
                 resumed_optimizers=None, speakers={}, front_end=FRONT_END, reference="base/now"
             ),
-            "plan": Plan(warm_up=0, joint=config.max_steps, per_epoch=10),
+            "plan": Plan(joint=config.max_steps, per_epoch=10),
             "store": self.store,
             "state": TrainerState(),
             "run": None,

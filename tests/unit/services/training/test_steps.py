@@ -18,7 +18,7 @@ from transformers.models.vits.modeling_vits import HifiGanResidualBlock, VitsEnc
 
 from services.training import evaluation
 from services.training.checkpointing import enable_gradient_checkpointing
-from services.training.config import TEXT_STAGE, TrainingConfig
+from services.training.config import RECONSTRUCTION_STAGE, TEXT_STAGE, Stage, TrainingConfig
 from services.training.dataset import SEGMENT_SAMPLES, Examples
 from services.training.features import FeatureSettings, log_mel, silent_spectrogram
 from services.training.latents import Latents
@@ -33,7 +33,7 @@ from services.training.steps import (
 )
 from services.training.tracking import Tracker
 from shared.modeling import TrainingOutput
-from shared.modeling.model import sequence_mask
+from shared.modeling.model import sequence_mask, slice_frames
 
 WIDTH = 32
 LOSSES = {"discriminator", "mel", "kl", "duration", "generator", "feature_maps"}
@@ -464,7 +464,7 @@ def session(
 def test_warming_up_moves_the_new_modules_and_nothing_else(
     session: Session, small_examples: Examples
 ) -> None:
-    steps = build_steps(session, warming=True)
+    steps = build_steps(session, "new_modules")
     generator = session.generator
     for name, module in generator.named_modules():
         assert module.training == (name.partition(".")[0] == "posterior_encoder"), name
@@ -480,14 +480,9 @@ def test_warming_up_moves_the_new_modules_and_nothing_else(
 @pytest.mark.parametrize("own", [None, 0.0, 0.25])
 def test_warming_up_has_a_weight_of_the_divergence_of_its_own(session: Session, own: float | None) -> None:
     session.config = session.config.model_copy(update={"new_modules_weight_kl": own, "weight_kl": 1.5})
-    session.plan.warm_up = 6
     losses = {"mel": torch.tensor(0.0), "kl": torch.tensor(1.0)}
-    first = build_steps(session, warming=True)
-    assert float(first._weighted(losses, 0)) == (1.5 if own is None else own)
-    session.plan.text, session.state.global_step = 4, 2
-    text = build_steps(session, warming=True)
-    assert text.latents is not None
-    assert float(text._weighted(losses, 2)) == 1.5
+    assert float(build_steps(session, "new_modules")._weighted(losses, 0)) == (1.5 if own is None else own)
+    assert float(build_steps(session, "text")._weighted(losses, 2)) == 1.5
 
 
 def test_gradient_checkpointing_is_switched_on(
@@ -504,8 +499,8 @@ def test_everything_is_in_training_mode_once_it_trains_jointly(
     session: Session, small_examples: Examples, tmp_path: Path
 ) -> None:
     """finetune-hf-vits, defect 2. After a first stage that froze most of it, and after an evaluation too."""
-    build_steps(session, warming=True)
-    steps = build_steps(session, warming=False)
+    build_steps(session, "new_modules")
+    steps = build_steps(session)
     networks: tuple[nn.Module, ...] = (session.generator, session.discriminator)
     for _ in range(2):
         for network in networks:
@@ -521,7 +516,7 @@ def test_everything_is_in_training_mode_once_it_trains_jointly(
 
 
 def test_an_evaluation_leaves_the_first_stages_modes(session: Session, tmp_path: Path) -> None:
-    build_steps(session, warming=True)
+    build_steps(session, "new_modules")
     before = [module.training for module in session.generator.modules()]
     with Tracker(tmp_path, enabled=True, tensorboard=False, total_steps=1, first_step=0) as tracker:
         evaluation.run(session, tracker)
@@ -530,15 +525,68 @@ def test_an_evaluation_leaves_the_first_stages_modes(session: Session, tmp_path:
     assert False in before
 
 
+# -- The reconstruction stage ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def repeating(session: Session) -> Steps:
+    return build_steps(session, "reconstruction")
+
+
+def test_the_reconstruction_stage_moves_what_repeats_and_reads_nothing(
+    session: Session, repeating: Steps, small_examples: Examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = session.generator
+    for name, module in generator.named_modules():
+        assert module.training == (name.partition(".")[0] in RECONSTRUCTION_STAGE), name
+    for name in TEXT_STAGE:
+        monkeypatch.setattr(generator.get_submodule(name), "forward", None)
+    before = weights(generator)
+    for step in range(2):
+        losses = repeating.take([seen(small_examples, 0, 1)], step)
+        assert losses.keys() == {"mel", "kl", "gradient_norm_generator"}
+    moved = {name.partition(".")[0] for name, value in weights(generator).items()
+             if not torch.equal(before[name], value)}  # fmt: skip
+    assert moved == set(RECONSTRUCTION_STAGE)
+    assert gradients(generator) == {}
+
+
+@pytest.mark.parametrize("step", range(4))
+def test_what_is_around_a_slice_is_enough_to_encode_it(
+    session: Session, repeating: Steps, small_examples: Examples, step: int
+) -> None:
+    """The same latents as the whole recording gives, wherever the slice is and however short the recording."""
+    session.generator.train(False)
+    for part in (seen(small_examples, 0, 1), clip(small_examples, repeating.width - 5)):
+        whole = repeating._forward(part, step, 0)
+        expected = repeating._reconstruction(part, whole)["mel"]
+        found = repeating._repeated(part, step, 0)
+        torch.testing.assert_close(found["mel"], expected, rtol=1e-5, atol=1e-5)
+        mean, log_std = session.generator.posterior(part.spectrogram, whole.frame_mask, None)
+        each = torch.distributions.kl_divergence(
+            torch.distributions.Normal(mean, log_std.exp()), torch.distributions.Normal(0.0, 1.0)
+        )
+        frames = torch.stack([slice_frames(each * whole.frame_mask, whole.slice_starts, repeating.width).sum(),
+                              slice_frames(whole.frame_mask, whole.slice_starts, repeating.width).sum()])  # fmt: skip
+        torch.testing.assert_close(found["kl"], frames[0] / frames[1], rtol=1e-4, atol=1e-4)
+
+
+def test_the_reconstruction_stage_has_a_weight_of_the_divergence_of_its_own(
+    session: Session, repeating: Steps
+) -> None:
+    losses = {"mel": torch.tensor(0.0), "kl": torch.tensor(1.0)}
+    assert float(repeating._weighted(losses, 0)) == pytest.approx(1e-3)
+
+
 # -- The text stage --------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def reading(session: Session) -> Steps:
     """Its steps, with two steps of warming up behind it and four to go."""
-    session.plan.warm_up, session.plan.text = 6, 4
+    session.plan.new_modules, session.plan.text = 2, 4
     session.state.global_step = 2
-    return build_steps(session, warming=True)
+    return build_steps(session, "text")
 
 
 def test_the_text_stage_moves_what_reads_and_decodes_nothing(
@@ -609,16 +657,19 @@ def test_latents_are_computed_once_and_from_the_recording_alone(
         assert asked == [1, 1]
 
 
-def test_the_text_stages_rate_rises_at_once_and_falls_to_nothing(session: Session, reading: Steps) -> None:
-    session.plan.warm_up, session.plan.text = 102, 100
+@pytest.mark.parametrize("stage", ["reconstruction", "text"])
+def test_a_stages_rate_rises_at_once_and_falls_to_nothing(session: Session, stage: Stage) -> None:
+    session.plan.new_modules = 2
+    setattr(session.plan, stage, 100)
+    steps, highest = build_steps(session, stage), getattr(session.config, f"{stage}_stage_learning_rate")
     rates = []
     for step in range(2, 102):
         session.state.global_step = step
-        rates.append(set_learning_rates(session, reading, warming=True)["train/learning_rate"])
-    assert rates[0] == pytest.approx(0.1 * session.config.text_stage_learning_rate)
-    assert max(rates) == rates[9] == pytest.approx(0.91 * session.config.text_stage_learning_rate)
+        rates.append(set_learning_rates(session, steps)["train/learning_rate"])
+    assert rates[0] == pytest.approx(0.1 * highest)
+    assert max(rates) == rates[9] == pytest.approx(0.91 * highest)
     assert rates[9:] == sorted(rates[9:], reverse=True)
-    assert rates[-1] == pytest.approx(0.01 * session.config.text_stage_learning_rate)
+    assert rates[-1] == pytest.approx(0.01 * highest)
 
 
 # -- What does not need a network ------------------------------------------------------------------

@@ -67,7 +67,7 @@ def moved(before: dict[str, Tensor], network: nn.Module) -> set[str]:
 
 def test_the_discriminator_judges_before_it_learns(make_config: MakeConfig, judged_model: Path) -> None:
     session = begun(make_config(model_name_or_path=str(judged_model), frozen_discriminator_steps=2))
-    steps = build_steps(session, warming=False)
+    steps = build_steps(session)
     part = seen(session.train, 0, 1)
     for step, learns in enumerate((False, False, True)):
         generator, judge = weights(session.generator), weights(session.discriminator)
@@ -109,7 +109,7 @@ def test_modules_learn_when_their_schedule_says_so(make_config: MakeConfig) -> N
             freeze_schedule={"decoder": [0, 2], "text_encoder": [1, 3]}, freeze=["flow"], learning_rate=1e-3
         )
     )
-    steps = build_steps(session, warming=False)
+    steps = build_steps(session)
     part, frozen = seen(session.train, 0, 1), None
     still: list[set[str]] = []
     for step in range(4):
@@ -132,7 +132,7 @@ def test_modules_learn_when_their_schedule_says_so(make_config: MakeConfig) -> N
 def test_the_text_alone_can_learn(make_config: MakeConfig) -> None:
     """With decoder and posterior encoder frozen no gradient reaches the waveform."""
     session = begun(make_config(freeze=["decoder", "posterior_encoder"], learning_rate=1e-3))
-    steps = build_steps(session, warming=False)
+    steps = build_steps(session)
     before = weights(session.generator)
     steps.joint([seen(session.train, 0, 1)], 0)
     assert moved(before, session.generator) == {"text_encoder", "flow", "duration_predictor"}
@@ -196,7 +196,7 @@ def test_the_stages_before_joint_training_know_neither_noise_nor_annealing(
     make_trainee: Callable[..., Any], small_examples: Examples
 ) -> None:
     steps = make_trainee(kl_annealing_steps=4, weight_kl=1.5, alignment_noise=0.5).steps
-    steps.discriminator = None  # as in those stages
+    steps.stage = "text"
     assert float(steps._weighted({"kl": torch.tensor(2.0)}, 0)) == 3.0
     assert steps._aligner(seen(small_examples, 0), 0) is align
 

@@ -260,7 +260,7 @@ class _Beginning:
     step = 0
     train = range(40)
     accelerator = SimpleNamespace(is_main_process=True)
-    plan = Plan(warm_up=0, joint=100, per_epoch=5)
+    plan = Plan(joint=100, per_epoch=5)
 
     def __init__(self, config: TrainingConfig) -> None:
         self.config = config

@@ -694,7 +694,7 @@ def parser() -> argparse.ArgumentParser:
     add("--threads", type=int, default=0, help="threads of the server (default: every CPU)")
     add("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help="measure these parts")
     add("--results", type=Path, metavar="FILE", help="keep what was measured, and go on from what is kept")
-    add("--limit", type=float, default=45, metavar="MINUTES", help="of one part (default: %(default)s)")
+    add("--limit", type=float, default=120, metavar="MINUTES", help="of one part (default: %(default)s)")
     add("--times", type=int, default=15, help="samples of each median (default: %(default)s)")
     add("--requests", type=int, default=5000, help="in 'memory' (default: %(default)s)")
     add(

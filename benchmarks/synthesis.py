@@ -8,7 +8,8 @@ and random weights.
 Every system is a process of its own, with the same number of threads. The rounds go through all systems in turn,
 so that what else the machine does falls on all alike; the figures are medians. The audio is as long as the system
 itself makes it: the real-time factor divides by that. First audio is when the first samples could be played.
-Memory is the process's high-water mark after all lengths.
+Memory is the process's high-water mark after all lengths. A second table has the decoder alone, a window at a time,
+in one process, beside ONNX Runtime as it comes on the same window.
 
 Let nothing else run meanwhile.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib.util
 import json
 import math
@@ -35,10 +37,13 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.voice import Voice
+from shared.voice import Voice, VoiceSpec
+from shared.voice.engine import open_engine, why_not
 from shared.voice.noise import Stream, standard_normal
+from shared.voice.windows import plan_windows
 
 SECONDS = (1, 5, 20, 60)
+CALLS_A_ROUND = 5
 
 #: Standard deviation of speech before the decoder's hyperbolic tangent, where full scale is 1.
 SPEECH_LEVEL = 0.2
@@ -95,20 +100,24 @@ def whole_latents(voice: Voice, text: str) -> NDArray[np.float32]:
     return voice.transform(prior, durations, noise * np.float32(voice.spec.defaults.noise_scale), 0)
 
 
-def raw_onnxruntime(paths: Paths, _: str) -> tuple[Speak, int]:
-    """The same graphs in ONNX Runtime with its default settings, each once for the whole utterance."""
+def raw_sessions(paths: Paths) -> dict[str, Any]:
+    """Our fp32 graphs in ONNX Runtime with its default settings."""
     import onnxruntime
 
-    voice = Voice.open(Path(paths.voice), threads=paths.threads)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = paths.threads
-    sessions = {
+    return {
         name: onnxruntime.InferenceSession(Path(paths.voice) / f"fp32/{name}.onnx", options)
         for name in ("encoder", "flow", "decoder")
     }
+
+
+def raw_onnxruntime(paths: Paths, _: str) -> tuple[Speak, int]:
+    """The same graphs in ONNX Runtime with its default settings, each once for the whole utterance."""
+    voice = Voice.open(Path(paths.voice), threads=paths.threads)
     voice.close()
     engine: Any = voice.engine
-    engine.sessions.update(sessions)
+    engine.sessions.update(raw_sessions(paths))
 
     def speak(text: str) -> Iterator[int]:
         inputs = {"latents": whole_latents(voice, text)[None], "speaker_id": np.zeros(1, dtype=np.int64)}
@@ -329,7 +338,6 @@ def export_all(model: Path, folder: Path) -> Path:
     from services.export.quantization import QUANTISED, quantise
     from services.export.sentences import sentences_for
     from shared.provenance import Provenance
-    from shared.voice.engine import why_not
 
     here = [name for name in USUAL if why_not(KNOWN[name]) is None]
     progress = Progress(lambda line: print(line, file=sys.stderr))
@@ -386,9 +394,6 @@ def random_model(folder: Path) -> Path:
 
 def systems(paths: Paths) -> list[str]:
     """Those that can be measured here; which cannot is printed."""
-    from shared.voice import VoiceSpec
-    from shared.voice.engine import why_not
-
     names = ["transformers", "onnxruntime, raw"]
     for name, module, given in (
         ("piper-tts", "piper", paths.piper),
@@ -409,8 +414,8 @@ def systems(paths: Paths) -> list[str]:
     return names
 
 
-def measure(paths: Paths, rounds: int, lengths: Sequence[int]) -> None:
-    """Measure every system and print the table."""
+def measure(paths: Paths, rounds: int, lengths: Sequence[int]) -> list[str]:
+    """Measure every system and print the table; the systems that could be opened."""
     texts = choose_texts(paths, lengths)
     children = []
     for system in systems(paths):
@@ -432,6 +437,38 @@ def measure(paths: Paths, rounds: int, lengths: Sequence[int]) -> None:
         peak, why = child.end()
         row = table_row(child.system, child.times, lengths, load=child.load, peak=peak, why=why)
         print(row, flush=True)
+    return [child.system for child in children]
+
+
+def measure_decoders(paths: Paths, rounds: int, opened: Sequence[str]) -> None:
+    """Measure one window of the decoder in every variant that could be opened, in turns; print the table."""
+    folder = Path(paths.voice)
+    spec = VoiceSpec.read(folder)
+    window = plan_windows(2 * spec.decoder.window_frames, spec.decoder)[1]
+    latents = np.random.default_rng(0).standard_normal((1, spec.latent_channels, window.width), np.float32)
+    inputs: dict[str, Any] = {"latents": latents, "speaker_id": np.zeros(1, dtype=np.int64)}
+    raw = raw_sessions(paths)["decoder"]
+    runs: dict[str, Callable[[], Any]] = {"onnxruntime, raw": lambda: raw.run(None, inputs)}
+    engines = {
+        f"ours: {name}": open_engine(folder, variant, threads=paths.threads)
+        for name, variant in spec.variants.items()
+        if f"ours: {name}" in opened
+    }
+    for name, engine in engines.items():
+        runs[name] = functools.partial(engine.run, "decoder", inputs)
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(CALLS_A_ROUND * rounds + 1):  # the first compiles
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run()
+            if number:
+                times[name].append(time.perf_counter() - started)
+            time.sleep(0.02)  # as in `measure`
+    for engine in engines.values():
+        engine.close()
+    print()
+    for line in decoder_table(times, window.width):
+        print(line)
 
 
 # --- What is printed ---------------------------------------------------------------------------------------
@@ -484,6 +521,19 @@ def table_row(
     return f"| {' | '.join(cells)} |"
 
 
+def decoder_table(times: Mapping[str, Sequence[float]], frames: int) -> list[str]:
+    """The decoder's table: medians in milliseconds, and how many times faster than the first row.
+
+    Args:
+        times: Seconds of each call, by system; what the others are compared with comes first.
+        frames: The window's width.
+    """
+    middle = {name: median(runs) for name, runs in times.items()}
+    base = next(iter(middle.values()))
+    rows = [f"| {name} | {1000 * seconds:.1f} | {base / seconds:.2f} |" for name, seconds in middle.items()]
+    return [f"| decoder, {frames} frames | ms | times the first |", "|---|---|---|", *rows]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(
@@ -512,7 +562,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             paths = prepare(arguments.model, arguments.voice, arguments.piper, scratch, arguments.threads)
             kept.write_text(json.dumps(vars(paths)))
         if arguments.rounds:
-            measure(paths, arguments.rounds, arguments.seconds)
+            opened = measure(paths, arguments.rounds, arguments.seconds)
+            measure_decoders(paths, arguments.rounds, opened)
     return 0
 
 

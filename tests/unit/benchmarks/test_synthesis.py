@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.synthesis import Paths, main, systems, table_head, table_row, versions
+from benchmarks.synthesis import Paths, decoder_table, main, systems, table_head, table_row, versions
 from services.export.export import VARIANTS
 from shared.voice import VoiceSpec
 from shared.voice.spec import Variant
@@ -114,5 +114,18 @@ def test_it_runs_without_the_others_and_says_so(
     (failed,) = [line for line in lines if line.startswith("not measured: ours: broken failed: ")]
     assert "nowhere.onnx is missing" in failed
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
-    assert [row[0] for row in rows[2:]] == ["transformers", "onnxruntime, raw", "ours: fp32"]
-    assert all(float(cell) >= 0 for row in rows[2:] for cell in row[1:])
+    table, decoders = rows[2:-4], rows[-2:]
+    assert [row[0] for row in table] == ["transformers", "onnxruntime, raw", "ours: fp32"]
+    assert all(float(cell) >= 0 for row in table for cell in row[1:])
+    assert [row[0] for row in decoders] == ["onnxruntime, raw", "ours: fp32"]
+
+
+def test_decoders_are_compared_with_the_first() -> None:
+    times = {"raw": [0.4, 0.9, 0.3], "ours: bf16": [0.1, 0.1, 0.8], "ours: fp32": [0.8]}
+    assert decoder_table(times, 156) == [
+        "| decoder, 156 frames | ms | times the first |",
+        "|---|---|---|",
+        "| raw | 400.0 | 1.00 |",
+        "| ours: bf16 | 100.0 | 4.00 |",
+        "| ours: fp32 | 800.0 | 0.50 |",
+    ]

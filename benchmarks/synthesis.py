@@ -8,8 +8,8 @@ and random weights.
 Every system is a process of its own, with the same number of threads. The rounds go through all systems in turn,
 so that what else the machine does falls on all alike; the figures are medians. The audio is as long as the system
 itself makes it: the real-time factor divides by that. First audio is when the first samples could be played.
-Memory is the process's high-water mark after all lengths. A second table has the decoder alone, a window at a time,
-in one process, beside ONNX Runtime as it comes on the same window.
+Memory is the process's high-water mark after a length and all that are shorter. A second table has the decoder
+alone, a window at a time, in one process, beside ONNX Runtime as it comes on the same window.
 
 Let nothing else run meanwhile.
 """
@@ -44,6 +44,8 @@ from shared.voice.windows import plan_windows
 
 SECONDS = (1, 5, 20, 60)
 CALLS_A_ROUND = 5
+#: The kind of model that the pipeline of `transformers` loads.
+PIPELINE_READS = "vits"
 
 #: Standard deviation of speech before the decoder's hyperbolic tangent, where full scale is 1.
 SPEECH_LEVEL = 0.2
@@ -135,7 +137,7 @@ def transformers_model(paths: Paths, _: str) -> tuple[Speak, int]:
 
     torch.set_num_threads(paths.threads)
     config = json.loads((Path(paths.model) / "config.json").read_text())
-    if config["model_type"] == "vits":
+    if config["model_type"] == PIPELINE_READS:
         import transformers
 
         pipeline: Any = transformers.pipeline  # its overloads name every task but this one
@@ -211,7 +213,7 @@ SYSTEMS: dict[str, Callable[[Paths, str], tuple[Speak, int]]] = {
 
 
 def serve(system: str, paths: Paths) -> int:
-    """A child: read a text a line, answer with times; at the end of input say the memory's high-water mark."""
+    """A child: read a text a line, answer with times and the memory's high-water mark so far."""
     kind, _, variant = system.partition(": ")
     started = time.perf_counter()
     speak, rate = SYSTEMS[kind](paths, variant)
@@ -225,11 +227,14 @@ def serve(system: str, paths: Paths) -> int:
         end = time.perf_counter()
         first = getattr(speak, "first", first)
         answer = {"seconds": end - start, "first": first - start, "audio": samples / rate}
-        print(json.dumps(answer), flush=True)
-    status = Path("/proc/self/status").read_text()
-    peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
-    print(json.dumps({"peak": peak * 1024}), flush=True)
+        print(json.dumps(answer | {"peak": peak_bytes()}), flush=True)
     return 0
+
+
+def peak_bytes() -> int:
+    """This process's high-water mark of memory."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 # --- The measurement ---------------------------------------------------------------------------------------
@@ -252,6 +257,7 @@ class Child:
             env=environment,
         )
         self.times: dict[int, list[dict[str, float]]] = {}
+        self.peaks: dict[int, float] = {}
         self.load = self._answer().get("load")
 
     def _answer(self) -> dict[str, float]:
@@ -272,19 +278,18 @@ class Child:
             return {}
         return self._answer()
 
-    def end(self) -> tuple[float, str]:
-        """End the process: its memory's high-water mark in bytes, NaN where it has died before, and its last word."""
+    def end(self) -> str:
+        """End the process: its last word."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
-        peak = self._answer().get("peak", float("nan"))
         self.process.wait()
         self.process.stdout.close()
         with self.log:
             self.log.seek(0)
             said = self.log.read().split("\n")
-        return peak, next((line for line in reversed(said) if line.strip()), "no word")
+        return next((line for line in reversed(said) if line.strip()), "no word")
 
 
 def choose_texts(paths: Paths, lengths: Sequence[int]) -> dict[int, str]:
@@ -394,6 +399,10 @@ def random_model(folder: Path) -> Path:
 
 def systems(paths: Paths) -> list[str]:
     """Those that can be measured here; which cannot is printed."""
+    if json.loads((Path(paths.model) / "config.json").read_text())["model_type"] != PIPELINE_READS:
+        print(
+            "transformers: its pipeline does not load this model; measured is the same forward by our subclass"
+        )
     names = ["transformers", "onnxruntime, raw"]
     for name, module, given in (
         ("piper-tts", "piper", paths.piper),
@@ -421,21 +430,24 @@ def measure(paths: Paths, rounds: int, lengths: Sequence[int]) -> list[str]:
     for system in systems(paths):
         child = Child(system, paths)
         if child.load is None:
-            print(f"not measured: {system} failed: {child.end()[1]}")
+            print(f"not measured: {system} failed: {child.end()}")
         else:
             children.append(child)
     for number in range(rounds + 1):  # the first warms up
-        for seconds, text in texts.items():
+        for seconds, text in sorted(texts.items()):
             for child in children:
                 answer = child.ask(text)
-                if number and answer.get("audio"):
+                if not number:
+                    child.peaks[seconds] = answer.get("peak", math.nan)
+                elif answer.get("audio"):
                     child.times.setdefault(seconds, []).append(answer)
                 time.sleep(0.05)  # worker threads that spin after their work would disturb the next
     print(f"\n{versions()}; {paths.threads} threads, medians of {rounds}\n")
     print(table_head(lengths))
     for child in children:
-        peak, why = child.end()
-        row = table_row(child.system, child.times, lengths, load=child.load, peak=peak, why=why)
+        row = table_row(
+            child.system, child.times, lengths, load=child.load, peaks=child.peaks, why=child.end()
+        )
         print(row, flush=True)
     return [child.system for child in children]
 
@@ -485,8 +497,8 @@ def versions() -> str:
 
 def table_head(lengths: Sequence[int]) -> str:
     """The first two lines of the table."""
-    head = " | ".join(f"{seconds} s: factor | first audio ms" for seconds in lengths)
-    return f"| system | {head} | load s | peak MB |\n" + "|---" * (2 * len(lengths) + 3) + "|"
+    head = " | ".join(f"{seconds} s: factor | first audio ms | peak MB" for seconds in lengths)
+    return f"| system | {head} | load s |\n" + "|---" * (3 * len(lengths) + 2) + "|"
 
 
 def table_row(
@@ -495,7 +507,7 @@ def table_row(
     lengths: Sequence[int],
     *,
     load: float | None,
-    peak: float,
+    peaks: Mapping[int, float],
     why: str,
 ) -> str:
     """A system's line in the table.
@@ -506,7 +518,7 @@ def table_row(
             ``audio`` made. The real-time factor is the median of work over audio.
         lengths: Of all texts, in seconds; one without an answer has failed.
         load: Seconds until it could speak.
-        peak: Its memory's high-water mark in bytes; NaN where it did not live to tell.
+        peaks: Its memory's high-water mark in bytes after each length; NaN where it did not live to tell.
         why: What to say where it has failed.
     """
     cells = [system if all(times.get(seconds) for seconds in lengths) else f"{system} ({why})"]
@@ -516,8 +528,9 @@ def table_row(
             cells.append(f"{1000 * median(run['first'] for run in runs):.0f}")
         else:
             cells += ["failed", "–"]
+        peak = peaks.get(seconds, math.nan)
+        cells.append("–" if math.isnan(peak) else f"{peak / 1e6:.0f}")
     cells.append("–" if load is None else f"{load:.1f}")
-    cells.append("–" if math.isnan(peak) else f"{peak / 1e6:.0f}")
     return f"| {' | '.join(cells)} |"
 
 

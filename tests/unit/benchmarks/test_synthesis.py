@@ -30,17 +30,22 @@ def test_a_row_has_the_medians_of_each_length() -> None:
         5: answers((0.4, 0.030, 4.0), (1.8, 0.010, 6.0), (1.6, 0.020, 8.0)),
         1: answers((0.5, 0.1, 1.0), (0.7, 0.3, 1.0)),
     }
-    row = table_row("ours: int8", times, (1, 5), load=1.26, peak=123.4e6, why="a warning")
-    assert row == "| ours: int8 | 0.600 | 200 | 0.200 | 20 | 1.3 | 123 |"
+    row = table_row("ours: int8", times, (1, 5), load=1.26, peaks={1: 123.4e6, 5: 200e6}, why="a warning")
+    assert row == "| ours: int8 | 0.600 | 200 | 123 | 0.200 | 20 | 200 | 1.3 |"
     head, rule = table_head((1, 5)).splitlines()
     assert head.count("|") == rule.count("|") == row.count("|")
 
 
 def test_a_row_says_what_failed_and_why() -> None:
     row = table_row(
-        "piper-tts", {1: answers((0.5, 0.1, 1.0))}, (1, 60), load=0.9, peak=math.nan, why="killed"
+        "piper-tts",
+        {1: answers((0.5, 0.1, 1.0))},
+        (1, 60),
+        load=0.9,
+        peaks={1: 5e7, 60: math.nan},
+        why="killed",
     )
-    assert row == "| piper-tts (killed) | 0.500 | 100 | failed | – | 0.9 | – |"
+    assert row == "| piper-tts (killed) | 0.500 | 100 | 50 | failed | – | – | 0.9 |"
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from shared.addresses import why_no_path
 from shared.errors import nearest
 
 
@@ -38,9 +39,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def _on_this_machine(text: str) -> Path:
-    """A path. Of an address it would be a folder ``s3:`` here."""
-    if "://" in text:
-        raise argparse.ArgumentTypeError(f"{text!r} is an address; give a path on this machine")
+    if why := why_no_path(text):
+        raise argparse.ArgumentTypeError(why)
     return Path(text)
 
 

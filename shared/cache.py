@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from shared.addresses import why_no_path
 from shared.container import user_advice
 from shared.errors import CorruptObjectError, StoreError, UserError
 from shared.manifests import KINDS, FileEntry
@@ -46,10 +47,8 @@ def default_cache() -> Path:
         UserError: It is an address.
     """
     text = os.environ.get("VITS_CACHE") or "~/.cache/vits"
-    if "://" in text:
-        raise UserError(
-            f"VITS_CACHE is {text!r}: give a folder of this machine; an address is for VITS_STORE"
-        )
+    if why := why_no_path(text):
+        raise UserError(f"VITS_CACHE cannot be used: {why}. Addresses are for VITS_STORE")
     return Path(text).expanduser()
 
 

@@ -30,6 +30,7 @@ from obstore.exceptions import AlreadyExistsError as ObjectExistsError
 from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import LocalStore, MemoryStore, from_url
 
+from shared.addresses import mistyped
 from shared.aws_profile import profile_credentials
 from shared.container import mount_advice, user_advice
 from shared.errors import AlreadyExistsError, NotFoundError, StoreError, UserError
@@ -60,8 +61,6 @@ CREDENTIALS = {
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or a managed identity",
 }
 
-#: An address whose ``://`` is incomplete. Taken for a folder, it would keep what is published on this machine.
-_MISTYPED = re.compile(rf"({'|'.join([*CREDENTIALS, 'file', 'memory'])})(?::(?!//)|//)(.*)", re.IGNORECASE)
 #: Where a client looks for credentials last, when it was given none: the metadata service of a machine in a cloud.
 _METADATA = re.compile(r" https?://[^/ ]+/(latest/(api|meta-data)|computeMetadata|metadata/identity)/")
 
@@ -533,11 +532,11 @@ def _check_no_secret(scheme: str, url: str) -> None:
 
 
 def _check_not_mistyped(url: str) -> None:
-    """Refuse ``s3:/bucket``, ``s3:bucket`` and ``s3//bucket``, which would be folders here."""
-    mistyped = _MISTYPED.fullmatch(url)
-    if not mistyped:
+    """Refuse ``s3:/bucket`` and the like: taken for a folder, it would keep what is published on this machine."""
+    found = mistyped(url)
+    if not found:
         return
-    scheme, rest = mistyped[1].lower(), mistyped[2]
+    scheme, rest = found
     if scheme != "file":
         meant = f"{scheme}://{rest.lstrip('/')}"
     elif rest.startswith(("/", "./", "../")):

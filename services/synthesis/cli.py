@@ -143,9 +143,9 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--lexicons",
-        type=folder,
+        type=Path,
         metavar="FOLDER",
-        default=defaults.lexicons,
+        default=Path(defaults.lexicons) if defaults.lexicons else None,
         help="folder with VOICE.json or VOICE.tsv for each voice that has words of its own (default: none)",
     )
     add("--log-format", choices=LOG_FORMATS, default=defaults.log_format, help="(default: %(default)s)")
@@ -181,7 +181,7 @@ def settings_from(arguments: argparse.Namespace, *, store: str, http_port: int) 
         memory_mb=arguments.memory,
         max_backlog_seconds=arguments.max_backlog,
         grace_seconds=arguments.grace,
-        lexicons=arguments.lexicons,
+        lexicons=str(arguments.lexicons or ""),
         log_format=arguments.log_format,
         log_text=int(arguments.log_text),
         grpc_tls_cert=arguments.grpc_tls_cert,
@@ -205,13 +205,6 @@ def count(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)
-
-
-def folder(text: str) -> str:
-    """The path of a folder, which may come to be there later."""
-    if "://" in text:
-        raise argparse.ArgumentTypeError(f"{text!r} is an address; give a folder of this machine")
-    return text
 
 
 def listening_socket(host: str, number: int) -> socket.socket:

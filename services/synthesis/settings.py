@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Self
 
+from shared.addresses import why_no_path
 from shared.errors import ConfigError
 from shared.store import default_store_url
 
@@ -107,10 +108,8 @@ class Settings:
         log_format = values.get("log_format", "text")
         if log_format not in LOG_FORMATS:
             problems.append(f"{PREFIX}LOG_FORMAT is {log_format!r}; it must be {' or '.join(LOG_FORMATS)}")
-        if "://" in str(values.get("lexicons")):
-            problems.append(
-                f"{PREFIX}LEXICONS is {values['lexicons']!r}; it must be a folder of this machine"
-            )
+        if why := why_no_path(str(values.get("lexicons", ""))):
+            problems.append(f"{PREFIX}LEXICONS cannot be used: {why}")
         if problems:
             raise ConfigError("The server's environment cannot be used:", problems)
         return cls(**values)  # type: ignore[arg-type]  # checked field by field above

@@ -34,6 +34,7 @@ from services.training.data.augmentation import (
     Augmentation,
 )
 from services.training.hf_arguments import KNOWN, screen
+from shared.addresses import is_address
 from shared.errors import ConfigError, nearest
 
 #: Keys that are never shown and never written, and the environment variables that they should come from.
@@ -493,8 +494,8 @@ class TrainingConfig(BaseModel):
     @field_validator(*_LOCAL, mode="before")
     @classmethod
     def _on_this_machine(cls, value: object, info: ValidationInfo) -> object:
-        """Refuse an address, of which a path would be a folder ``s3:`` here."""
-        if "://" in str(value):
+        """Refuse an address."""
+        if is_address(str(value)):
             raise ValueError(_LOCAL[str(info.field_name)])
         return value
 

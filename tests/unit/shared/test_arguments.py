@@ -56,8 +56,10 @@ def test_an_address_is_no_path(capsys: pytest.CaptureFixture[str]) -> None:
     group.add_argument("--output", type=Path, default="here")
     assert parser.parse_args(["--output", "a/b"]).output == Path("a/b")
     assert parser.parse_args([]).output == Path("here")
-    with pytest.raises(SystemExit, match="2"):
-        parser.parse_args(["--output", "s3://bucket/voice"])
-    assert (
-        "--output: 's3://bucket/voice' is an address; give a path on this machine" in capsys.readouterr().err
-    )
+    for address, told in (
+        ("s3://bucket/voice", "'s3://bucket/voice' is an address; give a path on this machine\n"),
+        ("s3:/bucket", "'s3:/bucket' is an address; give a path on this machine (./s3:/bucket is one)\n"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            parser.parse_args(["--output", address])
+        assert f"--output: {told}" in capsys.readouterr().err

@@ -664,8 +664,10 @@ def test_the_cache_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -
     assert default_cache() == Path.home() / ".cache" / "vits"
 
 
-def test_a_cache_is_a_folder_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("address", ["s3://bucket/cache", "s3:/bucket/cache"])
+def test_a_cache_is_a_folder_of_this_machine(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     """An address would be a folder ``s3:`` in the working directory."""
-    monkeypatch.setenv("VITS_CACHE", "s3://bucket/cache")
-    with pytest.raises(UserError, match="VITS_CACHE is 's3://bucket/cache': give a folder"):
+    monkeypatch.setenv("VITS_CACHE", address)
+    told = f"VITS_CACHE cannot be used: '{address}' is an address; give a path on this machine"
+    with pytest.raises(UserError, match=f"{told}.*VITS_STORE"):
         default_cache()

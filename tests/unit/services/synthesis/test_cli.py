@@ -44,6 +44,7 @@ def test_the_service_does_not_import_torch() -> None:
         ["--grpc-port", "x"],
         ["--threads", "-1"],
         ["--lexicons", "s3://bucket/words"],
+        ["--lexicons", "s3:/bucket/words"],
     ],
 )
 def test_bad_values(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,3 +76,11 @@ def test_every_problem_at_once() -> None:
         "VITS_THREADS",
         "VITS_LEXICONS",
     ]
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/words", "s3:/bucket/words"])
+def test_lexicons_lie_in_a_folder_of_this_machine(address: str) -> None:
+    told = f"VITS_LEXICONS cannot be used: '{address}' is an address; give a path on this machine"
+    with pytest.raises(ConfigError, match=told):
+        Settings.from_environment({"VITS_LEXICONS": address})
+    assert Settings.from_environment({"VITS_LEXICONS": "./words"}).lexicons == "./words"

@@ -384,7 +384,14 @@ def test_a_wrong_dataset_name_is_not_also_missing() -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["s3://bucket/voz", "file:///data/voz", "https://huggingface.co/datasets/ana/voz"]
+    "address",
+    [
+        "s3://bucket/voz",
+        "file:///data/voz",
+        "https://huggingface.co/datasets/ana/voz",
+        "s3:/bucket/voz",
+        "gs:voz",
+    ],
 )
 def test_an_address_is_no_folder(address: str) -> None:
     """As a path it would be a folder ``s3:`` of this machine; what the store is for goes to the store."""

@@ -35,7 +35,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import onnx
 import torch
+from google.protobuf.message import Message
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import VitsModel
@@ -600,5 +602,20 @@ def _write(graph: nn.Module, name: str, model: VitsModel, path: Path) -> None:
             dynamic_shapes=dynamic_shapes,
             verbose=False,
         )
-        assert program is not None  # noqa: S101 (None is only for a file name, which was not given)
-        program.save(path, external_data=False)
+    assert program is not None  # noqa: S101 (None is only for a file name, which was not given)
+    model_proto = program.model_proto
+    _forget_origins(model_proto)
+    onnx.save(model_proto, path)
+
+
+def _forget_origins(part: Message) -> None:
+    """Take out what the exporter notes about each node: stack traces, with the folders of whoever exports.
+
+    A graph then depends on the model alone, and so does what is known of it by its bytes.
+    """
+    for field, value in part.ListFields():
+        if field.name == "metadata_props":
+            part.ClearField(field.name)
+        elif field.message_type is not None and field.name != "initializer":
+            for inner in value if field.is_repeated else [value]:
+                _forget_origins(inner)

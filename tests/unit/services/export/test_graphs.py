@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -15,6 +17,7 @@ from transformers.models.vits.modeling_vits import (
     _unconstrained_rational_quadratic_spline,
 )
 
+import services
 from services.export.graphs import OPSET, SIGNATURES, RelativeAttention, inverse_spline
 
 from .conftest import Exported, MakeModel, tiny_config
@@ -77,6 +80,17 @@ def test_a_discriminant_below_zero_by_rounding_is_not_a_nan() -> None:
     found = inverse_spline(inputs, widths, heights, derivatives, tail_bound=5.0)
     assert torch.isfinite(found).all()
     assert found.abs().max() <= 5.001
+
+
+def test_a_graph_does_not_say_where_it_was_exported(exported: Exported) -> None:
+    """The exporter notes the stack trace of each node, so that bytes differed with the folder of the installation."""
+    files = [path for path in exported.folder.rglob("*.onnx") if path.is_file()]
+    assert len(files) > 3
+    for path in files:
+        written = path.read_bytes()
+        assert b"stack_trace" not in written
+        assert str(Path(services.__file__).parents[1]).encode() not in written
+        assert b".py" not in written
 
 
 def test_the_files_are_what_the_voice_says(exported: Exported) -> None:

@@ -22,7 +22,7 @@ from typing import Self, TypedDict, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.errors import RequestError
+from shared.errors import EngineError, RequestError
 from shared.text import FrontEnd, Tokens
 from shared.text.lexicon import Lexicon
 from shared.text.script import Script, plan_script
@@ -460,7 +460,7 @@ class Voice:
         in a tanh, which ONNX Runtime approximates to within a rounding of 1, now and then from above.
 
         Raises:
-            EngineError: The computation failed.
+            EngineError: The computation failed, or what came of it is no sound.
         """
         if len(windows) > 1 and self.spec.variants[self.variant].precision == "int8":
             return [self.decode_windows([one])[0] for one in windows]
@@ -470,7 +470,13 @@ class Voice:
             ),
             "speaker_id": np.array([utterance.speaker_id for utterance, _ in windows]),
         }
-        waveform_BS = np.clip(self.engine.run("decoder", inputs)["waveform"], -1, 1)
+        waveform_BS = self.engine.run("decoder", inputs)["waveform"]
+        if not np.isfinite(waveform_BS).all():
+            raise EngineError(
+                "The decoder's samples are not all finite numbers. The voice is broken, or this variant of it is here: "
+                "try the variant 'fp32', or export an earlier checkpoint."
+            )
+        waveform_BS = np.clip(waveform_BS, -1, 1)
         hop_length = self.spec.hop_length
         return [
             window.trim(samples_S, hop_length)

@@ -120,6 +120,25 @@ def test_no_sample_is_beyond_full_scale(voice: Voice, engine: Any, monkeypatch: 
     assert np.abs(voice.synthesize("abc", seed=1).samples).max() == 1
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_samples_that_are_no_numbers_are_not_spoken(
+    voice: Voice, engine: Any, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    run = engine.run
+
+    def broken(graph: str, inputs: Any) -> Any:
+        arrays = run(graph, inputs)
+        if graph == "decoder":
+            arrays["waveform"][-1, 1] = value
+        return arrays
+
+    monkeypatch.setattr(engine, "run", broken)
+    with pytest.raises(EngineError, match="finite"):
+        voice.synthesize("abc", seed=1)
+    with pytest.raises(EngineError, match="finite"):  # so that such a voice is not loaded in the first place
+        voice.warm_up()
+
+
 def test_a_drawn_seed_repeats_what_was_said(voice: Voice) -> None:
     first, second = voice.synthesize("hola"), voice.synthesize("hola")
     assert first.seed != second.seed

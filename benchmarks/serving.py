@@ -12,7 +12,7 @@ different lengths. The parts, and the minutes that they take on two quiet cores 
                                 fetched, the layout of threads measured) and warm, median of 3; and whether torch is
                                 imported after a text was spoken. The system's cache of files is warm in both
   calls       (1, MMS size 2)   the longest call of each graph, all streams at work: the medians of each shape; and the
-                                longest of all calls, which the system may have held up
+                                longest of all calls, which counts though the system may have held it up
   first       (1, MMS size 2)   first audio: 2 s, 60 s, 60 s without a mark, 60 s that begin with the longest sentence
   beside      (1, MMS size 1)   a sentence that arrives at some time while a minute is spoken, over it alone: median and
                                 worst
@@ -25,7 +25,8 @@ different lengths. The parts, and the minutes that they take on two quiet cores 
 
 fp32 takes two to four times as long. Each part has a server of its own, and its verdict is printed as soon as it is
 there; figures without a limit are for information. With ``--results FILE`` a part that was measured is not measured
-again: an interrupted run goes on. The exit status is 1 where a limit was missed. Let nothing else run meanwhile.
+again: an interrupted run goes on. The exit status is 1 where a limit was missed, but for those that are known to be
+missed, which are told as such. Let nothing else run meanwhile.
 """
 
 from __future__ import annotations
@@ -93,10 +94,13 @@ AT_MOST = {
     "ready_warm_seconds": 6.0,
     "torch_imported": 0,
     "slowest_call_seconds": 0.15,
+    "slowest_call_seconds_once": 0.15,
     "longest_segment_tokens": 200,
     "first_audio_ratio_60s": 1.3,
     "first_audio_ratio_60s_unpunctuated": 1.3,
+    "first_audio_ratio_60s_long_first": 1.3,
     "beside_ratio": 2.0,
+    "beside_worst_ratio": 2.0,
     "http_added_seconds": 0.005,
     "grpc_added_seconds": 0.005,
     "memory_ratio": 1.05,
@@ -113,6 +117,9 @@ AT_LEAST = {
     "overload_came": OVERLOAD * OVERLOAD_CAME,
     "overload_right_afterwards": 1,
 }
+#: Those that are known to be missed, and fail no run: a sentence that fits into a segment is never cut, and all of it
+#: is encoded before it is heard (docs/operation.md, "How texts are scheduled").
+KNOWN_MISSES = frozenset({"first_audio_ratio_60s_long_first"})
 
 
 @dataclass(frozen=True)
@@ -603,7 +610,8 @@ def tell(part: str, figures: Figures) -> None:
     for name, value in figures.items():
         limits = [f"at most {AT_MOST[name]:g}"] if name in AT_MOST else []
         limits += [f"at least {AT_LEAST[name]:g}"] if name in AT_LEAST else []
-        verdict = f"{'MISSED' if missed(name, value) else 'met'}: {limits[0]}" if limits else ""
+        outcome = "met" if not missed(name, value) else "KNOWN MISS" if name in KNOWN_MISSES else "MISSED"
+        verdict = f"{outcome}: {limits[0]}" if limits else ""
         print(f"  {name:40} {value:>14.6g}  {verdict}".rstrip(), flush=True)
 
 
@@ -667,7 +675,7 @@ class Results:
 
 
 def run(bench: Bench, results: Results) -> bool:
-    """Measure what is not measured yet; whether all of it is as it must be."""
+    """Measure what is not measured yet; whether all of it is as it must be, or is known not to be."""
     well = True
     for part in bench.arguments.only:
         if part not in results.parts:
@@ -680,7 +688,8 @@ def run(bench: Bench, results: Results) -> bool:
                 well = False
                 continue
         tell(part, results.parts[part])
-        well = well and not any(missed(name, value) for name, value in results.parts[part].items())
+        misses = {name for name, value in results.parts[part].items() if missed(name, value)}
+        well = well and misses <= KNOWN_MISSES
     return well
 
 

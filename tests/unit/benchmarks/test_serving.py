@@ -57,6 +57,31 @@ def test_an_interrupted_run_goes_on(
         Results(path, {"voice": "joe/2"})
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "verdict"),
+    [
+        ("slowest_call_seconds_once", 0.14, "met: at most 0.15"),
+        ("slowest_call_seconds_once", 0.16, "MISSED: at most 0.15"),
+        ("beside_worst_ratio", 2.1, "MISSED: at most 2"),
+        ("first_audio_ratio_60s_long_first", 1.2, "met: at most 1.3"),
+        ("first_audio_ratio_60s_long_first", 1.56, "KNOWN MISS: at most 1.3"),
+    ],
+)
+def test_verdicts(
+    bench: Bench,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    value: float,
+    verdict: str,
+) -> None:
+    """The longest call and the worst wait count; what is known to miss is said, and fails no run."""
+    bench.arguments.only = ["calls"]
+    monkeypatch.setitem(serving.PARTS, "calls", lambda _: {name: value})
+    assert run(bench, Results(None, {})) == (not verdict.startswith("MISSED"))
+    assert capsys.readouterr().out.rstrip().endswith(f"  {verdict}")
+
+
 def test_a_part_that_fails_is_said_and_the_others_are_measured(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

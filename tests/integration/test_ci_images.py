@@ -134,14 +134,16 @@ def test_ci_says_what_this_machine_has_no_tool_for(machine: Path, made: Path) ->
     assert done.returncode == 0, done.stderr
     assert "lint-gateway" not in made.read_text()
     untested = [line for line in done.stderr.splitlines() if "NOT TESTED HERE" in line]
-    assert len(untested) == 3
-    assert all(any(tool in line for line in untested) for tool in ("promtool", "Chromium", "npm"))
+    tools = ("promtool", "Chromium", "npm", "jq", "grpcurl")
+    assert len(untested) == len(tools)
+    assert all(any(tool in line for line in untested) for tool in tools)
 
 
 @pytest.mark.usefixtures("made")
 def test_ci_installs_what_it_may_and_says_what_there_is_not_to_install(machine: Path) -> None:
     put(machine / "bin/id", "echo 0")
-    put(machine / "bin/npm", "exit 0")
+    for program in ("bin/npm", ".venv/bin/grpcurl"):
+        put(machine / program, "exit 0")
     put(machine / "bin/apt-get", 'case "$*" in *chromium*) exit 100;; esac')  # as on Ubuntu
     done = run(machine, "run")
     assert done.returncode == 0, done.stderr
@@ -150,12 +152,12 @@ def test_ci_installs_what_it_may_and_says_what_there_is_not_to_install(machine: 
     put(machine / "bin/apt-get", f'echo "$@" >> {asked}')
     done = run(machine, "run")
     assert (done.returncode, done.stderr) == (0, "")
-    assert {"prometheus", "chromium"} <= set(asked.read_text().split())
+    assert {"prometheus", "chromium", "jq"} <= set(asked.read_text().split())
 
 
 def test_ci_tests_everything_that_this_machine_has_a_tool_for(machine: Path, made: Path) -> None:
-    for program in ("npm", "promtool", "google-chrome"):
-        put(machine / "bin" / program, "exit 0")
+    for program in ("bin/npm", "bin/promtool", "bin/google-chrome", "bin/jq", ".venv/bin/grpcurl"):
+        put(machine / program, "exit 0")
     done = run(machine, "run")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""

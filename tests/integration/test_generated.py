@@ -90,6 +90,9 @@ BODIES = st.fixed_dictionaries(
         "response_format": st.sampled_from(["mp3", "opus", "aac", "flac", "wav", "pcm", "ogg"]),
         "stream_format": st.sampled_from(["audio", "sse", "json"]),
         "timestamps": st.booleans(),
+        "priority": st.sampled_from(["interactive", "bulk", "urgent"]),
+        # One that passes before anything is heard, and one that does not pass: in between, time would decide.
+        "deadline_seconds": st.sampled_from([1e-9, 3600.0, -1.0, 0.0, 1e9, float("nan")]),
     },
 )
 
@@ -171,9 +174,17 @@ def test_no_bytes_are_a_failure_over_grpc(channel: Any, content: bytes) -> None:
 @generated
 @given(body=BODIES)
 def test_no_body_is_a_failure_over_http(http: httpx.Client, body: dict[str, Any]) -> None:
-    answer = http.post(SPEECH, content=json.dumps(body))
-    assert answer.status_code in {200, 400, 404}, answer.text
-    assert answer.status_code == 200 or answer.json()["error"]["message"]
+    without = {name: value for name, value in body.items() if name != "stream_format"}
+    batch = {name: value for name, value in without.items() if name != "input"} | {"inputs": [body["input"]]}
+    for path, asked in ((SPEECH, body), ("/synthesize", without), (f"{SPEECH}/batch", batch)):
+        answer = http.post(path, content=json.dumps(asked))
+        status, told = answer.status_code, {} if answer.status_code == 200 else answer.json()
+        if asked is batch and status == 200:  # its one text has an outcome of its own
+            told = json.loads(answer.text)
+            status = told.get("status", 200)
+        assert status in {200, 400, 404, 504}, (path, answer.text)
+        assert status == 200 or told["error"]["message"]
+        assert status != 504 or "deadline_seconds" in body
 
 
 @pytest.mark.parametrize("output", ["ndjson", "zip"])

@@ -17,6 +17,8 @@ from vits_client import Client, InvalidRequestError, UnavailableError
 
 TEXT = "Hola, ¿cómo estás? Hoy es un buen día para salir a pasear. Adiós."
 
+needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+
 
 @pytest.fixture
 def client(server: Server) -> Iterator[Client]:
@@ -93,17 +95,23 @@ def test_say_with_captions(world: World, server: Server) -> None:
     assert captions[0].startswith("1\n00:00:00,")
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
-def test_serve_with_tls(world: World, tmp_path: Path) -> None:
-    certificate, key = tmp_path / "server.pem", tmp_path / "server.key"
+def self_signed(folder: Path, name: str) -> tuple[Path, Path]:
+    """A certificate that is its own authority, and its key."""
+    certificate, key = folder / f"{name}.pem", folder / f"{name}.key"
     subprocess.run(
         [
             "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1",
-            "-keyout", key, "-out", certificate, "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1",
+            "-keyout", key, "-out", certificate, "-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1",
         ],
         check=True,
         capture_output=True,
     )  # fmt: skip
+    return certificate, key
+
+
+@needs_openssl
+def test_serve_with_tls(world: World, tmp_path: Path) -> None:
+    certificate, key = self_signed(tmp_path, "localhost")
     with serving(world, "--grpc-tls-cert", str(certificate), "--grpc-tls-key", str(key)) as server:
         output = tmp_path / "hola.wav"
         world.vits(
@@ -126,3 +134,22 @@ def test_serve_with_tls(world: World, tmp_path: Path) -> None:
     refused = world.run(*VITS, "serve", "--http-port", "0", "--grpc-port", "0", "--grpc-tls-cert", "no.pem")
     assert refused.returncode == 2
     assert "--grpc-tls-key is missing" in refused.stderr
+
+
+@needs_openssl
+def test_serve_with_mtls(world: World, tmp_path: Path) -> None:
+    certificate, key = self_signed(tmp_path, "server")
+    own, own_key = self_signed(tmp_path, "client")
+    options = ("--grpc-tls-cert", certificate, "--grpc-tls-key", key, "--grpc-tls-client-ca", own)
+    with serving(world, *map(str, options)) as server:
+        url = f"grpcs://{server.grpc_address}"
+        for files in ((None, None), (certificate, key)):
+            with (
+                Client(
+                    url, root_certificates=certificate, certificate=files[0], key=files[1], timeout_seconds=5
+                ) as stranger,
+                pytest.raises(UnavailableError),
+            ):
+                stranger.speak("uno")
+        with Client(url, root_certificates=certificate, certificate=own, key=own_key) as friend:
+            assert friend.speak("uno").audio

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import itertools
 import json
 import re
@@ -14,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ import httpx_ws
 import numpy as np
 import openai
 import pytest
+import soundfile
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
@@ -32,6 +35,7 @@ from shared.audio import read_audio, to_pcm16
 from shared.protos.vits.synthesis.v1 import synthesis_pb2 as pb
 from shared.protos.vits.synthesis.v1.synthesis_pb2_grpc import SynthesisServiceStub
 from shared.text.segmentation import SENTENCE_PAUSE
+from tests.browser import new_page, opened_browser
 from tests.integration.served import ROOT, VITS, Server, World, serving, until
 
 TEXT = "Hola, ¿cómo estás?"
@@ -233,6 +237,27 @@ def test_windows_that_share_calls_sound_as_they_do_alone(
     assert float(metrics["vits_decoder_batch_windows_sum"]) > calls > 0
 
 
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed")
+def test_openvino_on_two_streams_sounds_alike_in_a_crowd(world: World, tmp_path: Path) -> None:
+    """What servers on x86 compute with; the other servers here have ONNX Runtime, and one stream."""
+    exported = World(tmp_path, tmp_path / "store")
+    exported.vits("export", str(world.root / "model"), "--name", "tiny", "--variants", "fp32-openvino")
+    texts = [f"un texto largo, que es el número {number}. " * (1 + number % 4) for number in range(8)]
+    options = ("--variant", "fp32-openvino", "--threads", "2", "--streams", "2")
+    with (
+        serving(exported, *options) as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as client,
+        grpc.insecure_channel(server.grpc_address) as channel,
+        ThreadPoolExecutor(len(texts)) as pool,
+    ):
+        doors = partial(pcm_over_http, client), partial(pcm_over_grpc, channel)
+        crowd = list(pool.map(lambda number: doors[number % 2](texts[number], 7), range(len(texts))))
+        for text, heard in zip(texts, crowd, strict=True):
+            assert [door(text, 7) for door in doors] == [heard, heard]
+        (voice,) = json.loads(server.get("/v1/audio/voices"))["voices"]
+        assert voice["variant"] == "fp32-openvino"
+
+
 def test_grpc_health_reflection_and_deadline(server: Server, channel: grpc.Channel) -> None:
     health = health_pb2_grpc.HealthStub(channel)
     service = "vits.synthesis.v1.SynthesisService"
@@ -309,6 +334,19 @@ def test_metrics(server: Server, client: openai.OpenAI, channel: grpc.Channel) -
     assert after["vits_requests_in_flight"] == 0
     assert any('bentoml_service_request_total{endpoint="/v1/audio/speech"' in name for name in after)
     assert any('service_name="vits-synthesis"' in name for name in after)
+
+
+def test_promtool_accepts_our_metrics(server: Server, client: openai.OpenAI) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed (Debian package 'prometheus')")
+    pcm_over_http(client, TEXT, 1)
+    ours = re.findall(r"^(?:# (?:HELP|TYPE) )?vits_.*\n", server.get("/metrics"), re.MULTILINE)
+    assert any(line.startswith("vits_first_audio_seconds_count") for line in ours)
+    checked = subprocess.run(
+        [promtool, "check", "metrics"], input="".join(ours), capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 def test_paths_that_are_not_served_make_no_metrics_of_their_own(server: Server) -> None:
@@ -572,6 +610,20 @@ def test_our_page_is_at_the_root_and_nothing_from_outside(server: Server) -> Non
     page = server.get("/")
     assert 'id="spectrogram"' in page
     assert "https://" not in page
+
+
+def test_a_browser_gets_audio(server: Server, client: openai.OpenAI) -> None:
+    with opened_browser() as browser:
+        page, complaints = new_page(browser, f"{server.url}/")
+        page.get_by_label("Text", exact=True).fill(TEXT)
+        page.get_by_label("Seed", exact=True).fill("7")
+        page.keyboard.press("Control+Enter")
+        with page.expect_download() as download:
+            page.get_by_role("link", name="Download WAV").click()
+        samples, rate = soundfile.read(download.value.path(), dtype="int16")
+        assert complaints == []
+    assert rate == 16000
+    assert samples.tobytes() == pcm_over_http(client, TEXT, 7)
 
 
 def test_tokens_hold_at_both_doors(world: World) -> None:

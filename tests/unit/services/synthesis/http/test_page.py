@@ -128,15 +128,17 @@ def test_in_a_browser(app: Starlette, fake: FakeSpeaker, browser: Any) -> None:
             7,
             2.0,
         )
-        assert "seed 7" in page.locator("#status").inner_text()
+        # Found as a screen reader finds it, here and below.
+        status = page.get_by_role("status").and_(page.locator("[aria-live=polite]"))
+        assert "seed 7" in status.inner_text()
         assert page.locator("#words span").all_inner_texts() == TEXT.split()
 
         # What is drawn is not one colour, and what is downloaded is what was spoken.
-        for name in ("waveform", "spectrogram", "timing"):
-            colours = page.evaluate(
-                f"""() => {{ const canvas = document.getElementById('{name}');
+        for name in ("Waveform", "Spectrogram", "Word timing"):
+            colours = page.get_by_role("img", name=name).evaluate(
+                """(canvas) => {
                 const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
-                return new Set(new Uint32Array(data.buffer)).size; }}"""
+                return new Set(new Uint32Array(data.buffer)).size; }"""
             )
             assert colours > 1, name
         with page.expect_download() as download:
@@ -158,6 +160,7 @@ def test_in_a_browser(app: Starlette, fake: FakeSpeaker, browser: Any) -> None:
         page.get_by_label("Text", exact=True).fill("mute")
         page.get_by_role("button", name="Speak").click()
         until(page, "document.getElementById('error').textContent === 'nothing to say'")
+        assert page.get_by_role("alert").inner_text() == "nothing to say"
         assert [text for text in complaints if "400" not in text] == []
 
 

@@ -92,6 +92,7 @@ class SynthesisService:
             threads=settings.threads,
             streams=settings.streams,
             memory=default_cache(),
+            memory_bytes=settings.memory_bytes,
             tell=runtime.widen,
         )
         shelf = VoiceShelf(

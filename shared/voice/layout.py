@@ -43,6 +43,7 @@ class Opening:
         streams: Computations at once; measured where 0.
         max_call_seconds: Several streams are not taken if one of their calls lasts longer.
         memory: A folder with files that remember what was measured; none where not given.
+        memory_bytes: Several streams are not tried where the voice would need more with them; 0 for no limit.
         tell: Told of the streams as soon as they are known.
     """
 
@@ -54,6 +55,7 @@ class Opening:
         streams: int = 0,
         max_call_seconds: float = 0.15,
         memory: Path | None = None,
+        memory_bytes: int = 0,
         tell: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._variant = variant
@@ -62,6 +64,7 @@ class Opening:
         self._max_call_seconds = max_call_seconds
         self._memory = memory / "layouts.json" if memory else None
         self._variants = memory / "variants.json" if memory else None
+        self._memory_bytes = memory_bytes
         self._tell = tell
         self._chosen: dict[Path, str] = {}
         if streams:
@@ -74,19 +77,23 @@ class Opening:
             self._tell(self._streams)
         return self._open(folder, self._streams)
 
-    def memory_of(self, folder: Path) -> int:
+    def memory_of(self, folder: Path, variant: str | None = None) -> int:
         """Bytes that a voice is taken to need if it is opened now; of streams that are not measured yet, for one.
+
+        Args:
+            folder: The voice folder.
+            variant: Which variant; where not given, the one that it is opened with.
 
         Raises:
             ModelError: It is not a voice folder.
             NotFoundError: The voice has no such variant.
         """
+        return self._needed(folder, variant, self._streams or self._remembered(folder) or 1)
+
+    def _needed(self, folder: Path, variant: str | None, streams: int) -> int:
         spec = VoiceSpec.read(folder)
-        return memory_of(
-            folder,
-            spec.variant(self._variant_of(folder, spec)),
-            self._streams or self._remembered(folder) or 1,
-        )
+        graphs = spec.variant(variant or self._variant_of(folder, spec))
+        return memory_of(folder, graphs, streams, speakers=spec.num_speakers)
 
     def _open(self, folder: Path, streams: int) -> Voice:
         variant = self._variant_of(folder, VoiceSpec.read(folder))
@@ -120,7 +127,7 @@ class Opening:
 
     def _choose(self, folder: Path) -> int:
         best, most = 1, 0.0
-        for streams in candidates(self._threads):
+        for streams in self._candidates(folder):
             voice = self._open(folder, streams)
             try:
                 speed, slowest = measure(voice, streams)
@@ -134,9 +141,18 @@ class Opening:
         remember(self._memory, self._key(folder), best)
         return best
 
+    def _candidates(self, folder: Path) -> list[int]:
+        """Numbers of streams worth trying for which there is memory; one stream in any case."""
+        tried = candidates(self._threads)
+        if self._memory_bytes:
+            fitting = [number for number in tried if self._needed(folder, None, number) <= self._memory_bytes]
+            return fitting or tried[:1]
+        return tried
+
     def _key(self, folder: Path) -> str:
         """What the layout depends on; a home folder may be that of several machines."""
-        return f"{folder.parent.name}/{folder.name} {self._variant} {self._threads} {cpu_model()}"
+        most = max(self._candidates(folder))
+        return f"{folder.parent.name}/{folder.name} {self._variant} {self._threads} {most} {cpu_model()}"
 
     def _remembered(self, folder: Path) -> int:
         streams = recall(self._memory).get(self._key(folder))

@@ -15,6 +15,8 @@ from shared.voice.spec import Variant
 #: the decoder's weights once for each width of window, laid out for its kernels; weights in int8 take no less then.
 COPIES = {"onnxruntime": 1.0, "openvino": 2.75}
 COPIES_OF_A_STREAM = {"onnxruntime": 0.0, "openvino": 1.0}
+#: Copies that each stream but one adds where it has a compilation of its own.
+COPIES_OF_A_COMPILATION = 0.8
 #: What a stream needs besides, whatever the voice's size.
 BYTES_OF_A_STREAM = 50 << 20
 #: Of these, what is left where an engine computes in half as many bits.
@@ -23,13 +25,14 @@ HALVED = 0.75
 GRAPHS = frozenset({".onnx", ".bin", ".data", ".xml"})
 
 
-def memory_of(folder: Path, variant: Variant, streams: int) -> int:
+def memory_of(folder: Path, variant: Variant, streams: int, *, speakers: int = 1) -> int:
     """Bytes of memory that a voice is taken to need.
 
     Args:
         folder: The voice folder; what counts is its largest set of graphs.
         variant: Which of its variants.
         streams: Computations at once. They were measured up to two; more are taken to need as much each.
+        speakers: How many the voice has. Of several, OpenVINO's streams cannot share what is compiled in int8.
     """
     sizes: dict[Path, int] = {}
     for path in folder.rglob("*"):
@@ -38,4 +41,6 @@ def memory_of(folder: Path, variant: Variant, streams: int) -> int:
     weights = max(sizes.values(), default=0)
     stream = BYTES_OF_A_STREAM + COPIES_OF_A_STREAM[variant.engine] * weights
     needed = COPIES[variant.engine] * weights + streams * stream
+    if variant.engine == "openvino" and variant.precision == "int8" and speakers > 1:
+        needed += (streams - 1) * COPIES_OF_A_COMPILATION * weights
     return int(needed * (HALVED if variant.arithmetic == "bf16" else 1))

@@ -68,6 +68,27 @@ def test_streams_are_measured_once_and_remembered(
     assert told == [best, best]
 
 
+def test_streams_for_which_there_is_no_memory_are_not_tried(
+    opened: list[tuple[str, int]], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So what is remembered fits at the next start as well; and with another limit it is measured anew."""
+    monkeypatch.setattr(layout, "memory_of", lambda _folder, _variant, streams, **_: 10 * streams)
+    monkeypatch.setattr(layout, "measure", lambda _, streams: (10.0 * streams, 0.1))
+
+    def started_with(memory_bytes: int) -> list[int]:
+        opened.clear()
+        opening = Opening(variant="fp32", threads=2, memory=tmp_path / "cache", memory_bytes=memory_bytes)
+        assert opening.memory_of(folder) <= max(10, memory_bytes)
+        opening(folder)
+        assert opening.memory_of(folder) <= max(10, memory_bytes)
+        return [streams for _, streams in opened]
+
+    assert started_with(15) == [1, 1], "cold"
+    assert started_with(15) == [1], "warm"
+    assert started_with(20) == [1, 2, 2]
+    assert started_with(5) == [1], "what does not fit at all is not for this to refuse"
+
+
 def test_machines_that_share_a_home_do_not_share_their_layouts(
     opened: list[tuple[str, int]], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,7 +136,8 @@ def test_what_a_voice_needs_is_asked_of_the_variant_and_the_streams_that_it_is_o
 ) -> None:
     asked: list[tuple[Variant, int]] = []
 
-    def needed(_folder: Path, variant: Variant, streams: int) -> int:
+    def needed(_folder: Path, variant: Variant, streams: int, *, speakers: int) -> int:
+        assert speakers == VoiceSpec.read(folder).num_speakers
         asked.append((variant, streams))
         return 10
 
@@ -128,6 +150,12 @@ def test_what_a_voice_needs_is_asked_of_the_variant_and_the_streams_that_it_is_o
     assert opened[-1] == ("quick", 4)
     opening.memory_of(folder)
     Opening(variant="auto", streams=2).memory_of(folder)
-    assert asked == [(variants["quick"], 1), (variants["quick"], 4), (variants["fp32"], 2)]
+    Opening(variant="auto", streams=2).memory_of(folder, "quick")
+    assert asked == [
+        (variants["quick"], 1),
+        (variants["quick"], 4),
+        (variants["fp32"], 2),
+        (variants["quick"], 2),
+    ]
     with pytest.raises(NotFoundError, match="no variant 'quik', did you mean 'quick'"):
         Opening(variant="quik").memory_of(folder)

@@ -76,6 +76,22 @@ def test_a_voice_is_taken_to_need_what_it_was_measured_to_hold(
     assert 0.94 * further < needed < 4 / 3 * further + 50
 
 
+@pytest.mark.parametrize(
+    ("name", "further"), [("int8", 55), ("int8-bf16", 44), ("fp32-openvino", 0), ("fp32", 0)]
+)
+def test_streams_of_several_speakers_in_int8_share_no_compilation(
+    tmp_path: Path, name: str, further: int
+) -> None:
+    """MB that two streams with a compilation each held more than two with one (Joe; docs/log.md, 2026-11-27)."""
+    graphs(tmp_path / "fp32", JOE)
+
+    def needed(streams: int, speakers: int) -> float:
+        return memory_of(tmp_path, variant(**VARIANTS[name]), streams, speakers=speakers) / MB
+
+    assert needed(1, 3) == needed(1, 1)
+    assert needed(2, 3) - needed(2, 1) == pytest.approx(further, rel=0.1)
+
+
 def test_the_largest_set_of_graphs_counts(tmp_path: Path) -> None:
     """One in int8 is small as a file, and not in memory."""
     graphs(tmp_path / "fp32", 100)

@@ -31,7 +31,7 @@ from shared.voice.voice import Plan, SpeechParameters
 
 logger = logging.getLogger("vits.voices")
 
-#: What a voice needs while it is measured, of what it needs to speak: it has one stream then, and one width of window.
+#: What a variant needs while it is measured, of what it needs to speak: it has one stream, and one width of window.
 MEASURED_SHARE = 0.5
 
 
@@ -77,6 +77,9 @@ OpenVoice = Callable[[Path], VoiceLike]
 #: Says which variant a folder is best opened with from now on, or nothing for now. It is given whether nobody
 #: disturbs the measurement.
 ChooseVariant = Callable[[Path, Callable[[], bool]], str | None]
+#: Says how many bytes a voice is taken to need, by its folder and one of its variants: the one that it is opened with
+#: where none is named.
+MemoryOf = Callable[[Path, str | None], int]
 
 
 @dataclass(eq=False)
@@ -140,7 +143,7 @@ class VoiceShelf:
         metrics: Told of what is loaded.
         default: Reference of the default voice, which is never unloaded; empty for the newest at the time of
             the first request.
-        memory_of: Says how many bytes a voice is taken to need, by its folder; none where not given.
+        memory_of: Says how many bytes a voice is taken to need; none where not given.
         memory_bytes: What the voices together may need; 0 for no limit.
         lexicons: A folder with a lexicon ``<voice>.json`` or ``<voice>.tsv`` for each voice that has one.
         forget: Called with the `LoadedVoice.key` of what was unloaded.
@@ -154,7 +157,7 @@ class VoiceShelf:
         metrics: Metrics,
         *,
         default: str = "",
-        memory_of: Callable[[Path], int] = lambda _: 0,
+        memory_of: MemoryOf = lambda _folder, _variant: 0,
         memory_bytes: int = 0,
         lexicons: Path | None = None,
         forget: Callable[[str], None] = lambda _: None,
@@ -196,7 +199,7 @@ class VoiceShelf:
         Raises:
             NotFoundError: There is no such voice.
             UserError: The reference is malformed.
-            ModelError: The voice cannot be used, or is larger than the memory for voices.
+            ModelError: The voice cannot be used, or needs more memory than the default voice leaves.
             StoreError: The store failed.
             OverloadedError: The voices that are speaking leave no room for it.
         """
@@ -314,7 +317,7 @@ class VoiceShelf:
         self._load_goes_on = True
         try:
             folder = self.registry.fetch(version)
-            self._make_room(self._memory_of(folder), version, beyond=beyond)
+            self._make_room(self._memory_of(folder, None), version, beyond=beyond)
             loaded = self._open(version, folder)
         finally:
             self._load_goes_on = False
@@ -332,7 +335,7 @@ class VoiceShelf:
         try:
             lexicon = self._lexicon(version.name, voice)
             voice.warm_up()
-            size = self._memory_of(folder)
+            size = self._memory_of(folder, None)
         except Exception:
             voice.close()
             raise
@@ -353,10 +356,15 @@ class VoiceShelf:
         limit = self._memory_bytes
         if not limit:
             return
-        if size > limit:
+        with self._lock:
+            default = self._loaded.get(self._resolved.get("", ""))
+        # The default leaves for nobody but what is to take its own place.
+        staying = default.size if default and not beyond else 0
+        if staying + size > limit:
+            beside = f" beside the {staying >> 20} MB of the default voice" if staying else ""
             raise ModelError(
-                f"Voice {version.reference} needs about {size >> 20} MB, and the voices may use {limit >> 20} MB "
-                "together. Give the server more memory, and say so with --memory."
+                f"Voice {version.reference} needs about {size >> 20} MB{beside}, and the voices may use "
+                f"{limit >> 20} MB together. Give the server more memory, and say so with --memory."
             )
         self._wait_for_memory(size)
         with self._lock:
@@ -366,7 +374,7 @@ class VoiceShelf:
                 for reference, loaded in self._loaded.items()
                 if not loaded.leases and reference != kept
             ]
-            needed = sum(loaded.size for loaded in self._loaded.values()) + size - limit
+            needed = self._held() + size - limit
             leaving: list[LoadedVoice] = []
             for loaded in sorted(idle, key=lambda loaded: loaded.used):
                 if sum(gone.size for gone in leaving) >= needed:
@@ -385,10 +393,14 @@ class VoiceShelf:
     def _wait_for_memory(self, size: int) -> None:
         """Wait until a measurement has given up, if there is no room for both."""
         with self._lock:
-            needed = sum(loaded.size for loaded in self._loaded.values()) + self._measuring + size
+            needed = self._held() + self._measuring + size
         if self._measuring and needed > self._memory_bytes:
             with self._settling:
                 pass
+
+    def _held(self) -> int:
+        """Bytes that the voices in memory are taken to need, those included that only who speaks still has."""
+        return sum(loaded.size for loaded in [*self._loaded.values(), *self._replaced])
 
     # ----------------------------------------------------------------------------------------------- leaving
 
@@ -545,15 +557,18 @@ class VoiceShelf:
                 self._measuring = 0
 
     def _settle(self, old: LoadedVoice, choose: ChooseVariant, undisturbed: Callable[[], bool]) -> None:
-        measuring = int(len(usable_variants(old.voice.spec)) * old.size * MEASURED_SHARE)
+        sizes = [self._memory_of(old.folder, name) for name in usable_variants(old.voice.spec)]
+        # First all are measured side by side, then one of them, perhaps the largest, is opened to speak.
+        measuring = max(int(sum(sizes) * MEASURED_SHARE), *sizes)
         with self._lock:
-            most = measuring + sum(loaded.size for loaded in [*self._loaded.values(), *self._replaced])
+            most = self._held() + measuring
             fits = not self._memory_bytes or most <= self._memory_bytes
             self._measuring = measuring if fits else 0
         if not fits:
             old.settled = True
             logger.info(
-                "voice %s stays with variant %s: measuring all of them side by side takes %d MB, which are not there",
+                "voice %s stays with variant %s: with measuring all of them side by side, and the swap, the voices "
+                "would need %d MB, which are not there",
                 old.version.reference,
                 old.voice.variant,
                 most >> 20,

@@ -45,7 +45,7 @@ def names(shelf: VoiceShelf) -> set[str]:
     return {loaded.version.name for loaded in shelf._loaded.values()}
 
 
-def ten_bytes(_folder: Path) -> int:
+def ten_bytes(_folder: Path, _variant: str | None) -> int:
     """What every voice needs."""
     return 10
 
@@ -103,6 +103,42 @@ def test_a_voice_that_speaks_is_never_unloaded(registry: Registry, opener: Opene
 def test_a_voice_larger_than_the_budget_says_so(registry: Registry, opener: Opener, metrics: Metrics) -> None:
     with pytest.raises(ModelError, match="--memory"):
         VoiceShelf(registry, opener, metrics, memory_of=ten_bytes, memory_bytes=5).get()
+
+
+def test_a_voice_without_room_beside_the_default_says_so(
+    registry: Registry, opener: Opener, metrics: Metrics, tmp_path: Path
+) -> None:
+    """To come back later would help nobody. A newer version of the default itself takes its place."""
+    shelf = VoiceShelf(registry, opener, metrics, default="ana", memory_of=ten_bytes, memory_bytes=15)
+    shelf.get()
+    with pytest.raises(ModelError, match=r"beside the 0 MB of the default voice.*--memory"):
+        shelf.get("luis")
+    new = publish(registry, tmp_path, "ana", "three")
+    shelf.refresh()
+    assert shelf.get().version.id == new
+    assert value(metrics, "vits_voice_memory_bytes") == 10
+
+
+def test_a_variant_that_was_replaced_counts_while_somebody_speaks_with_it(
+    registry: Registry, opener: Opener, metrics: Metrics
+) -> None:
+    shelf = VoiceShelf(
+        registry,
+        opener,
+        metrics,
+        default="ana",
+        memory_of=ten_bytes,
+        memory_bytes=25,
+        choose=lambda _folder, _undisturbed: "quick",
+    )
+    speaking = shelf.lease()
+    opener.variant = "quick"
+    shelf.settle(lambda: True)
+    with pytest.raises(OverloadedError, match="no room"):
+        shelf.get("luis")
+    shelf.release(speaking)
+    shelf.get("luis")
+    assert names(shelf) == {"ana", "luis"}
 
 
 def test_the_default_voice_stays_when_another_is_published(
@@ -252,7 +288,7 @@ def test_a_load_does_not_wait_for_a_measurement(make_speaker: MakeSpeaker) -> No
 def test_a_load_waits_for_the_memory_of_a_measurement_which_gives_up(
     registry: Registry, opener: Opener, metrics: Metrics
 ) -> None:
-    """Two voices and one measurement, which takes half as much, do not fit; any two of them do."""
+    """Two voices and one measurement, or swap, do not fit; any two of them do."""
     measuring = threading.Event()
     loaded_meanwhile: list[int] = []
 
@@ -278,20 +314,44 @@ def test_a_load_waits_for_the_memory_of_a_measurement_which_gives_up(
     shelf.close()
 
 
-def test_variants_are_not_measured_where_memory_is_short(
-    registry: Registry, opener: Opener, metrics: Metrics
+@pytest.mark.parametrize(
+    ("others", "memory_bytes", "measured"),
+    [
+        ([20], 29, 0),  # the swap: 10 that speak, and 20
+        ([20], 30, 1),
+        ([16, 16], 30, 0),  # the measurement: 10 that speak, and half of 42
+        ([16, 16], 31, 1),
+    ],
+)
+def test_variants_are_not_measured_where_there_is_no_room_for_them(
+    registry: Registry,
+    opener: Opener,
+    metrics: Metrics,
+    monkeypatch: pytest.MonkeyPatch,
+    others: list[int],
+    memory_bytes: int,
+    measured: int,
 ) -> None:
+    sizes = {"fp32": 10} | {f"larger-{number}": size for number, size in enumerate(others)}
+    monkeypatch.setattr("services.synthesis.voices.usable_variants", lambda _: list(sizes))
+    calls: list[Path] = []
+
+    def choose(folder: Path, _undisturbed: object) -> str:
+        calls.append(folder)
+        return "fp32"
+
     shelf = VoiceShelf(
         registry,
         opener,
         metrics,
         default="ana",
-        memory_of=ten_bytes,
-        memory_bytes=14,
-        choose=lambda *_: pytest.fail("measured"),
+        memory_of=lambda _folder, variant: sizes[variant or "fp32"],
+        memory_bytes=memory_bytes,
+        choose=choose,
     )
     shelf.get()
     shelf.settle(lambda: True)
+    assert len(calls) == measured
     assert shelf.get().settled
 
 

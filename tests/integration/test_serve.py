@@ -29,6 +29,7 @@ import soundfile
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
+from services.cli import main
 from services.synthesis.http.app import LIVE_PATH, PAGE_SERVER_PATH
 from services.synthesis.http.page import PAGE_FILES
 from shared.audio import read_audio, to_pcm16
@@ -241,7 +242,8 @@ def test_windows_that_share_calls_sound_as_they_do_alone(
 def test_openvino_on_two_streams_sounds_alike_in_a_crowd(world: World, tmp_path: Path) -> None:
     """What servers on x86 compute with; the other servers here have ONNX Runtime, and one stream."""
     exported = World(tmp_path, tmp_path / "store")
-    exported.vits("export", str(world.root / "model"), "--name", "tiny", "--variants", "fp32-openvino")
+    source, store = str(world.root / "model"), str(exported.store)
+    assert main(["export", source, "--name", "tiny", "--variants", "fp32-openvino", "--store", store]) == 0
     texts = [f"un texto largo, que es el número {number}. " * (1 + number % 4) for number in range(8)]
     options = ("--variant", "fp32-openvino", "--threads", "2", "--streams", "2")
     with (

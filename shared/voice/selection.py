@@ -83,16 +83,17 @@ def choose_variant(
         undisturbed: Asked before each call; as soon as it is not so any more, the measurement is given up.
 
     Returns:
-        Its name. A variant that fails is left out, and logged. None where the measurement was given up.
+        Its name. A variant that fails is left out, and logged. None where the measurement was given up, or where
+        every variant failed.
     """
     known = remembered_variant(folder, spec, threads=threads, cache=cache)
     if known:
         return known
     usable = usable_variants(spec)
     seconds = measure_variants(folder, spec, usable, threads=threads, undisturbed=undisturbed)
-    if seconds is None:
+    if not seconds:  # given up, or nothing could be measured: whatever is spoken with stays
         return None
-    fastest = min(seconds, key=lambda name: seconds[name], default=PORTABLE)
+    fastest = min(seconds, key=lambda name: seconds[name])
     recommended = recommended_variant(spec)
     if recommended in seconds and seconds[recommended] < seconds[fastest] * WORTH:
         fastest = recommended
@@ -102,8 +103,7 @@ def choose_variant(
             f"{name} {1000 * seconds[name]:.1f} ms" for name in sorted(seconds, key=lambda n: seconds[n])
         ),
     )
-    if seconds:
-        remember(cache, _key(folder, usable, threads), fastest)
+    remember(cache, _key(folder, usable, threads), fastest)
     return fastest
 
 

@@ -22,9 +22,10 @@ from shared.processor import cpu_features
 from shared.provenance import Provenance
 from shared.text import Tokens
 from shared.voice import SpeechParameters, Utterance, Voice, VoiceSpec
-from shared.voice.engine import GPU_PROVIDER, open_engine
+from shared.voice.engine import GPU_PROVIDER, open_engine, why_not
 from shared.voice.latents import Latents
 from shared.voice.openvino_engine import MOST_SHAPES, OpenVinoEngine, computed_constants
+from shared.voice.selection import choose_variant, measure_variants, usable_variants
 from shared.voice.spec import DecoderPlan, round_up
 from shared.voice.windows import plan_windows
 
@@ -225,6 +226,17 @@ def test_results_are_not_overwritten_by_the_next_call(deterministic: Exported) -
         "decoder", {"latents": np.zeros((1, 4, 9), dtype=np.float32), "speaker_id": np.zeros(1, np.int64)}
     )
     np.testing.assert_array_equal(first, kept)
+
+
+def test_every_variant_that_runs_here_is_timed(quantised: Exported) -> None:
+    """By these times a server changes its variant, and one that fails is left out of them with a warning alone."""
+    spec = VoiceSpec.read(quantised.folder)
+    runs = [name for name, variant in spec.variants.items() if why_not(variant) is None]
+    assert set(runs) >= {"fp32", "fp32-openvino", "int8", "int8-onnxruntime"}
+    seconds = measure_variants(quantised.folder, spec, runs, threads=1)
+    assert seconds is not None
+    assert seconds.keys() == set(runs)
+    assert choose_variant(quantised.folder, spec, threads=1, cache=None) in usable_variants(spec)
 
 
 def test_files_are_shared_between_variants(exported: Exported) -> None:

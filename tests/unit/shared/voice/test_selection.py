@@ -210,8 +210,17 @@ def test_a_variant_that_fails_is_left_out(
     times["int8"] = None
     assert choose_variant(tmp_path, spec, threads=2, cache=None) == "bf16"
     assert sorted(TimedEngine.closed) == ["bf16", "fp32", "int8"]
-    times.update(bf16=None, fp32=None)
-    assert choose_variant(tmp_path, spec, threads=2, cache=None) == "fp32"
+
+
+def test_where_every_variant_fails_nothing_is_chosen(
+    spec: VoiceSpec, cpu: set[str], times: dict[str, float | None], tmp_path: Path
+) -> None:
+    """What is spoken with stays: fp32 would be no wiser a choice, and all that is known is that none was timed."""
+    cpu.update(["avx512_bf16", "avx512_vnni"])
+    times.update(int8=None, bf16=None, fp32=None)
+    cache = tmp_path / "variants.json"
+    assert choose_variant(tmp_path, spec, threads=2, cache=cache) is None
+    assert remembered_variant(tmp_path, spec, threads=2, cache=cache) is None
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"x": 1', '{"x": 3}'])

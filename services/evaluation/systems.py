@@ -97,6 +97,8 @@ class VoiceSystem:
         ModelError: It is not a voice folder.
         NotFoundError: The voice has no such variant.
         RequestError: It has no such speaker.
+        EngineError: A computation failed.
+        MissingExtraError: Its texts cannot be read without an extra that is not installed.
     """
 
     kind = "voice"
@@ -114,6 +116,7 @@ class VoiceSystem:
         self._voice = Voice.open(folder, variant=variant, threads=threads)
         spec = self._voice.spec
         spec.speaker_id(speaker)
+        self._voice.warm_up()  # so that no sentence is timed with what is prepared for its length
         self.name = f"{name} ({variant})"
         self.language = None if spec.language == "und" else spec.language
         self._speaker, self._seed = speaker, seed

@@ -149,18 +149,21 @@ def voice_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         consent=None,
     ).write(folder)
 
-    def opened(folder: Path, *, variant: str, threads: int | None) -> SimpleNamespace:
+    def open_voice(folder: Path, *, variant: str, threads: int | None) -> SimpleNamespace:
         spec = VoiceSpec.read(folder)
         spec.variant(variant)
 
         def synthesize(text: str, *, speaker: str | None, seed: int) -> SimpleNamespace:
             pitch = 100 + 10 * spec.speaker_id(speaker) + seed
             script = SimpleNamespace(unknown=tuple(set(text) & {"ß"}))
+            assert opened.warm, "what is prepared for each length would be timed"
             return SimpleNamespace(samples=tone(pitch), sampling_rate=RATE, script=script)
 
-        return SimpleNamespace(spec=spec, synthesize=synthesize)
+        opened = SimpleNamespace(spec=spec, synthesize=synthesize, warm=False)
+        opened.warm_up = lambda: setattr(opened, "warm", True)
+        return opened
 
-    monkeypatch.setattr(Voice, "open", opened)
+    monkeypatch.setattr(Voice, "open", open_voice)
     return folder
 
 

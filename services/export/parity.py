@@ -55,12 +55,19 @@ DECODER_FRAMES = 300
 #: Cases up to this length also run together, as a batch.
 LONGEST_IN_BATCH = 120
 
-#: Real sentences, as far as the voice's alphabet has them.
+#: The decoder is compared on the first frames of a batch: shorter rows end in them, longer ones go on.
+BATCH_FRAMES = 100
+
+#: Real sentences, as far as the voice's alphabet has them. The last has 199 characters: 399 tokens with blanks between.
 SENTENCES = (
     "Sí.",
     "Hola, ¿cómo estás?",
     "Por favor, marque la extensión de la persona con la que desea hablar.",
     "The quick brown fox jumps over the lazy dog.",
+    (
+        "ayer por la tarde, cuando ya no quedaba nadie en la plaza, el viejo relojero cerró su tienda, guardó "
+        "las llaves en el bolsillo y se fue andando hasta el río, donde lo esperaban sus hijos con la cena,"
+    ),
 )
 
 
@@ -223,14 +230,16 @@ class Parity:
 
     Attributes:
         cases: One by one, each run by itself.
-        batch: Largest absolute difference of each output of encoder and flow, run on a batch of the cases.
+        batch: Largest absolute difference of each graph's outputs, run on a batch of the cases.
         batch_duration_rounding: Of the batch's log-durations, what PyTorch's own fp32 differs from its float64;
             measured where it matters.
+        batch_rounding: The same of the batch's samples.
     """
 
     cases: Sequence[Figures]
     batch: Mapping[str, float]
     batch_duration_rounding: float = 0.0
+    batch_rounding: float = 0.0
 
     def bounded(self) -> list[tuple[str, str, float, float]]:
         """Every difference: of which case, of which output, how much, and its bound."""
@@ -239,7 +248,10 @@ class Parity:
             for row in self.cases
             for output, value in row.differences().items()
         ]
-        bounds = dict.fromkeys(OUTPUTS, TOLERANCE) | {"log_duration": allowed(self.batch_duration_rounding)}
+        bounds = dict.fromkeys(OUTPUTS, TOLERANCE) | {
+            "log_duration": allowed(self.batch_duration_rounding),
+            "waveform": allowed(self.batch_rounding),
+        }
         return rows + [
             ("a mixed batch", output, value, bounds[output]) for output, value in self.batch.items()
         ]
@@ -275,6 +287,8 @@ class Parity:
                 output: max(row.differences()[output] for row in self.cases) for output in OUTPUTS
             },
             "max_abs_difference_in_a_batch": dict(self.batch),
+            "batch_rounding": self.batch_rounding,
+            "batch_duration_rounding": self.batch_duration_rounding,
             "durations": {
                 "tokens": sum(row.tokens for row in self.cases),
                 "mismatches": sum(row.duration_mismatches for row in self.cases),
@@ -327,14 +341,16 @@ def compare(voice: Voice, expected: Reference, case: Case) -> Figures:
 
 
 def compare_batch(voice: Voice, cases: Sequence[Case], references: Sequence[Reference]) -> dict[str, float]:
-    """Run encoder and flow once on a batch of mixed lengths and speakers; each row against its reference.
+    """Run each graph once on a batch of mixed lengths and speakers; each row against its reference.
+
+    The decoder computes the reference's latents, the first `BATCH_FRAMES` and the halo that they hear.
 
     Returns:
         The largest absolute difference of each output, over all rows.
     """
     speaker_id = np.array([case.speaker_id for case in cases])
     tokens, frames = max(len(case.ids) for case in cases), max(ref.latents.shape[1] for ref in references)
-    B, D = len(cases), voice.spec.latent_channels
+    B, D, hop = len(cases), voice.spec.latent_channels, voice.spec.hop_length
     inputs: dict[str, NDArray[np.generic]] = {
         "input_ids": np.zeros((B, tokens), dtype=np.int64),
         "attention_mask": np.zeros((B, tokens), dtype=np.int64),
@@ -342,6 +358,7 @@ def compare_batch(voice: Voice, cases: Sequence[Case], references: Sequence[Refe
         "speaker_id": speaker_id,
     }
     sample, mask = np.zeros((B, D, frames), dtype=np.float32), np.zeros((B, 1, frames), dtype=np.float32)
+    start = np.zeros((B, D, BATCH_FRAMES + voice.spec.decoder.halo_frames), dtype=np.float32)
     for row, (case, expected) in enumerate(zip(cases, references, strict=True)):
         T, F = len(case.ids), expected.latents.shape[1]
         inputs["input_ids"][row, :T] = case.ids
@@ -350,18 +367,23 @@ def compare_batch(voice: Voice, cases: Sequence[Case], references: Sequence[Refe
         prior = expected.prior
         sample[row, :, :F] = expand_prior(prior.mean, prior.log_std, expected.durations, expected.prior_noise)
         mask[row, 0, :F] = 1
+        known = expected.latents[:, : min(DECODER_FRAMES, start.shape[2])]
+        start[row, :, : known.shape[1]] = known
     outputs = voice.engine.run("encoder", inputs)
     flow = {"prior_sample": sample, "frame_mask": mask, "speaker_id": speaker_id}
     latents = voice.engine.run("flow", flow)["latents"]
+    waveform = voice.engine.run("decoder", {"latents": start, "speaker_id": speaker_id})["waveform"]
 
-    worst = dict.fromkeys(("prior_mean", "prior_log_std", "log_duration", "latents"), 0.0)
+    worst = dict.fromkeys(("prior_mean", "prior_log_std", "log_duration", "latents", "waveform"), 0.0)
     for row, (case, expected) in enumerate(zip(cases, references, strict=True)):
         T, F = len(case.ids), expected.latents.shape[1]
+        S = min(F, BATCH_FRAMES) * hop
         found = {
             "prior_mean": difference(outputs["prior_mean"][row, :T], expected.prior.mean),
             "prior_log_std": difference(outputs["prior_log_std"][row, :T], expected.prior.log_std),
             "log_duration": difference(outputs["log_duration"][row, :T], expected.prior.log_duration),
             "latents": difference(latents[row, :, :F], expected.latents),
+            "waveform": difference(waveform[row, :S], expected.beginning[:S]),
         }
         worst = {name: float(np.maximum(worst[name], value)) for name, value in found.items()}
     return worst
@@ -449,10 +471,12 @@ def measure(
             step(case.name)
     short = [row for row, case in enumerate(cases) if len(case.ids) <= LONGEST_IN_BATCH]
     batch = compare_batch(voice, [cases[row] for row in short], [references[row] for row in short])
-    own = 0.0
+    durations = samples = 0.0
     if batch["log_duration"] > TOLERANCE:
-        own = max(duration_rounding(model, references[row], cases[row]) for row in short)
-    parity = Parity(figures, batch, own)
+        durations = max(duration_rounding(model, references[row], cases[row]) for row in short)
+    if batch["waveform"] > TOLERANCE:
+        samples = max(rounding(model, references[row], cases[row]) for row in short)
+    parity = Parity(figures, batch, durations, samples)
     failures = parity.failures()
     if failures:
         listed = "\n".join(f"  - {failure}" for failure in failures)

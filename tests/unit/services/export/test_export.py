@@ -48,7 +48,7 @@ TEXT = "la persona con la que desea hablar no se encuentra en este momento, por 
 
 def test_the_voice_agrees_with_torch(exported: Exported) -> None:
     report = json.loads((exported.folder / "report.json").read_text())["parity"]
-    assert {case["tokens"] for case in report["cases"]} >= {1, 2, 400}
+    assert {case["tokens"] for case in report["cases"]} >= {1, 2, 399, 400}
     assert max(report["max_abs_difference"].values()) < 1e-4
     assert max(report["max_abs_difference_in_a_batch"].values()) < 1e-4
     assert report["durations"]["tokens"] > 500

@@ -18,6 +18,7 @@ from services.export import parity
 from services.export.export import EXACT, describe
 from services.export.graphs import SIGNATURES, build_graph
 from services.export.parity import TOLERANCE, Case, Reference
+from shared.errors import QualityError
 from shared.modeling import load_model
 from shared.provenance import Provenance
 from shared.text import FrontEnd, Tokens
@@ -30,10 +31,7 @@ from shared.voice.windows import plan_windows
 from .conftest import Exported, MakeModel, decode_together
 
 #: 199 characters, and with the blanks between them 399 tokens.
-PARAGRAPH = (
-    "ayer por la tarde, cuando ya no quedaba nadie en la plaza, el viejo relojero cerró su tienda, guardó "
-    "las llaves en el bolsillo y se fue andando hasta el río, donde lo esperaban sus hijos con la cena,"
-)
+PARAGRAPH = parity.SENTENCES[-1]
 LENGTHS = (1, 2, 7, 39, 100, 199)
 
 
@@ -195,5 +193,36 @@ def test_every_kind_of_model_has_its_graphs(
     voice = Voice(spec, TorchEngine(load_model(folder)))
     monkeypatch.setattr(parity, "RANDOM_LENGTHS", (1, 7, 60))
     found = parity.measure(model, voice)
+    assert found.batch.keys() == set(parity.OUTPUTS) - {"voice"}
     assert {case.speaker_id for case in parity.choose_cases(model, front_end)} == set(range(num_speakers))
     assert max(found.batch.values()) <= TOLERANCE
+
+
+class Company(TorchEngine):
+    """A decoder whose rows hear one another."""
+
+    def run(self, graph: str, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        outputs = super().run(graph, inputs)
+        if graph == "decoder" and len(outputs["waveform"]) > 1:
+            outputs["waveform"] = outputs["waveform"] + outputs["waveform"][::-1]
+        return outputs
+
+
+def test_a_decoder_that_is_right_only_alone_is_found_out(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parity, "RANDOM_LENGTHS", (7, 60))
+    with exported.voice() as voice, pytest.raises(QualityError) as caught:
+        parity.measure(exported.model(), Voice(voice.spec, Company(exported.model())))
+    (line,) = str(caught.value).splitlines()[1:]
+    assert "a mixed batch: waveform differs by" in line
+
+
+def test_rounding_in_a_batch_is_allowed_and_reported() -> None:
+    figures = parity.Figures("x", 1, 1, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0.0)
+    batch = {"log_duration": 2e-4, "waveform": 3e-4}
+    assert len(parity.Parity([figures], batch).failures()) == 2
+    found = parity.Parity([figures], batch, 6e-5, 8e-5)
+    assert found.failures() == []
+    said = found.to_json()
+    assert (said["batch_duration_rounding"], said["batch_rounding"]) == (6e-5, 8e-5)

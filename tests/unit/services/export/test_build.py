@@ -231,6 +231,19 @@ def test_too_few_words_are_told_before_anything_is_made(bench: Bench, tmp_path: 
     assert list(bench.output.iterdir()) == []
 
 
+def test_a_cache_that_cannot_be_written_is_told_before_anything_is_made(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("VITS_CACHE", str(tmp_path / "file/cache"))
+    bench.output = tmp_path / "voice"
+    bench.output.mkdir()
+    with pytest.raises(UserError, match=r"file/cache/export cannot be written .* set VITS_CACHE"):
+        bench.build(language="es")
+    assert list(bench.output.iterdir()) == []
+    bench.build(language="es", variants=("fp32-openvino",))  # which needs none
+
+
 def test_fp16_is_judged_where_there_is_a_gpu_and_else_said_to_be_ungated(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -201,6 +201,12 @@ def test_a_transcript_may_hold_any_character(voice: Path, tmp_path: Path) -> Non
 
 def test_the_report_says_how_it_came_about(voice: Path, tmp_path: Path) -> None:
     report = run(voice, FakeJudges(identity={"dnsmos": "speechmos 1.0"}), tmp_path / "cache")
+def test_a_cache_that_cannot_be_written_is_named(voice: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/cache cannot be written .* set VITS_CACHE"):
+        run(voice, FakeJudges(), tmp_path / "file/cache")
+
+
     about = report.to_json()["about"]
     assert about["judges"] == {"dnsmos": "speechmos 1.0"}
     assert about["computed_by"].keys() == {"onnxruntime", "openvino", "cpu", "cpu_features"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import sys
 from collections.abc import Collection
@@ -32,7 +34,7 @@ from services.export.quantization.search import (
     within,
 )
 from services.export.sentences import Line
-from shared.errors import ModelError
+from shared.errors import ModelError, UserError
 from shared.voice import Voice
 from tests.unit.services.export.conftest import SENTENCES, Exported
 
@@ -234,6 +236,25 @@ def test_calibration_goes_on_where_it_stopped(
 
 
 def test_every_speaker_is_probed(stochastic: Exported) -> None:
+def test_a_cache_that_cannot_be_written_is_named(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = exported.folder / "fp32/decoder.onnx"
+    (tmp_path / "file").touch()
+    with exported.voice() as voice:
+        with pytest.raises(UserError, match=r"file/calibration-.* cannot be written .* set VITS_CACHE"):
+            calibrate(voice, path, SENTENCES, cache=tmp_path / "file")
+
+        def full(*_: object, **__: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr("numpy.savez", full)
+        with pytest.raises(UserError, match=r"calibration-.* cannot be written \(No space.* set VITS_CACHE"):
+            calibrate(voice, path, SENTENCES, cache=tmp_path / "cache")
+    with pytest.raises(UserError, match=r"file cannot be written .* set VITS_CACHE"):
+        recipe._Remembered(tmp_path / "file/damage.json")["layer"] = 1.0
+
+
     pytest.importorskip("openvino")
     path = stochastic.folder / "fp32/decoder.onnx"
     with stochastic.voice() as voice:

@@ -185,6 +185,7 @@ def _searched(
         "damage_db": damage,
         "curve": curve,
         "timed_beside": list(rests),
+        "computed_by": computed_by(),
         "layers": [asdict(finding) for finding in findings],
     }
 

@@ -36,6 +36,7 @@ from services.export.quantization.search import (
 from services.export.sentences import Line
 from shared.errors import ModelError, UserError
 from shared.voice import Voice
+from shared.voice.engine import computed_by
 from tests.unit.services.export.conftest import SENTENCES, Exported
 
 
@@ -235,7 +236,6 @@ def test_calibration_goes_on_where_it_stopped(
         np.testing.assert_array_equal(samples, resumed.samples[tensor])
 
 
-def test_every_speaker_is_probed(stochastic: Exported) -> None:
 def test_a_cache_that_cannot_be_written_is_named(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,6 +255,7 @@ def test_a_cache_that_cannot_be_written_is_named(
         recipe._Remembered(tmp_path / "file/damage.json")["layer"] = 1.0
 
 
+def test_every_speaker_is_probed(stochastic: Exported) -> None:
     pytest.importorskip("openvino")
     path = stochastic.folder / "fp32/decoder.onnx"
     with stochastic.voice() as voice:
@@ -379,6 +380,19 @@ def test_an_int8_voice_speaks_like_fp32_from_a_quarter_of_the_weights(
     for kept in ("damage", "savings"):
         assert len(list((tmp_path / "cache").glob(f"{kept}-*.json"))) == 1
     assert made.record["int8_layers"]
+    assert made.record.keys() == {
+        "calibration",
+        "equalisation_alpha",
+        "budget_db",
+        "damage_db",
+        "curve",
+        "timed_beside",
+        "computed_by",
+        "layers",
+        "int8_layers",
+        "decoder_size_against_fp32",
+    }
+    assert made.record["computed_by"] == computed_by()
     assert {name: (v.engine, v.rest, v.gate) for name, v in made.variants.items()} == {
         "int8-bf16": ("openvino", "bf16", "ungated"),
         "int8": ("openvino", "fp32", "ungated"),

@@ -4,8 +4,8 @@ Every variant speaks the same held-out sentences as fp32, with the same noise. S
 both, and the differences are compared with `Limits`. Two judges of naturalness, because one alone passes bad
 models: decoders that DNSMOS finds equal lose a whole point of DistillMOS.
 
-A reference that nobody understands (random weights, a broken model) cannot be worse: the gate then says that
-it judged nothing, and that only speed was measured.
+A reference that nobody understands (random weights, a broken model, a weak recogniser) cannot be compared with: the
+gate then says that it judged nothing, and that only speed was measured.
 
 Shapes: S samples.
 """
@@ -152,11 +152,12 @@ class Verdict:
 
     def explain(self) -> str:
         """One line for people."""
-        if self.passed:
-            return f"{self.variant} passed the quality gate"
-        if not self.judged:
-            return f"{self.variant}: quality was not judged"
-        return f"{self.variant} failed the quality gate: {'; '.join(self.complaints)}"
+        if self.complaints:
+            what = "failed the quality gate" if self.judged else "is left out, quality unjudged"
+            return f"{self.variant} {what}: {'; '.join(self.complaints)}"
+        what = "passed the quality gate" if self.judged else "stays ungated, for quality was not judged"
+        figures = (f"{measure.name} {measure.value:.3f}" for measure in self.measures)
+        return f"{self.variant} {what}: {', '.join(figures)}"
 
 
 @dataclass(frozen=True)
@@ -277,6 +278,8 @@ def gate(
                 why_not = not_understood(rows[PORTABLE])
             for name in [] if why_not else judged[1:]:
                 rows[name] = scorer.rows(name, lines, step)
+        if why_not:
+            progress(why_not)
         times = time_variants(voices, lines[:TIMED_SENTENCES], progress)
         speed = {name: 1000 * sum(values) for name, values in times.items()}
         reference = [row.score for row in rows[PORTABLE]]
@@ -335,8 +338,9 @@ def not_understood(rows: Sequence[Row]) -> str:
     if rate <= INTELLIGIBLE_WER:
         return ""
     return (
-        f"{PORTABLE} itself cannot be understood (word error rate {rate:.0%}): an untrained or broken "
-        "model, or sentences of another language. Only speed was measured"
+        f"{PORTABLE} itself cannot be understood (word error rate {rate:.0%}): an untrained or broken model, sentences "
+        "of another language, or a language in which the recogniser is weak, as Whisper base is in many: then give a "
+        "better one with --recogniser. Only speed was measured"
     )
 
 

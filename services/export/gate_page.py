@@ -10,12 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.export.gate import GateReport, Heard, Measure, Verdict
-from services.export.report import add_to_report
+from services.export.report import REPORT_PAGE, add_to_report
 from shared.pages import sound_uri
 from shared.voice import VoiceSpec
 from shared.voice.selection import PORTABLE
-
-REPORT_PAGE = "report.html"
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a }
@@ -29,7 +27,7 @@ p.note { color: #555 }
 def settle(folder: Path, report: GateReport, *, title: str) -> VoiceSpec:
     """Leave in a voice folder the variants that passed, marked so, and the report; the others are taken out.
 
-    On what could not be judged nothing is taken out and nothing marked: it stays ``ungated``.
+    What could not be judged stays ``ungated``, unless it was measured to be no faster than what it would replace.
 
     Args:
         folder: The voice folder.
@@ -44,7 +42,7 @@ def settle(folder: Path, report: GateReport, *, title: str) -> VoiceSpec:
     for verdict in report.verdicts:
         if verdict.passed:
             variants[verdict.variant] = variants[verdict.variant].model_copy(update={"gate": "passed"})
-        elif verdict.judged:
+        elif verdict.complaints:
             del variants[verdict.variant]
     by_speed = sorted(
         (name for name in variants if name in report.milliseconds), key=report.milliseconds.__getitem__

@@ -9,6 +9,9 @@ from typing import Any
 
 REPORT_FILE = "report.json"
 
+#: The page that the gate makes of it, with players.
+REPORT_PAGE = "report.html"
+
 
 def add_to_report(folder: Path, sections: Mapping[str, Any]) -> None:
     """Add sections to a voice's ``report.json``, or replace them."""

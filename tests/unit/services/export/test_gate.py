@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,52 +32,19 @@ from services.export.gate import (
     speed_measure,
 )
 from services.export.gate_page import settle, write_page
+from services.export.progress import Progress
 from services.export.sentences import GATE_WORDS, Sentences, read_sentences, sentences_for, words
 from shared.errors import MissingExtraError, UserError
 from shared.text import FrontEnd
 from shared.text.script import plan_script
 from shared.voice import Voice, VoiceSpec
-from tests.unit.services.export.conftest import ALPHABET, Exported
+from tests.unit.services.export.conftest import ALPHABET, Exported, FakeJudges, opinions
 
 FRONT_END = FrontEnd.from_spec(
     {"kind": "characters", "vocab": {c: n for n, c in enumerate(ALPHABET)}, "add_blank": True}
 )
 SENTENCES = [f"la casa numero {word} de la calle" for word in ("uno", "dos", "tres", "cuatro")]
 FEW = Limits(words=20, log_spectral_distance=100.0)
-
-
-def opinions(samples: NDArray[np.float32]) -> tuple[float, float]:
-    """About 3 and 4 (MOS): of no use, but other samples have others."""
-    return 3 + float(np.abs(samples).mean()), 4 - float(np.abs(np.diff(samples)).mean())
-
-
-class FakeJudges:
-    """Scores by `opinions` alone; so many words of a sentence are misheard as it is told."""
-
-    def __init__(
-        self,
-        *,
-        wrong: int = 0,
-        missing: Mapping[str, str] | None = None,
-        identity: Mapping[str, str] | None = None,
-        heard_after: str = "",
-    ) -> None:
-        self.wrong = wrong
-        self.missing: Mapping[str, str] = missing or {}
-        self.identity: Mapping[str, str] = identity or {"dnsmos": "a fake"}
-        self.heard_after = heard_after
-        self.heard: list[str] = []
-
-    def score(self, samples: NDArray[np.float32], sampling_rate: int, text: str | None = None) -> Score:
-        assert text
-        self.heard.append(text)
-        count = len(text.split())
-        return Score(
-            len(samples) / sampling_rate,
-            *opinions(samples),
-            text + self.heard_after,
-            Errors(min(count, self.wrong), count),
-        )
 
 
 @pytest.fixture
@@ -94,7 +60,13 @@ def voice(stochastic: Exported, tmp_path: Path) -> Path:
     return folder
 
 
-def run(folder: Path, judges: FakeJudges, cache: Path, limits: Limits = FEW) -> GateReport:
+def run(
+    folder: Path,
+    judges: FakeJudges,
+    cache: Path,
+    limits: Limits = FEW,
+    progress: Progress | None = None,
+) -> GateReport:
     return gate(
         folder,
         [Candidate("twin")],
@@ -104,6 +76,7 @@ def run(folder: Path, judges: FakeJudges, cache: Path, limits: Limits = FEW) -> 
         cache=cache,
         threads=1,
         limits=limits,
+        progress=progress,
     )
 
 
@@ -139,6 +112,10 @@ def test_a_variant_is_heard_itself_as_every_speaker(voice: Path, tmp_path: Path,
     report = run(voice, FakeJudges(), tmp_path / "cache")
     dnsmos, distillmos, _, distance, _ = (measure.value for measure in report.verdict("twin").measures)
     np.testing.assert_allclose([dnsmos, distillmos], np.mean(changes, axis=0), rtol=1e-3)
+    for drop, change in zip(report.verdict("twin").measures[:2], np.transpose(changes), strict=True):
+        assert drop.low is not None
+        assert drop.high is not None
+        assert change.min() - 1e-6 <= drop.low < drop.value < drop.high <= change.max() + 1e-6
     assert distance == pytest.approx(np.mean([log_spectral_distance(*pair, rate) for pair in pairs]))
     assert report.about["speakers"] == "3 of 3"
     np.testing.assert_array_equal(report.heard[1].samples["twin"], pairs[1][1])
@@ -201,12 +178,6 @@ def test_a_transcript_may_hold_any_character(voice: Path, tmp_path: Path) -> Non
 
 def test_the_report_says_how_it_came_about(voice: Path, tmp_path: Path) -> None:
     report = run(voice, FakeJudges(identity={"dnsmos": "speechmos 1.0"}), tmp_path / "cache")
-def test_a_cache_that_cannot_be_written_is_named(voice: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"file/cache cannot be written .* set VITS_CACHE"):
-        run(voice, FakeJudges(), tmp_path / "file/cache")
-
-
     about = report.to_json()["about"]
     assert about["judges"] == {"dnsmos": "speechmos 1.0"}
     assert about["computed_by"].keys() == {"onnxruntime", "openvino", "cpu", "cpu_features"}
@@ -230,6 +201,12 @@ def test_a_cut_off_cache_is_mended(voice: Path, tmp_path: Path) -> None:
     assert judges.heard == []
 
 
+def test_a_cache_that_cannot_be_written_is_named(voice: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/cache cannot be written .* set VITS_CACHE"):
+        run(voice, FakeJudges(), tmp_path / "file/cache")
+
+
 def test_other_graphs_are_judged_anew(voice: Path, tmp_path: Path) -> None:
     run(voice, FakeJudges(), tmp_path / "cache")
     path = voice / "fp32/decoder.onnx"
@@ -242,9 +219,11 @@ def test_other_graphs_are_judged_anew(voice: Path, tmp_path: Path) -> None:
 
 
 def test_what_nobody_understands_is_not_judged(voice: Path, tmp_path: Path) -> None:
-    judges = FakeJudges(wrong=100)
-    report = run(voice, judges, tmp_path / "cache")
+    judges, said = FakeJudges(wrong=100), list[str]()
+    report = run(voice, judges, tmp_path / "cache", progress=Progress(said.append))
     assert "Only speed was measured" in report.why_not_judged
+    assert "--recogniser" in report.why_not_judged
+    assert report.why_not_judged in said
     verdict = report.verdict("twin")
     assert not verdict.passed
     assert [measure.name for measure in verdict.measures] == ["speed against fp32"]
@@ -361,7 +340,8 @@ def test_the_page_holds_players_and_verdicts(voice: Path, tmp_path: Path) -> Non
 
 
 def found(passed: bool, *, judged: bool = True) -> GateReport:
-    measure = Measure("DNSMOS change", 0.0, None, None, -0.05, passed=passed, complaint="DNSMOS drops")
+    name, complaint = ("DNSMOS change", "DNSMOS drops") if judged else ("speed against fp32", "no faster")
+    measure = Measure(name, 0.0, None, None, -0.05, passed=passed, complaint=complaint)
     verdict = Verdict("twin", "fp32", judged=judged, measures=(measure,))
     why = "" if judged else "fp32 itself cannot be understood"
     figures = {"dnsmos": 3.0, "distillmos": 4.0, "wer": 0.1}
@@ -397,12 +377,27 @@ def test_what_was_not_judged_stays_ungated(voice: Path) -> None:
     assert "not judged" in (voice / "report.html").read_text(encoding="utf-8")
 
 
-def test_a_failure_is_told_whole() -> None:
-    measure = Measure(
-        "DNSMOS change", -0.2, None, None, -0.05, passed=False, complaint="DNSMOS drops by 0.200"
-    )
-    verdict = Verdict("int8", "fp32", judged=True, measures=(measure,))
-    assert verdict.explain() == "int8 failed the quality gate: DNSMOS drops by 0.200"
+def test_what_was_not_judged_and_is_no_faster_is_taken_out(voice: Path) -> None:
+    spec = settle(voice, found(passed=False, judged=False), title="t")
+    assert "twin" not in spec.variants
+    assert "twin" not in spec.recommended
+    assert VoiceSpec.read(voice) == spec
+
+
+@pytest.mark.parametrize(
+    ("judged", "passed", "told"),
+    [
+        (True, True, "int8 passed the quality gate: DNSMOS change -0.200, speed against fp32 1.500"),
+        (True, False, "int8 failed the quality gate: DNSMOS drops by 0.200"),
+        (False, True, "int8 stays ungated, for quality was not judged: speed against fp32 1.500"),
+        (False, False, "int8 is left out, quality unjudged: no faster"),
+    ],
+)
+def test_a_verdict_is_told_with_its_figures(judged: bool, passed: bool, told: str) -> None:
+    quality = Measure("DNSMOS change", -0.2, None, None, -0.05, passed, "DNSMOS drops by 0.200")
+    speed = Measure("speed against fp32", 1.5, 1.4, 1.6, 1.0, judged or passed, "no faster")
+    measures = (quality, speed) if judged else (speed,)
+    assert Verdict("int8", "fp32", judged, measures).explain() == told
 
 
 @pytest.mark.parametrize("tag", ["es", "es-419", "spa", "en-us", "eng"])

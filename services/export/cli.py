@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
 from services.export.formats import FORMATS
+from services.export.report import REPORT_FILE, REPORT_PAGE
 from shared.arguments import Parser
-from shared.errors import CorruptObjectError, NotFoundError, UserError
-from shared.folders import check_writable
+from shared.errors import CorruptObjectError, NotFoundError, QualityError, UserError
+from shared.folders import check_writable, writing
 from shared.languages import language_code
 from shared.manifests import check_name
 from shared.model_source import ModelSource, find_model
@@ -21,7 +24,11 @@ from shared.provenance import UNKNOWN_LICENCE, commercial_warning
 from shared.registry import Registry, Version
 from shared.store import Store, default_store_url, digest_file
 
+if TYPE_CHECKING:
+    from shared.voice import VoiceSpec
+
 OUTPUT_REMEDY = "give another --output"
+TEMPORARY_REMEDY = "make room there, or set TMPDIR to another folder"
 
 EPILOG = """\
 what it does:
@@ -100,7 +107,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="LIST",
         help="what to make, with commas between: fp32 (always made), fp32-openvino, bf16, int8, int8-bf16, "
         "int8-onnxruntime, fp16 "
-        "(default: all but fp16 that this machine runs; what it does not run is refused without --no-gate)",
+        "(default: all but fp16 that this machine runs; what it does not run is refused without --no-gate). If none of "
+        "them passes, the voice is published without them, and the exit code is 3",
     )
     add(
         "--no-gate",
@@ -162,17 +170,27 @@ def main(argv: Sequence[str]) -> int:
         check_writable(arguments.output, OUTPUT_REMEDY)
 
     # Built aside, so that what stops half-way leaves nothing that looks like a voice.
-    with tempfile.TemporaryDirectory(prefix="vits-export-") as temporary:
+    with writing(Path(os.environ.get("TMPDIR") or "/tmp"), TEMPORARY_REMEDY):  # noqa: S108
+        aside = tempfile.TemporaryDirectory(prefix="vits-export-")
+    with aside as temporary:
         folder = Path(temporary) / "voice"  # not the temporary folder itself, which only its owner may read
-        folder.mkdir()
-        write_voice(source, folder, arguments)
+        with writing(folder, TEMPORARY_REMEDY):
+            folder.mkdir()
+            spec = write_voice(source, folder, arguments)
+        page = next(name for name in (REPORT_PAGE, REPORT_FILE) if (folder / name).is_file())
         if arguments.output:
             copy_voice(folder, arguments.output)
-            print(f"Wrote the voice into {arguments.output}")
+            print(f"Wrote the voice into {arguments.output}; its figures are in {arguments.output / page}")
         if registry:
             version = publish_voice(registry, name, folder, source, lineage)
             print(f"Published {version.reference} in {registry.store.url}")
+            print(f"Its figures are in {where_to_read(registry.store, version, page)}")
             move_aliases(registry, version, aliases)
+    if arguments.variants and not set(arguments.variants) & set(spec.variants):
+        raise QualityError(
+            f"Of what --variants asked for ({', '.join(arguments.variants)}) nothing passed; the lines above say what "
+            f"failed and by how much. The voice has {', '.join(spec.variants)}"
+        )
     return 0
 
 
@@ -234,8 +252,19 @@ def move_aliases(registry: Registry, version: Version, aliases: Sequence[str]) -
         print(f"{version.name}@{alias} is now {version.id}")
 
 
-def write_voice(source: ModelSource, folder: Path, arguments: argparse.Namespace) -> None:
-    """Build a model's voice in a folder, a line for each step."""
+def where_to_read(store: Store, version: Version, file: str) -> str:
+    """Where a voice's file is, for people; of a bucket, how to come by it too."""
+    path = f"{version.prefix}/{file}"
+    if store.root:
+        return str(store.root / path)
+    return (
+        f"{store.address(path)}; 'vits voices copy {version.reference} ./copy --store {store.url}' puts it into "
+        f"./copy/{path}"
+    )
+
+
+def write_voice(source: ModelSource, folder: Path, arguments: argparse.Namespace) -> VoiceSpec:
+    """Build a model's voice in a folder, a line for each step; what its ``voice.json`` says."""
     from services.export.build import Wishes, build_voice  # here, so that --help does not wait for torch
     from services.export.progress import Terminal
 
@@ -249,6 +278,7 @@ def write_voice(source: ModelSource, folder: Path, arguments: argparse.Namespace
     spec = build_voice(source, folder, wishes, Terminal())
     listed = (f"{name} ({variant.gate})" for name, variant in spec.variants.items())
     print(f"The voice has {', '.join(listed)}")
+    return spec
 
 
 def write_other_format(source: ModelSource, arguments: argparse.Namespace) -> int:

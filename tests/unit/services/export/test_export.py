@@ -21,9 +21,11 @@ from onnx import numpy_helper
 from transformers import VitsModel
 
 from services import store_cli
-from services.export import cli, export, parity
+from services.export import build, cli, export, parity
+from services.export.build import Wishes, build_voice
 from services.export.cli import main
 from services.export.export import export_voice
+from services.export.progress import Progress
 from shared.errors import (
     CorruptObjectError,
     ModelError,
@@ -41,7 +43,7 @@ from shared.store import Store
 from shared.voice import VoiceSpec
 from shared.voice.noise import Stream, standard_normal
 
-from .conftest import Exported
+from .conftest import Exported, FakeJudges
 
 TEXT = "la persona con la que desea hablar no se encuentra en este momento, por favor espere."
 
@@ -194,8 +196,9 @@ def test_a_registered_model_hands_down_its_origin(deterministic: Exported, tmp_p
 def published(deterministic: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
     """A store with the model ``eva``, of which voices are made at once."""
 
-    def write(source: ModelSource, folder: Path, arguments: argparse.Namespace) -> None:
+    def write(source: ModelSource, folder: Path, arguments: argparse.Namespace) -> VoiceSpec:
         shutil.copytree(deterministic.folder, folder, dirs_exist_ok=True)
+        return VoiceSpec.read(folder)
 
     monkeypatch.setattr(cli, "write_voice", write)
     registry = Registry(Store.open(str(tmp_path / "store")))
@@ -203,10 +206,159 @@ def published(deterministic: Exported, tmp_path: Path, monkeypatch: pytest.Monke
     return registry
 
 
-def publish(registry: Registry, exported: Exported) -> None:
-    registry.publish(
+def publish(registry: Registry, exported: Exported) -> Version:
+    return registry.publish(
         "models", "eva", exported.model_folder, licence="CC0-1.0", sources=[], consent=None, lineage={}
     )
+
+
+class Builder:
+    """Stands for `build_voice`: remembers what was wished for, and writes a voice that was exported before."""
+
+    def __init__(self, voice: Exported) -> None:
+        self.voice = voice
+        self.asked: list[tuple[str | None, Wishes]] = []
+        self.reports: tuple[str, ...] = ()
+
+    def __call__(self, source: ModelSource, folder: Path, wishes: Wishes, progress: Progress) -> VoiceSpec:
+        self.asked.append((source.version.id if source.version else None, wishes))
+        shutil.copytree(self.voice.folder, folder, dirs_exist_ok=True)
+        for name in self.reports:
+            (folder / name).touch()
+        return VoiceSpec.read(folder)
+
+
+@pytest.fixture
+def builder(deterministic: Exported, monkeypatch: pytest.MonkeyPatch) -> Builder:
+    made = Builder(deterministic)
+    monkeypatch.setattr(build, "build_voice", made)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("options", "wishes"),
+    [
+        ("", Wishes()),
+        ("--no-gate", Wishes(judge=False)),
+        ("--variants bf16,fp32-openvino", Wishes(variants=("bf16", "fp32-openvino"))),
+        ("--language es --sentences lines.txt", Wishes(language="es", sentences=Path("lines.txt"))),
+        ("--recogniser whisper", Wishes(recogniser=Path("whisper"))),
+    ],
+)
+def test_what_is_typed_is_what_is_wished_for(
+    deterministic: Exported,
+    builder: Builder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: str,
+    wishes: Wishes,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("lines.txt").write_text("hola\n")
+    registry = Registry(Store.open(str(tmp_path / "store")))
+    model = publish(registry, deterministic)
+    registry.move_alias("models", "eva", "best", model.id)
+    publish(registry, deterministic)
+    command = ["--model", "eva@best", "--voice", "ana", "--store", registry.store.url, *options.split()]
+    assert main(command) == 0
+    assert builder.asked == [(model.id, wishes)]
+    assert registry.names("voices") == ["ana"]
+    assert registry.resolve("voices", "ana@latest").manifest.lineage["model"] == {
+        "name": "eva",
+        "version": model.id,
+    }
+
+
+@pytest.mark.parametrize("page", ["report.html", "report.json"])
+def test_where_the_figures_are_is_said(
+    deterministic: Exported,
+    builder: Builder,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    page: str,
+) -> None:
+    builder.reports = (page,)
+    output, store = tmp_path / "voice", Store.open(str(tmp_path / "store"))
+    command = [str(deterministic.model_folder), "--name", "eva", "--output", str(output)]
+    assert main([*command, "--store", store.url]) == 0
+    printed = capsys.readouterr().out
+    version = Registry(store).resolve("voices", "eva")
+    for path in (output / page, tmp_path / "store" / version.prefix / page):
+        assert path.is_file()
+        assert f"figures are in {path}" in printed
+    bucket = cli.where_to_read(Store.open("memory://voices"), version, page)
+    assert bucket == (
+        f"memory://voices/{version.prefix}/{page}; 'vits voices copy {version.reference} ./copy "
+        f"--store memory://voices' puts it into ./copy/{version.prefix}/{page}"
+    )
+
+
+def test_what_was_asked_for_by_name_and_did_not_pass_is_an_error_beside_the_voice(
+    deterministic: Exported, builder: Builder, tmp_path: Path
+) -> None:
+    store = Store.open(str(tmp_path / "store"))
+    command = [str(deterministic.model_folder), "--name", "eva", "--store", store.url, "--variants"]
+    assert main([*command, "bf16,int8"]) == 0  # one is there
+    assert len(Registry(store).versions("voices", "eva")) == 1
+    with pytest.raises(
+        QualityError, match=r"\(int8, int8-bf16\) nothing passed.*has fp32, fp32-openvino, bf16"
+    ):
+        main([*command, "int8,int8-bf16"])
+    version = Registry(store).resolve("voices", "eva@latest")
+    assert len(Registry(store).versions("voices", "eva")) == 2
+    assert "fp32/decoder.onnx" in {entry.path for entry in version.manifest.files}
+
+
+def test_a_full_disk_is_told_with_the_folder(
+    deterministic: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    command = [str(deterministic.model_folder), "--store", str(tmp_path / "store")]
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "build_voice", full)
+        with pytest.raises(UserError, match=r"vits-export-.*/voice cannot be written \(No space.*TMPDIR"):
+            main(command)
+    monkeypatch.setattr("tempfile.TemporaryDirectory", full)
+    monkeypatch.setenv("TMPDIR", "/full")
+    with pytest.raises(UserError, match=r"/full cannot be written \(No space.*TMPDIR"):
+        main(command)
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.usefixtures("no_exporter")
+def test_every_choice_is_in_the_report(
+    deterministic: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the model to a voice with every link in its place but the exporter and the judges."""
+    monkeypatch.setattr("shared.voice.engine.cpu_features", lambda: frozenset({"avx512_vnni"}))
+    monkeypatch.setenv("VITS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(build, "Judges", lambda **_: FakeJudges(wrong=100))
+    monkeypatch.setattr(parity, "RANDOM_LENGTHS", (7,))
+    folder = tmp_path / "voice"
+    folder.mkdir()
+    source = ModelSource(deterministic.model_folder, "eva", Provenance(), None)
+    wishes = Wishes(variants=("int8-onnxruntime",), language="es")
+    spec = build_voice(source, folder, wishes)
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    assert report.keys() == {"schema_version", "parity", "parity_of_variants", "quantisation", "gate"}
+    assert report["parity"].keys() >= {"versions", "tolerance", "max_abs_difference", "durations", "cases"}
+    assert report["quantisation"].keys() == {
+        "sentences",
+        "calibration",
+        "equalisation_alpha",
+        "search",
+        "int8_layers",
+        "decoder_size_against_fp32",
+    }
+    assert report["quantisation"]["calibration"].keys() == {"sentences", "seconds", "seed", "percentile"}
+    assert report["gate"].keys() >= {"judged", "why_not_judged", "about", "limits", "reference", "variants"}
+    assert report["gate"]["about"]["computed_by"]["cpu_features"] == "avx512_vnni"
+    (speed,) = report["gate"]["variants"]["int8-onnxruntime"]["measures"]
+    assert (speed["name"], report["gate"]["judged"]) == ("speed against fp32", False)
+    assert ("int8-onnxruntime" in spec.variants) == speed["passed"]
+    assert (folder / "report.html").is_file()
 
 
 def export_if_new(registry: Registry, *options: str) -> list[str]:

@@ -68,7 +68,7 @@ def speak(
 def agree(spoken: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
     assert spoken.shape == expected.shape
     assert np.abs(expected).max() > 1e-3, "silence would agree with anything"
-    np.testing.assert_allclose(spoken, expected, atol=1e-3)
+    np.testing.assert_allclose(spoken, expected, atol=1e-4)
 
 
 @pytest.fixture(scope="module")

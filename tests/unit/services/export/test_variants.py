@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from services.export.export import EXACT, VARIANTS, export_voice
-from services.export.graphs import OPSET, SIGNATURES, export_fp16
+from services.export.graphs import OPSET, SIGNATURES, build_graph, export_fp16
 from shared.errors import EngineError, ModelError, NotFoundError
 from shared.processor import cpu_features
 from shared.provenance import Provenance
@@ -299,23 +299,28 @@ def test_a_failed_computation(deterministic: Exported) -> None:
         )
 
 
-def test_fp16_graphs_are_half_as_large_and_nearly_the_same(make_model: MakeModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize("graph", ["flow", "decoder"])
+def test_fp16_graphs_are_half_as_large_and_nearly_the_same(
+    make_model: MakeModel, tmp_path: Path, graph: str
+) -> None:
     """Computed here on the CPU, which is slow and proves the arithmetic; `gpu` tests run the variant itself."""
-    from shared.modeling import load_model
-
-    folder = make_model(num_speakers=3, speaker_embedding_size=3)
-    model = load_model(folder)
-    export_fp16("decoder", model, tmp_path / "decoder.onnx")
-    weights = onnx.load(tmp_path / "decoder.onnx").graph.initializer
-    assert sum(t.data_type == onnx.TensorProto.FLOAT16 for t in weights) > len(weights) / 2
-    latents = np.random.default_rng(0).standard_normal((2, 4, 20), dtype=np.float32)
-    session = onnxruntime.InferenceSession(tmp_path / "decoder.onnx", providers=["CPUExecutionProvider"])
-    (found,) = session.run(["waveform"], {"latents": latents, "speaker_id": np.array([0, 2])})
     import torch
 
-    speakers = model.embed_speaker(torch.tensor([0, 2])).unsqueeze(-1)
+    from shared.modeling import load_model
+
+    model = load_model(make_model(num_speakers=3, speaker_embedding_size=3))
+    path = tmp_path / f"{graph}.onnx"
+    export_fp16(graph, model, path)
+    weights = onnx.load(path).graph.initializer
+    assert sum(t.data_type == onnx.TensorProto.FLOAT16 for t in weights) > len(weights) / 2
+    latents = np.random.default_rng(0).standard_normal((2, 4, 20), dtype=np.float32)
+    mask = (np.arange(20) < np.array([[[20]], [[13]]])).astype(np.float32)
+    every = {"latents": latents, "prior_sample": latents, "frame_mask": mask, "speaker_id": np.array([0, 2])}
+    inputs = {name: every[name] for name in SIGNATURES[graph][0]}
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, inputs)
     with torch.no_grad():
-        expected = model.decoder(torch.tensor(latents), speakers)[:, 0].numpy()
+        expected = build_graph(graph, model)(*(torch.tensor(value) for value in inputs.values())).numpy()
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=5e-3)
 

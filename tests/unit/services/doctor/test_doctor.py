@@ -241,7 +241,7 @@ def test_a_check_that_breaks_keeps_no_other_from_being_run() -> None:
 def test_a_users_mistake_is_no_bug(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VITS_CACHE", "s3://bucket/cache")
     (found,) = cli.run({"disk": cli.checks(cli.parser().parse_args([]))["disk"]})
-    assert found.said.startswith("VITS_CACHE is 's3://bucket/cache'")
+    assert found.said.startswith("VITS_CACHE cannot be used: 's3://bucket/cache' is an address")
     assert found.remedy == "", "the error says what to do, and it is nothing to report"
 
 

@@ -374,10 +374,16 @@ class TrainingConfig(BaseModel):
     text_stage_learning_rate: float = Field(
         5e-4, gt=0, description="learning rate of the text stage, from which it falls to nothing"
     )
+    discriminator_start_step: int = Field(
+        0,
+        ge=0,
+        description="step of joint training from which there is a discriminator; before it the generator learns by "
+        "mel, divergence and duration losses alone, at a fraction of a step's time",
+    )
     frozen_discriminator_steps: int = Field(
         0,
         ge=0,
-        description="first steps of joint training, in which the discriminator judges and does not learn",
+        description="steps from there on in which the discriminator judges and does not learn",
     )
     alignment_noise: float = Field(
         0.0,
@@ -639,10 +645,11 @@ class TrainingConfig(BaseModel):
                 f"curriculum_epochs {self.curriculum_epochs} is not below num_train_epochs {self.num_train_epochs:g}: "
                 "the run would never see all recordings"
             )
-        if 0 < self.max_steps <= self.frozen_discriminator_steps:
+        if self.max_steps > 0 and self.judge_stands_still(self.max_steps):
             problems.append(
-                f"frozen_discriminator_steps {self.frozen_discriminator_steps} is not below max_steps "
-                f"{self.max_steps}: the discriminator would never learn"
+                f"frozen_discriminator_steps {self.frozen_discriminator_steps}, from discriminator_start_step "
+                f"{self.discriminator_start_step} on, do not end before max_steps {self.max_steps}: the discriminator "
+                "would never learn"
             )
         if self.frozen_discriminator_steps and self.train_from_scratch:
             problems.append(
@@ -663,6 +670,11 @@ class TrainingConfig(BaseModel):
             if self.frozen_modules(start) == set(MODULES)
         ]
         return problems
+
+    def judge_stands_still(self, joint: int) -> bool:
+        """Whether a discriminator that is to judge before it learns would not learn in so many joint steps."""
+        frozen = self.frozen_discriminator_steps
+        return frozen > 0 and self.discriminator_start_step + frozen >= joint
 
     def frozen_modules(self, step: int) -> set[str]:
         """What of the generator does not learn at a step of joint training, from 0."""

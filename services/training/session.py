@@ -209,10 +209,11 @@ def check_strategy(session: Session) -> None:
     """
     config, joint = session.config, session.plan.joint
     problems = []
-    if config.frozen_discriminator_steps >= joint:
+    if config.judge_stands_still(joint):
         problems.append(
-            f"frozen_discriminator_steps {config.frozen_discriminator_steps} is not below the "
-            f"{counted(joint, 'step')} of joint training: the discriminator would never learn"
+            f"frozen_discriminator_steps {config.frozen_discriminator_steps}, from discriminator_start_step "
+            f"{config.discriminator_start_step} on, do not end before the {counted(joint, 'step')} of joint training: "
+            "the discriminator would never learn"
         )
     epochs = joint * config.gradient_accumulation_steps / session.sampler.batches_per_epoch
     if config.curriculum and config.curriculum_epochs >= epochs:

@@ -190,13 +190,13 @@ class Steps:
         """The step of whatever stage this is."""
         if self.stage == "joint":
             return self.joint(seen, step)
-        losses = {"new_modules": self._new_modules, "reconstruction": self._repeated, "text": self._text}
+        losses = {"new_modules": self._unjudged, "reconstruction": self._repeated, "text": self._text}
         return self.alone(seen, step, losses[self.stage])
 
     def alone(
         self, seen: Sequence[Seen], step: int, losses_of: Callable[[Seen, int, int], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """A step before joint training: some of the generator learns, and no discriminator judges.
+        """A step without a discriminator: the generator learns, or some of it.
 
         The networks that are kept run as they will be used (dropout off): they are the teachers.
 
@@ -227,7 +227,8 @@ class Steps:
         exactly the step that one large batch would give, and no more than one micro-batch's graph is
         ever alive.
 
-        In the first ``frozen_discriminator_steps`` of the stage the discriminator judges and does not learn.
+        Before ``discriminator_start_step`` of the stage there is no discriminator, and in the
+        ``frozen_discriminator_steps`` from there on it judges and does not learn.
 
         Args:
             seen: The step's micro-batches.
@@ -236,13 +237,16 @@ class Steps:
         Returns:
             The losses, detached and still on the device: this process's share of the step's means.
         """
+        judged = step - self.first_step - self.config.discriminator_start_step
+        if judged < 0:
+            return self.alone(seen, step, self._unjudged)
         assert self.discriminator is not None  # noqa: S101 - the loop gives one to every joint stage
         assert self.discriminator_optimizer is not None  # noqa: S101
         parts = list(zip(seen, self._shares(seen), strict=True))
         totals: dict[str, Tensor] = {}
         output: TrainingOutput | None = None
 
-        if step - self.first_step >= self.config.frozen_discriminator_steps:
+        if judged >= self.config.frozen_discriminator_steps:
             self.discriminator.requires_grad_(True)
             for index, (part, shares) in enumerate(parts):
                 with torch.set_grad_enabled(len(parts) == 1):  # one micro-batch: its graph serves both steps
@@ -357,8 +361,8 @@ class Steps:
                 duration_noise=draws.duration_noise,
             )
 
-    def _new_modules(self, part: Seen, step: int, index: int) -> dict[str, Tensor]:
-        """The first stage's losses, by which what is new in the generator learns."""
+    def _unjudged(self, part: Seen, step: int, index: int) -> dict[str, Tensor]:
+        """The losses that need no discriminator: the first stage's, and joint training's before there is one."""
         return self._reconstruction(part, self._forward(part, step, index))
 
     def _repeated(self, part: Seen, step: int, index: int) -> dict[str, Tensor]:

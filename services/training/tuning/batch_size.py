@@ -190,8 +190,8 @@ def _measure_here(config: TrainingConfig, size: int) -> int:
     longest = sorted(session.train.examples, key=session.train.frames, reverse=True)
     chosen = [longest[at % len(longest)] for at in range(size)]
     steps = build_steps(session)
-    # Past its first steps, in which a discriminator that is frozen needs less.
-    first = steps.first_step + config.frozen_discriminator_steps
+    # Past its first steps, in which a discriminator that is frozen, or none, needs less.
+    first = steps.first_step + config.discriminator_start_step + config.frozen_discriminator_steps
     for number in range(first, first + 2):
         steps.joint(
             [Seen.of(session.train.collate(chosen), session.settings, session.accelerator.device)], number

@@ -21,8 +21,8 @@ TUNABLE = (
     "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm", "discriminator_max_grad_norm", "ema_decay",
     "per_device_train_batch_size", "gradient_accumulation_steps", "group_by_length", "weight_disc", "weight_gen",
     "weight_fmaps", "weight_kl", "weight_duration", "weight_mel", "kl_annealing_steps", "curriculum",
-    "curriculum_epochs", "curriculum_start", "frozen_discriminator_steps", "alignment_noise", "alignment_noise_steps",
-    "stft_discriminator",
+    "curriculum_epochs", "curriculum_start", "discriminator_start_step", "frozen_discriminator_steps",
+    "alignment_noise", "alignment_noise_steps", "stft_discriminator",
 )  # fmt: skip
 
 #: What is searched where no file says otherwise.

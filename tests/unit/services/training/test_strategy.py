@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from services.training import loop
-from services.training.config import TrainingConfig, resolve
+from services.training.config import MODULES, TrainingConfig, resolve
 from services.training.config_sources import load
 from services.training.dataset import Examples
 from services.training.loop import build_steps, freeze
@@ -76,6 +76,41 @@ def test_the_discriminator_judges_before_it_learns(make_config: MakeConfig, judg
         assert moved(generator, session.generator)
         assert float(losses["generator"]) > 0  # it judges all along
         assert ("discriminator" in losses) == learns
+
+
+def test_the_generator_learns_alone_before_there_is_a_discriminator(
+    make_config: MakeConfig, judged_model: Path
+) -> None:
+    """Nobody judges at first; then somebody who stands still; then somebody who learns."""
+    session = begun(
+        make_config(
+            model_name_or_path=str(judged_model), discriminator_start_step=2, frozen_discriminator_steps=1
+        )
+    )
+    steps = build_steps(session)
+    part = seen(session.train, 0, 1)
+    for step, (judges, learns) in enumerate([(False, False), (False, False), (True, False), (True, True)]):
+        generator, judge = weights(session.generator), weights(session.discriminator)
+        losses = steps.joint([part], step)
+        assert moved(generator, session.generator) == set(MODULES)
+        assert bool(moved(judge, session.discriminator)) == learns
+        assert ("generator" in losses) == ("feature_maps" in losses) == judges
+        assert ("discriminator" in losses) == learns
+        assert {"mel", "kl", "duration"} <= losses.keys()
+
+
+def test_without_a_discriminator_a_step_is_as_if_it_weighed_nothing(
+    make_trainee: Callable[..., Any], small_examples: Examples
+) -> None:
+    """The same gradient as in a step whose adversarial and feature-matching losses count for nothing."""
+    batches = [seen(small_examples, 0, 1), seen(small_examples, 2, 3)]
+    ends = []
+    for changes in ({"discriminator_start_step": 1}, {"weight_gen": 0.0, "weight_fmaps": 0.0}):
+        trainee = make_trainee(**changes)
+        trainee.steps.joint(batches, 0)
+        ends.append(weights(trainee.generator))
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("parts", [1, 2])
@@ -250,7 +285,8 @@ def test_everything_that_changes_with_the_step_goes_on_as_if_never_stopped(
         "curriculum_start": 0.5,
         "text_stage_steps": 3,
         "max_steps": 6,
-        "frozen_discriminator_steps": 3,
+        "discriminator_start_step": 1,
+        "frozen_discriminator_steps": 2,
         "freeze_schedule": {"decoder": [1, 4], "flow": [0, 2]},
         "alignment_noise": 0.5,
         "alignment_noise_steps": 5,
@@ -275,6 +311,10 @@ def test_everything_that_changes_with_the_step_goes_on_as_if_never_stopped(
     [
         ({"curriculum": "length", "num_train_epochs": 3}, "would never see all recordings"),
         ({"frozen_discriminator_steps": 9, "max_steps": 9}, "the discriminator would never learn"),
+        (
+            {"frozen_discriminator_steps": 4, "discriminator_start_step": 5, "max_steps": 9},
+            "from discriminator_start_step 5 on",
+        ),
         ({"frozen_discriminator_steps": 9, "train_from_scratch": True}, "drop one of them"),
         (
             {"freeze": ["flow"], "freeze_schedule": {"flow": [0, 3]}},
@@ -308,7 +348,7 @@ def test_a_contradiction_is_explained(make_config: MakeConfig, changes: dict[str
         (
             {"frozen_discriminator_steps": 8, "num_train_epochs": 2},
             {"num_train_epochs": 2.1},
-            "not below the 8 steps",
+            "do not end before the 8 steps",
         ),
     ],
     ids=["curriculum", "discriminator"],
@@ -342,6 +382,7 @@ def test_nothing_of_this_is_on_unless_asked_for() -> None:
     config = resolve({"model_name_or_path": "base", "dataset_name": "data"}, origin="the test")
     assert config.curriculum is None
     assert config.early_stopping_patience is None
-    assert config.frozen_discriminator_steps == config.alignment_noise == config.kl_annealing_steps == 0
+    assert config.discriminator_start_step == config.frozen_discriminator_steps == 0
+    assert config.alignment_noise == config.kl_annealing_steps == 0
     assert config.freeze_schedule == {}
     assert not config.stft_discriminator

@@ -14,7 +14,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.vits import modeling_vits
-from transformers.models.vits.modeling_vits import HifiGanResidualBlock, VitsEncoderLayer, VitsWaveNet
+from transformers.models.vits.modeling_vits import (
+    HifiGanResidualBlock,
+    VitsDilatedDepthSeparableConv,
+    VitsEncoderLayer,
+    VitsWaveNet,
+)
 
 from services.training import evaluation
 from services.training.checkpointing import enable_gradient_checkpointing
@@ -33,7 +38,7 @@ from services.training.steps import (
 )
 from services.training.tracking import Tracker
 from shared.modeling import TrainingOutput
-from shared.modeling.model import sequence_mask, slice_frames
+from shared.modeling.model import ResBlock2, sequence_mask, slice_frames
 
 WIDTH = 32
 LOSSES = {"discriminator", "mel", "kl", "duration", "generator", "feature_maps"}
@@ -218,19 +223,28 @@ def test_gradient_checkpointing_changes_nothing_but_memory(
         torch.testing.assert_close(ends[1][name], value, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("kind", [HifiGanResidualBlock, VitsWaveNet, VitsEncoderLayer])
+@pytest.mark.parametrize(
+    "kind",
+    [HifiGanResidualBlock, ResBlock2, VitsDilatedDepthSeparableConv, VitsEncoderLayer, VitsWaveNet],
+)
 def test_gradient_checkpointing_covers(
     make_trainee: Callable[..., Any], small_examples: Examples, kind: type[nn.Module]
 ) -> None:
     """Every one of them computes its activations a second time in the backward pass."""
     trainee = make_trainee()
+    if kind is ResBlock2:  # as Piper's voices have
+        blocks = trainee.generator.decoder.resblocks
+        for place, block in enumerate(blocks):
+            blocks[place] = ResBlock2(block.convs1[0].in_channels, 3, [1, 3], block.leaky_relu_slope)
     enable_gradient_checkpointing(trainee.generator)
-    first = next(module for module in trainee.generator.modules() if isinstance(module, kind))
-    inner = next(module for module in first.modules() if isinstance(module, nn.Conv1d | nn.Linear))
-    calls: list[bool] = []
-    inner.register_forward_hook(lambda *_: calls.append(True))
+    covered = [module for module in trainee.generator.modules() if isinstance(module, kind)]
+    calls: list[nn.Module] = []
+    for module in covered:
+        inner = next(layer for layer in module.modules() if isinstance(layer, nn.Conv1d | nn.Linear))
+        inner.register_forward_hook(lambda layer, *_: calls.append(layer))
     trainee.steps.joint([seen(small_examples, 0, 1)], 0)
-    assert len(calls) == 2
+    assert covered
+    assert len(calls) == 2 * len(set(calls)) == 2 * len(covered)
 
 
 def keep_gradients(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
@@ -493,6 +507,18 @@ def test_gradient_checkpointing_is_switched_on(
     monkeypatch.setattr("services.training.session.enable_gradient_checkpointing", enabled.append)
     session = begin(make_config(gradient_checkpointing=True), Accelerator(cpu=True))
     assert enabled == [session.generator]
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_compiling_is_switched_on(
+    make_config: Callable[..., TrainingConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: bool
+) -> None:
+    """For decoder and posterior encoder; nothing is compiled here."""
+    monkeypatch.setenv("VITS_CACHE", str(tmp_path / "cache"))
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda module: compiled.append(module))
+    generator = begin(make_config(torch_compile=wanted), Accelerator(cpu=True)).generator
+    assert compiled == ([generator.decoder, generator.posterior_encoder.wavenet] if wanted else [])
 
 
 def test_everything_is_in_training_mode_once_it_trains_jointly(

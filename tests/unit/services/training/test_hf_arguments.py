@@ -28,6 +28,25 @@ def test_every_key_has_a_row_with_its_default() -> None:
     assert {key: row.default for key, row in TRAINING_ARGUMENTS.items()} == THEIRS
 
 
+def test_what_is_implemented_has_its_default_but_for_these() -> None:
+    """Those that its examples set, and those that suit speech; the page of all keys names them."""
+    ours = {
+        "output_dir": Path("./output"),
+        "do_train": True,
+        "learning_rate": 2e-5,
+        "adam_beta1": 0.8,
+        "adam_beta2": 0.99,
+        "adam_epsilon": 1e-9,
+        "weight_decay": 0.01,
+        "logging_steps": 10,
+        "report_to": ["tensorboard"],
+        "metric_for_best_model": "mel",
+    }
+    config = resolve(MINIMAL, origin="it")
+    theirs = {key: TRAINING_ARGUMENTS[key].default for key in of("implemented")}
+    assert {key: getattr(config, key) for key in theirs} == theirs | ours
+
+
 def test_fates_agree_with_the_schema() -> None:
     """A key is ours exactly if the table says so; so neither can change without the other."""
     ours = TrainingConfig.model_fields.keys()

@@ -10,13 +10,15 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
 from services.bulk.job import Job, Shard
 from services.bulk.rows import BadRow, Row
 from services.bulk.worker import Record, Worker
-from shared.errors import MissingExtraError, UserError
+from shared import errors
+from shared.errors import EngineError, MissingExtraError, UserError, VitsError
 
 #: Shards that are handed to Ray together; those of one such wave are in the driver's memory.
 WAVE = 512
@@ -25,17 +27,28 @@ THREADS = 2
 
 
 class RayWorker:
-    """A worker as Ray Data wants it: made once, then called with batches of shards as JSON."""
+    """A worker as Ray Data wants it: made once, then called with batches of shards as JSON.
+
+    Its errors are answers, too: of those that are raised Ray tells by its workers' tracebacks, and of one that is
+    raised while it is made only that it died. So it opens its voice when it is first called.
+    """
 
     def __init__(self, job: dict[str, Any]) -> None:
         self._job = Job(**job)
-        self._worker = Worker(self._job)
+
+    @cached_property
+    def _worker(self) -> Worker:
+        return Worker(self._job)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        """Speak them; gives each shard's records as JSON."""
-        return {
-            "records": [json.dumps(self._worker.speak(unpacked(self._job, text))) for text in batch["shard"]]
-        }
+        """Speak them; gives each shard's records as JSON, or what went wrong."""
+        return {"records": [json.dumps(self._spoken(text)) for text in batch["shard"]]}
+
+    def _spoken(self, text: str) -> list[Record] | dict[str, str]:
+        try:
+            return self._worker.speak(unpacked(self._job, text))
+        except VitsError as error:
+            return {"error": type(error).__name__, "message": str(error)}
 
 
 def packed(shard: Shard) -> str:
@@ -63,10 +76,13 @@ def speak(job: Job, pending: Iterable[Shard], *, workers: int, address: str) -> 
     Raises:
         MissingExtraError: Ray is not installed.
         UserError: The cluster cannot be reached, or has no room for one worker.
+        VitsError: What a worker has raised.
+        EngineError: The cluster failed.
     """
     try:
         import ray
         import ray.data
+        import ray.exceptions
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             f"--engine ray needs the package {error.name!r}, which is not installed. "
@@ -102,5 +118,27 @@ def speak(job: Job, pending: Iterable[Shard], *, workers: int, address: str) -> 
             num_cpus=threads,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
         )
-        for row in spoken.iter_rows():
-            yield json.loads(row["records"])
+        try:
+            for row in spoken.iter_rows():
+                yield _records(row["records"])
+        except ray.exceptions.RayTaskError:  # raised by no worker on purpose: its traceback is needed
+            raise
+        except ray.exceptions.RayError as error:
+            reason = str(error).strip().partition("\n")[0].rstrip(".")
+            raise EngineError(
+                f"the Ray cluster failed: {reason}. What has been spoken is kept, and the same command goes on"
+            ) from error
+
+
+def _records(answer: str) -> list[Record]:
+    """A shard's records, of a worker's answer.
+
+    Raises:
+        VitsError: The worker's own, by its words.
+    """
+    said = json.loads(answer)
+    if isinstance(said, dict):
+        kind: type[VitsError] = getattr(errors, said["error"])
+        raise kind.__new__(kind, said["message"])  # whatever else it is made of, they are in its message
+    records: list[Record] = said
+    return records

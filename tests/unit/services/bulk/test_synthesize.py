@@ -8,8 +8,11 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -352,6 +355,96 @@ def test_a_ray_worker_speaks_as_the_local_one(world: World) -> None:
     worker.close()
     assert [record["made"] for record in again] == [False] * 3
     assert [record["sha256"] for record in again] == [record["sha256"] for record in records]
+
+
+class FakeRay(ModuleType):
+    """As much of Ray as is used, in this process. What a worker raises comes out as an error of Ray's, as there.
+
+    Attributes:
+        breaks: Raised in place of the second shard.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__("ray")
+        self.breaks: Exception | None = None
+        self.init = lambda **_: None
+        self.cluster_resources = lambda: {"CPU": 4.0}
+        self.exceptions, self.data = ModuleType("ray.exceptions"), ModuleType("ray.data")
+        failed = type("RayError", (Exception,), {})
+        vars(self.exceptions).update(RayError=failed, RayTaskError=type("RayTaskError", (failed,), {}))
+        vars(self.data).update(
+            DataContext=SimpleNamespace(get_current=SimpleNamespace),
+            ActorPoolStrategy=SimpleNamespace,
+            from_items=self._from_items,
+        )
+        for module in (self, self.exceptions, self.data):
+            monkeypatch.setitem(sys.modules, module.__name__, module)
+
+    def _from_items(self, items: list[dict[str, str]], **_: object) -> SimpleNamespace:
+        def map_batches(made: Any, *, fn_constructor_args: tuple[Any, ...], **_: object) -> SimpleNamespace:
+            return SimpleNamespace(iter_rows=lambda: rows(partial(made, *fn_constructor_args)))
+
+        def rows(made: Callable[[], Any]) -> Iterator[dict[str, str]]:
+            try:
+                spoken = made()
+            except Exception as error:
+                raise self.exceptions.RayError(
+                    "The actor died because of an error in its creation"
+                ) from error
+            for number, item in enumerate(items):
+                if number == 1 and self.breaks:
+                    raise self.breaks
+                try:
+                    answer = spoken({"shard": [item["shard"]]})
+                except Exception as error:
+                    raise self.exceptions.RayTaskError("Traceback of the worker") from error
+                yield {"records": answer["records"][0]}
+
+        return SimpleNamespace(map_batches=map_batches)
+
+
+def test_ray_speaks_a_table_and_tells_what_its_workers_say(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An error of a worker is what it would be without Ray, with its own words and exit code."""
+    FakeRay(monkeypatch)
+    table = world.table(*TEXTS)
+    world.engine.fail_at = 7
+    assert world.run(table, "--engine", "ray") == 5
+    assert "the engine broke" in capsys.readouterr().err
+    world.engine.fail_at = None
+    assert world.run(table, "--engine", "ray") == 0
+    assert [record["id"] for record in world.lines("manifest.jsonl")] == [row["id"] for row in TEXTS]
+
+
+def test_a_voice_that_a_ray_worker_cannot_have_is_told_as_that(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    FakeRay(monkeypatch)
+
+    def unreachable(*_: object) -> Worker:
+        raise StoreError("The store does not answer from this node")
+
+    monkeypatch.setattr(ray_engine, "Worker", unreachable)
+    assert world.run(world.table(*TEXTS), "--engine", "ray") == 4
+    assert "The store does not answer from this node" in capsys.readouterr().err
+
+
+def test_a_ray_cluster_that_fails_says_so_and_is_gone_on_with(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ray = FakeRay(monkeypatch)
+    table = world.table(*TEXTS)
+    ray.breaks = ray.exceptions.RayError("The node died.\n\tnode_id: 5")
+    assert world.run(table, "--engine", "ray") == 5
+    said = capsys.readouterr().err
+    assert "the Ray cluster failed: The node died. What has been spoken is kept" in said
+    ray.breaks = ray.exceptions.RayTaskError("Traceback of a bug")
+    with pytest.raises(ray.exceptions.RayTaskError, match="of a bug"):
+        world.run(table, "--engine", "ray")
+    ray.breaks = None
+    assert world.run(table, "--engine", "ray", "--json") == 0
+    assert 0 < json.loads(capsys.readouterr().out.partition("{")[2].join(["{", ""]))["made"] < len(TEXTS)
 
 
 def test_without_ray_the_extra_is_named(

@@ -228,9 +228,9 @@ def _on_hub(config: TrainingConfig, name: str) -> Generator[Finding, None, Size 
 
 def _room(config: TrainingConfig, size: Size) -> Iterator[Finding]:
     """Memory and disk that the run will take, by measurements of other runs."""
-    need, free = step_bytes(config, size) / 1e9, memory_free()
+    need, (free, where) = step_bytes(config, size) / 1e9, _memory_of(config)
     fits = fitting_batch(config, size, free * 1e9)
-    said = f"a step takes about {need:.1f} GB, of {free:.1f} GB free"
+    said = f"a step takes about {need:.1f} GB, of {free:.1f} GB free{where}"
     if need <= free:
         yield ok("memory of a step", said)
     elif fits:
@@ -245,6 +245,18 @@ def _room(config: TrainingConfig, size: Size) -> Iterator[Finding]:
             "memory of a step", said, "not even one recording fits: configs/low-memory.json, or more memory"
         )
     yield from _disk(config, size)
+
+
+def _memory_of(config: TrainingConfig) -> tuple[float, str]:
+    """Gigabytes that are free where steps are taken, and where that is if not on the processor."""
+    if not config.use_cpu:
+        try:
+            import torch  # which takes seconds
+        except ImportError:  # nothing is trained here
+            return memory_free(), ""
+        if torch.cuda.is_available():
+            return torch.cuda.mem_get_info()[0] / 1e9, " on the GPU"
+    return memory_free(), ""
 
 
 def step_bytes(config: TrainingConfig, size: Size, batch: int | None = None) -> float:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from services.cli import main
 from services.doctor import cli, machine, training
@@ -157,6 +158,28 @@ def test_memory_that_does_not_fit_names_a_batch_that_does(
     assert longest <= 4.0 < training.step_bytes(config, size, batch + 1) / 1e9
     monkeypatch.setattr(training, "memory_free", lambda: 0.5)
     assert "not even one recording" in findings(path)["memory of a step"].remedy
+
+
+@pytest.mark.parametrize(("use_cpu", "said"), [(False, "6.0 GB free on the GPU"), (True, "4.0 GB free")])
+def test_where_a_step_is_taken_on_a_gpu_its_memory_counts(
+    tmp_path: Path,
+    model: Path,
+    recordings: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    use_cpu: bool,
+    said: str,
+) -> None:
+    path = write_config(
+        tmp_path,
+        model_name_or_path=str(model),
+        dataset_name=str(recordings),
+        output_dir=str(tmp_path),
+        use_cpu=use_cpu,
+    )
+    monkeypatch.setattr(training, "memory_free", lambda: 4.0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (6_000_000_000, 24_000_000_000))
+    assert findings(path)["memory of a step"].said.endswith(said)
 
 
 def test_the_estimate_of_memory_is_what_was_measured() -> None:

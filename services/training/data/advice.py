@@ -51,8 +51,14 @@ _SPANISH = {
     "ES": "Castilian", "MX": "Mexican", "AR": "Argentine", "CO": "Colombian", "CL": "Chilean", "PE": "Peruvian",
     "US": "United States", "419": "Latin American",
 }  # fmt: skip
+#: Words that end as verbs of vosotros do, and are none: numbers up to noventaiséis, and plurals of nouns.
+_NO_VOSOTROS = (
+    r"dieciséis|veintiséis|\w+(?:enta|inta)iséis|jerséis|bonsáis|samuráis|paipáis|espráis|guirigáis"
+)
 #: Words of Spain alone, and of voseo.
-_VOSOTROS = re.compile(r"\b(vosotr[oa]s|vuestr[oa]s?|\w{2,}(áis|éis))\b", re.IGNORECASE)
+_VOSOTROS = re.compile(
+    rf"\b(vosotr[oa]s|vuestr[oa]s?|(?!(?:{_NO_VOSOTROS})\b)\w{{2,}}(áis|éis))\b", re.IGNORECASE
+)
 _VOSEO = re.compile(r"\b(vos|sos|tenés|querés|podés|sabés|decís|vení|andá|mirá)\b", re.IGNORECASE)
 #: In fewer of the texts than this a form is a quotation.
 _TELLING_SHARE = 0.02

@@ -83,6 +83,19 @@ def test_one_dialect() -> None:
     assert "vosotros" not in advice(recordings(200) + recordings(1, text="«vosotros»"))
 
 
+@pytest.mark.parametrize(
+    "text", ["Tengo dieciséis.", "Veintiséis o treintaiséis jerséis.", "cuarentaiséis samuráis y bonsáis"]
+)
+def test_numbers_and_nouns_that_end_like_verbs_are_no_dialect(text: str) -> None:
+    """Every Mexican set in which somebody counts was told that it is Castilian."""
+    assert "vosotros" not in advice(recordings(100, text=text))
+
+
+@pytest.mark.parametrize("text", ["¡Que lo piséis!", "¿Aviséis o no?", "Pensáis mal.", "Que os caséis."])
+def test_verbs_that_end_like_numbers_are(text: str) -> None:
+    assert "the texts say vosotros" in advice(recordings(100, text=text))
+
+
 def test_faults_come_first() -> None:
     told = advice(recordings(200), faults=3)
     assert told.index("vits data clean 'my set'") < told.index("next: vits train")

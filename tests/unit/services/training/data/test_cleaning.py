@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from services.training.data.cleaning import (
     KEEP,
     TRIM,
     Decision,
+    Examined,
     Limits,
     decide,
     examine,
@@ -162,6 +164,38 @@ def test_each_fault_is_found_and_nothing_else(dataset: Path, tmp_path: Path) -> 
     edges = found["edges"]
     assert edges.start == pytest.approx(0.9, abs=0.03)
     assert edges.end == pytest.approx(3.1, abs=0.03)
+
+
+def test_a_judge_of_sound_has_poor_ones_left_out(dataset: Path, tmp_path: Path) -> None:
+    poor = Ears(naturalness=lambda samples: 1.0)
+    found = by_name(looked_at(dataset, tmp_path, poor)[1])
+    assert (found["good"].action, found["good"].reasons) == (DROP, ("poor sound: DNSMOS 1.00",))
+    assert kinds(found["silent"]) == {"silent"}  # to which nobody listens
+    content = by_name(looked_at(dataset, tmp_path / "again", Ears(naturalness=lambda samples: 2.0))[1])
+    assert content["good"].action == KEEP
+
+
+@pytest.mark.parametrize(
+    ("fault", "action", "reason"),
+    [
+        ({}, KEEP, None),
+        ({"naturalness": 1.9}, DROP, "poor sound: DNSMOS 1.90"),
+        ({"cer": 0.1}, KEEP, None),
+        ({"cer": 0.15}, KEEP, "doubtful transcript: CER 15%: listen and compare"),
+        ({"cer": 0.3}, DROP, "transcript: CER 30% against what was heard"),
+        ({"text": "¡…!"}, DROP, "no transcript: nothing is written down"),
+        ({"seconds": 20.5}, DROP, "too long: 20.5 s: cut it up with 'vits data prepare'"),
+        ({"clipped": 5e-4}, KEEP, "clipped: 0.050% of its samples, which is little"),
+        ({"clipped": 2e-3}, DROP, "clipped: 0.20% of its samples"),
+    ],
+)
+def test_what_each_figure_comes_to(fault: dict[str, Any], action: str, reason: str | None) -> None:
+    """Of a recording that has no other fault, and speech from end to end."""
+    figures = {"text": "hola a todos", "seconds": 3.0, **fault}
+    recording, length = Recording("one", figures.pop("text")), figures["seconds"]
+    one = Examined(recording, "train", speech=(0.05, length - 0.05), snr=40.0, letters=10, **figures)
+    (decision,) = decide([one], Limits())
+    assert (decision.action, decision.reasons) == (action, (reason,) if reason else ())
 
 
 def test_a_fading_word_outside_of_the_spans_is_no_noise() -> None:

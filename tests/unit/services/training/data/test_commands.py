@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from services.training.data import DatasetCard, cli, read_card, read_recordings
 from services.training.data.commands import push
+from services.training.data.desk.server import Desk
 from services.training.data.listening import Ears
 from services.training.session import data_provenance
 from shared.audio import read_audio, write_wav
@@ -187,6 +188,30 @@ def test_on_a_terminal_somebody_is_asked(
     assert card is not None
     assert (card.licence, card.sources, card.consent) == ("CC0-1.0", ("Ana, at home",), "signed form")
     assert "How the speaker agreed" in capsys.readouterr().err
+
+
+def test_what_was_said_of_a_speaker_is_in_the_folder_while_it_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Recording ends by Ctrl-C, so whatever is to be kept is written before; and nobody is asked again to go on."""
+    cards: list[DatasetCard | None] = []
+
+    def ended(desk: Desk) -> None:
+        cards.append(read_card(tmp_path / "ana"))
+        desk._server.server_close()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Desk, "serve", ended)
+    folder = str(tmp_path / "ana")
+    assert cli.main(["record", folder, "--language", "es-MX", "--port", "0", *ORIGIN]) == 0
+    said = capsys.readouterr().out
+    assert "0 of 60 sentences are recorded" in said
+    assert f"next: vits data clean {folder}" in said
+    assert cli.main(["record", folder, "--port", "0"]) == 0
+    for card in [*cards, read_card(tmp_path / "ana")]:
+        assert card is not None
+        assert (card.name, card.licence, card.sources) == ("ana", "private", ("Ana García",))
+        assert (card.consent, card.language) == ("signed", "es-MX")
 
 
 def test_a_card_goes_into_a_models_provenance(tmp_path: Path) -> None:

@@ -44,10 +44,20 @@ def test_without_smoothing_the_same_noise_would_end_runs() -> None:
     assert any(ended(run, smoothing=0.0) for run in runs)
 
 
-def test_a_noisy_plateau_on_the_way_down_does_not_end_it() -> None:
+def with_a_plateau(seed: int) -> list[float]:
+    """Down, three evaluations longer than patience on a plateau with a little noise, and down again."""
     down = [1 - 0.05 * at for at in range(8)]
-    plateau = (0.65 + np.random.default_rng(3).normal(0, 0.004, PATIENCE)).tolist()
-    assert ended([*down, *plateau, *(0.65 - 0.05 * at for at in range(1, 6))]) is None
+    plateau = 0.65 + np.random.default_rng(seed).normal(0, 0.004, PATIENCE + 3)
+    return [*down, *plateau.tolist(), *(0.65 - 0.05 * at for at in range(1, 6))]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_noisy_plateau_on_the_way_down_does_not_end_it(seed: int) -> None:
+    assert ended(with_a_plateau(seed)) is None
+
+
+def test_without_smoothing_such_plateaus_would_end_runs() -> None:
+    assert sum(ended(with_a_plateau(seed), smoothing=0.0) is not None for seed in range(10)) >= 3
 
 
 def test_one_lucky_evaluation_sets_no_bar() -> None:

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from examples.stages import BASE, DATA, Stages, explained, fetch_base, vits
+from examples.stages import BASE, DATA, Stage, Stages, explained, fetch_base, vits
 
 CONFIG, OUTPUT = Path("configs/spa-cpu-hour.json"), Path("output/spa-cpu-hour")
 MODEL = "spa-cpu-hour"
@@ -52,6 +52,26 @@ def table(before: dict[str, Any], after: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def summary(figures: str, training: Stage, earlier: str) -> str:
+    """The figures, how long the training took, and where more is to be seen and heard.
+
+    Args:
+        figures: The table.
+        training: Its stage.
+        earlier: The summary of the run before, which knows how long a training took that is used again.
+    """
+    took = f"training took {training.seconds:.0f} s, reading and decoding the recordings included"
+    if training.reused:
+        lines = earlier.splitlines()
+        took = next((line for line in lines if line.startswith("training took")), "training was not timed")
+    pages = {
+        "training": OUTPUT / "report.html",
+        "before": OUTPUT / "evaluation-before" / "evaluation.html",
+        "after": OUTPUT / "evaluation-after" / "evaluation.html",
+    }
+    return "\n".join([figures, took, *(f"{name:<12}{page}" for name, page in pages.items())])
+
+
 def run(limit: list[str]) -> None:
     """All stages."""
     stages = Stages()
@@ -59,7 +79,7 @@ def run(limit: list[str]) -> None:
         vits("data", "fetch", "asterisk-es", "--output", DATA)
     with stages.stage("base voice", makes=BASE / "config.json"):
         fetch_base()
-    with stages.stage("training", makes=OUTPUT / "model.safetensors"):
+    with stages.stage("training", makes=OUTPUT / "model.safetensors") as training:
         vits("train", "--config", CONFIG, "--output_dir", OUTPUT)
     with stages.stage("export"):
         vits("export", f"{MODEL}@latest", "--language", "es", "--variants", "fp32")
@@ -69,10 +89,10 @@ def run(limit: list[str]) -> None:
         with stages.stage(f"evaluation, {title}"):
             vits("evaluate", model, "--data", DATA, "--language", "es", "--output", folder, *limit)
         figures.append(json.loads((folder / "evaluation.json").read_text(encoding="utf-8")))
-    told = table(*figures)
-    (OUTPUT / "figures.txt").write_text(told + "\n", encoding="utf-8")
-    print(f"\n{told}")
-    print(f"  listen: {OUTPUT}/evaluation-after/evaluation.html   training: {OUTPUT}/report.html")
+    file = OUTPUT / "figures.txt"
+    told = summary(table(*figures), training, file.read_text(encoding="utf-8") if file.is_file() else "")
+    file.write_text(told + "\n", encoding="utf-8")
+    print(f"\n{told}\n{'figures':<12}{file}")
 
 
 def main() -> int:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from examples.hour.__main__ import CONFIG, MODEL, OUTPUT, table
+from examples.hour.__main__ import CONFIG, MODEL, OUTPUT, summary, table
+from examples.stages import Stage
 from services.training.config_sources import load
 
 
@@ -26,6 +27,19 @@ def test_the_table_has_three_voices_and_the_truth(wer: float, verdict: str) -> N
     assert lines[1].split() == ["WER", "1.080", f"{wer:.3f}", "0.095"]
     assert lines[2].split() == ["likeness", "0.450", "0.800", "9.000"]
     assert lines[3].endswith(verdict)
+
+
+def test_the_summary_says_how_long_training_took_and_where_the_figures_are() -> None:
+    first = summary("WER", Stage("training", 3540.4), "")
+    assert first.splitlines()[:2] == [
+        "WER",
+        "training took 3540 s, reading and decoding the recordings included",
+    ]
+    for page in ("report.html", "evaluation-before/evaluation.html", "evaluation-after/evaluation.html"):
+        assert str(OUTPUT / page) in first
+    again = summary("WER", Stage("training", 2.1, reused=True), first)
+    assert again == first  # the time is the training's, not that of finding it done
+    assert "training was not timed" in summary("WER", Stage("training", 2.1, reused=True), "")
 
 
 def test_what_is_trained_is_what_is_exported_and_scored() -> None:

@@ -12,14 +12,19 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from services.training.config import SECRETS, TrainingConfig
+from services.training.data.augmentation import Augmentation, Change
 from services.training.plots import curves_svg
 from services.training.tuning import page
 from shared.errors import ConfigError
 from shared.wording import counted
+
+if TYPE_CHECKING:
+    from services.training.dataset import Example, Examples
 
 #: Batches that are measured, for a line through their peaks.
 _SIZES = (1, 2, 4)
@@ -177,8 +182,40 @@ def measure_in_a_process(config: TrainingConfig) -> Measure:
 _NO_ROOM = ("out of memory", "can't allocate memory", "memoryerror")
 
 
+@dataclass(frozen=True)
+class _Slowest(Augmentation):
+    """Every recording as long as an augmentation may make it."""
+
+    def draw(self, seed: int, epoch: int, recording: str) -> Change | None:
+        """The same for each."""
+        return Change(speed=1 - self.speed) if self else None
+
+
+def _heaviest(examples: Examples, size: int, budget: int | None) -> list[list[Example]]:
+    """The batches of a configuration that may need most memory.
+
+    Of every recording a slice is decoded, of whatever length it is. So within a budget of frames it is not only a
+    batch of the longest recordings, but also one of as many as there may be.
+
+    Args:
+        examples: The recordings; again from the first where there are too few.
+        size: Recordings of a batch at most.
+        budget: ``max_frames_per_batch``.
+    """
+    frames = examples.most_frames
+    longest = sorted(examples.examples, key=frames, reverse=True)
+    if budget is None:
+        return [list(islice(cycle(longest), size))]
+    few, many = (max(1, min(size, budget // frames(one))) for one in (longest[0], longest[-1]))
+    fitting = [one for one in longest if frames(one) * many <= budget] or longest[-1:]
+    batches = [list(islice(cycle(longest), few)), list(islice(cycle(fitting), many))]
+    return batches if few < many else batches[:1]
+
+
 def _measure_here(config: TrainingConfig, size: int) -> int:
-    """Peak bytes of two joint steps on the ``size`` longest recordings; the first one makes the optimisers' state."""
+    """Peak bytes of joint steps on the heaviest batches of at most ``size`` recordings, twice on each: the first step
+    makes the optimisers' state.
+    """
     import torch
     from accelerate import Accelerator
 
@@ -187,15 +224,14 @@ def _measure_here(config: TrainingConfig, size: int) -> int:
     from services.training.steps import Seen
 
     session = begin(config, Accelerator(mixed_precision=precision(config), cpu=config.use_cpu))
-    longest = sorted(session.train.examples, key=session.train.frames, reverse=True)
-    chosen = [longest[at % len(longest)] for at in range(size)]
+    examples, varied = session.train, session.train.augmentation
+    examples.augmentation = _Slowest(speed=varied.speed, probability=varied.probability)
     steps = build_steps(session)
     # Past its first steps, in which a discriminator that is frozen, or none, needs less.
     first = steps.first_step + config.discriminator_start_step + config.frozen_discriminator_steps
-    for number in range(first, first + 2):
-        steps.joint(
-            [Seen.of(session.train.collate(chosen), session.settings, session.accelerator.device)], number
-        )
+    for number, chosen in enumerate(2 * _heaviest(examples, size, config.max_frames_per_batch), first):
+        batch = examples.collate(chosen, epoch=0)
+        steps.joint([Seen.of(batch, session.settings, session.accelerator.device)], number)
     if session.accelerator.device.type == "cuda":
         return int(torch.cuda.max_memory_allocated())
     return _peak()
@@ -232,7 +268,7 @@ def describe(found: Suggestion, wanted: int) -> list[str]:
         ]
     layer = ", ".join(f"{key} {str(value).lower()}" for key, value in found.layer.items())
     return [
-        f"Into {room}, the longest recordings fit in batches of {found.batch}.",
+        f"Into {room}, the heaviest batches of {counted(found.batch, 'recording')} fit.",
         f"Suggested, for steps of {counted(wanted, 'recording')}: {layer}.",
     ]
 

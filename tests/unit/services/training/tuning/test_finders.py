@@ -170,6 +170,33 @@ def test_finders_take_joint_steps_of_a_base_that_has_stages_before_them(
     assert all(weight > 0 for _, weight in taken)
 
 
+def test_what_is_measured_is_the_most_that_a_batch_may_come_to(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within a budget a few long recordings and many short ones; and each as slow as an epoch may make it."""
+    budget = 600
+    config = make_config(max_frames_per_batch=budget, max_duration_in_seconds=5, augment_speed=0.1)
+    config.output_dir.mkdir()
+    taken: list[tuple[int, int]] = []
+    joint = Steps.joint
+
+    def watched(steps: Steps, seen: Any, step: int) -> dict[str, torch.Tensor]:
+        taken.append((len(seen[0].batch.ids), int(seen[0].batch.frame_lengths.max())))
+        return joint(steps, seen, step)
+
+    monkeypatch.setattr(Steps, "joint", watched)
+    batch_size._measure_here(config, 8)
+    examples = begin(config, Accelerator(cpu=True)).train
+    longest = max(map(examples.most_frames, examples.examples))
+    (few, frames), (many, shorter) = taken[:2]
+    assert taken == 2 * [(few, frames), (many, shorter)]
+    assert frames == pytest.approx(longest, abs=1)  # of a length that is rounded once more
+    assert frames > 1.1 * max(map(examples.frames, examples.examples))
+    assert few * longest <= budget < (few + 1) * longest
+    assert few < many <= 8
+    assert many * shorter <= budget
+
+
 def test_a_peak_is_the_processs_own() -> None:
     """``ru_maxrss`` begins with what the parent held when it started the process."""
     code = "from services.training.tuning.batch_size import _peak; print(_peak())"

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import signal
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -112,6 +113,47 @@ def test_it_finds_something_better_than_the_default_within_its_budget(
     base.write_text(config.model_dump_json(), encoding="utf-8")
     tuned, _ = config_sources.load([base, best], {})
     assert tuned == config.model_copy(update=study.best_params)
+
+
+def test_the_default_space_is_searched_beyond_the_trials_that_are_chance(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key of it that no training takes, or a value, would end the search; each trial trains as it was told to."""
+    trained: list[TrainingConfig] = []
+    train = search.run
+
+    def watched(config: TrainingConfig, heed: Any) -> None:
+        trained.append(config)
+        train(config, heed)
+
+    monkeypatch.setattr(search, "run", watched)
+    config = make_config(max_steps=1, eval_steps=1)
+    best = run(config, tmp_path, space=None, objective=take_options({}).objective, trials=7)
+    trials = study_of(config).get_trials()
+    assert [trial.state in search._DONE for trial in trials] == [True] * 7
+    space = read_space(None, config)
+    for trial, one in zip(trials, trained, strict=True):
+        assert trial.params == {key: getattr(one, key) for key in DEFAULT_SPACE}
+        for key, values in space.keys.items():
+            within = values.values if isinstance(values, Choices) else (values.low, values.high)
+            assert min(within) <= trial.params[key] <= max(within), key
+    assert config_sources.read_json(best).keys() == DEFAULT_SPACE.keys()
+
+
+def test_proposals_come_near_to_what_was_good(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the default space, where a rate of 3e-5 and a large weight_mel are best; chance alone stays away."""
+
+    def train(config: TrainingConfig, heed: Callable[[int, dict[str, float]], None]) -> None:
+        distance = abs(math.log(config.learning_rate / 3e-5)) + (45 - config.weight_mel) / 20
+        heed(0, {"mel": 9.0})
+        heed(1, {"mel": distance})
+
+    monkeypatch.setattr(search, "run", train)
+    run(make_config(), tmp_path, space=None, trials=40, prune=False)
+    figures = [trial.value or 0.0 for trial in study_of(make_config()).get_trials()]
+    assert statistics.mean(figures[-15:]) < 0.6 * statistics.mean(figures[1 : search._STARTUP_TRIALS + 10])
 
 
 def test_nothing_is_published_and_no_model_is_kept(make_config: MakeConfig, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 # Sums in one order, so that equal means equal; and tests beside each other do not wait for each other's threads.
 # Read when torch is imported, here and in every process that a test starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a test that wants two does not have them spin
 
 import numpy as np
 import pytest

@@ -370,6 +370,15 @@ def deterministic() -> Iterator[dict[str, Any]]:
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """So many threads for a sum, here and in the processes that are started."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
 #: Every recording varied, anew in each epoch.
 AUGMENTED = {"augment_pitch": 2, "augment_speed": 0.1, "augment_noise_snr": 30, "augment_probability": 1}
 
@@ -396,6 +405,8 @@ def test_going_on_is_as_if_never_stopped(
     assert_same_weights(tmp_path / "whole", tmp_path / "output")
 
 
+@pytest.mark.parametrize("threads", [1, 2], indirect=True)
+@pytest.mark.usefixtures("threads")
 def test_sigterm_saves_and_exits_with_143_and_the_same_command_goes_on(
     configuration: dict[str, Any], deterministic: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -559,7 +570,7 @@ def trainer(
     return subprocess.Popen(
         [sys.executable, "-c", SIGNALLED_TRAINER, *arguments],
         cwd=REPOSITORY,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

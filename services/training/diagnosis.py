@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from services.training.config import TrainingConfig
+from services.training.config import Stage, TrainingConfig
 from shared.wording import counted
 
 if TYPE_CHECKING:
@@ -38,6 +38,13 @@ _FEW = 80
 _WAITING, _BUSY = 0.3, 0.8
 #: Steps that a look at the clock takes in, at least.
 _CLOCKED = 20
+#: The key that is a stage's learning rate.
+_RATES: dict[Stage, str] = {
+    "new_modules": "new_modules_learning_rate",
+    "reconstruction": "reconstruction_stage_learning_rate",
+    "text": "text_stage_learning_rate",
+    "joint": "learning_rate",
+}
 
 
 @dataclass(frozen=True)
@@ -162,20 +169,25 @@ class Dominance:
 
 
 class Reconstruction:
-    """Whether the mel loss is going the wrong way: lost again, or never found."""
+    """Whether the mel loss is going the wrong way: lost again, or never found.
 
-    def __init__(self) -> None:
+    Args:
+        key: The key that is the learning rate.
+        rate: What it is.
+    """
+
+    def __init__(self, key: str, rate: float) -> None:
+        self._lower = f"lower {key}, such as to {rate / 5:.1g} (now {rate:.2g})"
+        self._gently = self._lower
+        if key == _RATES["joint"]:  # which alone the finder looks for, and a warm-up leads up to
+            self._lower += "; 'vits tune lr' finds one"
+            self._gently = f"{self._lower}; or set warmup_ratio 0.05"
         self._values: deque[float] = deque(maxlen=_WINDOW)
         self._first = self._best = math.inf
         self._seen = 0
 
-    def look(self, values: Mapping[str, float], rate: float) -> tuple[str, str, str] | None:
-        """Take in a step's losses; which of the findings it is, what, and what to do.
-
-        Args:
-            values: A step's losses.
-            rate: The generator's learning rate.
-        """
+    def look(self, values: Mapping[str, float]) -> tuple[str, str, str] | None:
+        """Take in a step's losses; which of the findings it is, what, and what to do."""
         if "mel" not in values:
             return None
         self._values.append(values["mel"])
@@ -186,18 +198,17 @@ class Reconstruction:
         if math.isinf(self._first):
             self._first = now
         self._best = min(self._best, now)
-        lower = f"lower learning_rate, such as to {rate / 5:.1g} (now {rate:.2g}); 'vits tune lr' finds one"
         if self._best < 0.9 * self._first and now > 1.5 * self._best:
             return (
                 "collapse",
                 f"the mel loss was down to {self._best:.3g} and is back at {now:.3g}: the model has lost what it had",
-                f"go back to a checkpoint before that with resume_from_checkpoint; {lower}, or raise weight_mel",
+                f"go back to a checkpoint before that with resume_from_checkpoint; {self._lower}, or raise weight_mel",
             )
         if self._seen >= 2 * _WINDOW and self._best > 0.98 * self._first and now > 1.2 * self._first:
             return (
                 "learning_rate",
                 f"the mel loss has only risen, from {self._first:.3g} to {now:.3g}: the learning rate is too high",
-                f"{lower}; or set warmup_ratio 0.05",
+                self._gently,
             )
         return None
 
@@ -253,12 +264,14 @@ class Diagnosis:
         found = small_dataset(len(session.train), 60 * session.train.hours)
         if found:
             self._tell("small_dataset", *found)
-        self.begin_stage()
+        self.begin_stage("joint")
 
-    def begin_stage(self) -> None:
+    def begin_stage(self, stage: Stage) -> None:
         """Losses begin anew."""
+        key = _RATES[stage]
         self._dominance = Dominance(len(self._session.discriminator.discriminators))
-        self._reconstruction, self._sharpening = Reconstruction(), Sharpening()
+        self._reconstruction = Reconstruction(key, getattr(self._session.config, key))
+        self._sharpening = Sharpening()
 
     def waited(self, seconds: float) -> None:
         """A batch was waited for."""
@@ -268,14 +281,9 @@ class Diagnosis:
         """A step is done, and took so long, its batches included and evaluations and saves not."""
         self._steps, self._seconds = self._steps + 1, self._seconds + seconds
 
-    def logged(self, values: Mapping[str, float], rate: float) -> None:
-        """A step's losses are at hand.
-
-        Args:
-            values: The losses.
-            rate: The generator's learning rate.
-        """
-        for found in (self._dominance.look(values), self._reconstruction.look(values, rate)):
+    def logged(self, values: Mapping[str, float]) -> None:
+        """A step's losses are at hand."""
+        for found in (self._dominance.look(values), self._reconstruction.look(values)):
             if found:
                 self._tell(*found)
         starved = self._starvation.look(self._steps, self._waited, self._seconds, self._busy())
@@ -301,7 +309,7 @@ class Diagnosis:
             return None
         try:
             return torch.cuda.utilization() / 100
-        except (ModuleNotFoundError, RuntimeError):  # without NVIDIA's management library
+        except Exception:  # of a vendor's library: they share no base, and no run is to end by one
             return None
 
     def _tell(self, name: str, what: str, remedy: str, *, aloud: bool = True) -> None:
@@ -358,11 +366,10 @@ def remedies(config: TrainingConfig, tried: Size, fitted: Size | None, *, frame_
     already = "it is on already"
     half = already if config.fp16 or config.bf16 else "--fp16 true, or --bf16 true on processors"
     again = already if config.gradient_checkpointing else "--gradient_checkpointing true"
-    evaluated = f" (now {config.max_eval_samples})" if config.max_eval_samples else ""
     precision, recomputing, held_out = (
         f"half precision: {half}",
         f"activations computed twice: {again}",
-        f"fewer held-out recordings: --max_eval_samples 5{evaluated}",
+        f"fewer held-out recordings: {_fewer_held_out(config)}",
     )
     if tried.recordings == 1:  # there is no smaller batch
         shorter = _shorter(tried, fitted, frame_seconds)
@@ -374,6 +381,33 @@ def remedies(config: TrainingConfig, tried: Size, fitted: Size | None, *, frame_
         *(f"{number}. {line}" for number, line in enumerate(told, start=1)),
         "'vits tune batch' measures what fits; --max_duration_in_seconds leaves the longest recordings out",
     ]
+
+
+def evaluation_remedies(config: TrainingConfig) -> list[str]:
+    """What to do about an evaluation that found no room, in the order in which to try it.
+
+    It holds whole recordings, in float32 and one batch at a time, so neither the training's batches nor its
+    precision change what it takes.
+    """
+    batch, length = config.per_device_eval_batch_size, config.max_duration_in_seconds
+    smaller = (
+        f"smaller batches, which change no figure: --per_device_eval_batch_size {batch // 2} (now {batch})"
+    )
+    told = [
+        *([smaller] if batch > 1 else []),
+        f"shorter recordings: --max_duration_in_seconds {length / 2:g} (now {length:g}), of both splits",
+        f"fewer held-out recordings, if long ones are not the first: {_fewer_held_out(config)}",
+        "shorter sentences to speak: full_generation_sample_text and eval_sample_texts are spoken in one piece",
+        "none at all: --do_eval false",
+    ]
+    return [f"{number}. {line}" for number, line in enumerate(told, start=1)]
+
+
+def _fewer_held_out(config: TrainingConfig) -> str:
+    now = config.max_eval_samples
+    if now is None:
+        return "--max_eval_samples 5"
+    return f"--max_eval_samples {min(5, max(1, now // 2))} (now {now})"
 
 
 def _smaller(config: TrainingConfig, tried: Size, fitted: Size | None) -> tuple[str, str]:

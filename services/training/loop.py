@@ -27,7 +27,14 @@ from services.training.config import (
     TrainingConfig,
 )
 from services.training.dataset import Batch
-from services.training.diagnosis import Diagnosis, Size, is_out_of_memory, largest, remedies
+from services.training.diagnosis import (
+    Diagnosis,
+    Size,
+    evaluation_remedies,
+    is_out_of_memory,
+    largest,
+    remedies,
+)
 from services.training.early_stopping import out_of_patience
 from services.training.latents import Latents
 from services.training.optimizers import AdamW
@@ -210,6 +217,7 @@ class Course:
         self.diagnosis = Diagnosis(session, tracker)
         self._tried: list[Size] = []
         self._fitted: Size | None = None
+        self._evaluating = False
 
     def run(self) -> None:
         """All stages, from where the run stands.
@@ -240,6 +248,12 @@ class Course:
         session = self.session
         complete = ckpt.checkpoints(session.config.output_dir)
         start = f" The same command goes on from {complete[-1].name}." if complete else ""
+        if self._evaluating:
+            return ConfigError(
+                f"There was no room in memory for the evaluation at step {session.step}.{start} "
+                "In the order in which to try them:",
+                evaluation_remedies(session.config),
+            )
         tried = largest(self._tried) if self._tried else Size(session.config.per_device_train_batch_size, 1)
         frame_seconds = session.settings.hop_length / session.settings.sampling_rate
         return ConfigError(
@@ -277,7 +291,7 @@ class Course:
         steps = build_steps(session, stage)
         frozen = None
         tracker.begin_stage(name)
-        self.diagnosis.begin_stage()
+        self.diagnosis.begin_stage(stage)
         begun, first = time.perf_counter(), session.step
         while session.step < end:
             self.publisher.check()
@@ -345,12 +359,14 @@ class Course:
         self.tracker.losses(step, values, seconds_per_step=seconds / steps)
         self.tracker.scalars(step, {**rates, "train/epoch": session.state.epoch})
         session.state.log_history.append({"step": step, "stage": stage, "learning_rate": rate, **values})
-        self.diagnosis.logged(values, rate)
+        self.diagnosis.logged(values)
 
     def _evaluate(self) -> None:
         if self.evaluations.interval is None:
             return
+        self._evaluating = True
         values = evaluation.run(self.session, self.tracker, self.evaluations)
+        self._evaluating = False
         self.diagnosis.evaluated(values)
         if self.heed:
             self.heed(self.session.step, values)

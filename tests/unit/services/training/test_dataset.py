@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 
 from services.training.base import fit_speakers, load_base
 from services.training.config import TrainingConfig
@@ -30,7 +31,7 @@ from services.training.dataset import (
     write_dropped,
 )
 from services.training.features import FeatureSettings, linear_spectrogram
-from services.training.session import _prepare_data
+from services.training.session import _prepare_data, begin
 from shared.audio import Audio, write_wav
 from shared.errors import DataError
 from shared.store import Store
@@ -331,6 +332,23 @@ def test_an_epoch_varies_training_and_nothing_else(
         assert (varied.frame_lengths > varied.token_lengths).all()
     held_out = evaluation.collate(evaluation.examples, epoch=0)
     assert torch.equal(held_out.padded_waveform, evaluation.collate(evaluation.examples).padded_waveform)
+
+
+@pytest.mark.parametrize("key", ["augment_speed", "augment_pitch", "max_train_samples"])
+def test_who_varies_recordings_is_warned_once_and_nobody_else(
+    make_config: MakeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    small_discriminator: None,
+    key: str,
+) -> None:
+    monkeypatch.setenv("VITS_CACHE", str(tmp_path / "cache"))
+    config = make_config(**{key: 0.1 if key == "augment_speed" else 2})
+    config.output_dir.mkdir()
+    begin(config, Accelerator(cpu=True))
+    told = capsys.readouterr().out.count("Note: augmentation can hurt quality if overdone")
+    assert told == key.startswith("augment")
 
 
 def test_without_augmentation_every_epoch_is_the_recording(small_examples: Examples) -> None:

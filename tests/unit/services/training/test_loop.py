@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from services.training import checkpoints, loop
 from services.training.base import Origin
 from services.training.config import TrainingConfig
+from services.training.dataset import Batch, Examples
 from services.training.ema import Ema
 from services.training.loop import build_steps, set_learning_rates
 from services.training.session import Session, begin, precision
@@ -46,6 +49,34 @@ def part(session: Session) -> Seen:
 
 def weights(network: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in network.named_parameters()}
+
+
+# -- What is read ----------------------------------------------------------------------------------
+
+
+def test_batches_that_a_worker_reads_are_those_that_the_run_would_read(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that reads ahead varies recordings by the epoch, too, and the position is that of what was used."""
+    collate = Examples.collate
+
+    def signed(examples: Examples, *arguments: Any, **options: Any) -> Batch:
+        batch = collate(examples, *arguments, **options)
+        return replace(batch, ids=(str(os.getpid()), *batch.ids))
+
+    monkeypatch.setattr(Examples, "collate", signed)
+    read, positions = [], []
+    for workers in (0, 1):
+        session = begun(make_config(dataloader_num_workers=workers, augment_speed=0.1, augment_probability=1))
+        reading = loop.batches(session)
+        read.append([next(reading) for _ in range(3)])
+        reading.close()  # type: ignore[attr-defined]
+        positions.append((session.state.sampler_epoch, session.state.sampler_batch))
+    for own, ahead in zip(*read, strict=True):
+        assert own.ids[0] == str(os.getpid()) != ahead.ids[0]
+        assert own.ids[1:] == ahead.ids[1:]
+        assert torch.equal(own.padded_waveform, ahead.padded_waveform)
+    assert positions[0] == positions[1]
 
 
 # -- What ends a run -------------------------------------------------------------------------------

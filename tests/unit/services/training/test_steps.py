@@ -145,6 +145,30 @@ def test_the_real_recording_gives_the_feature_loss_no_gradient(
     assert passes == [(4, True), (2, False), (2, True)]
 
 
+def test_no_network_of_the_discriminator_looks_before_the_last_one_has_learned(
+    make_trainee: Callable[..., Any], small_examples: Examples
+) -> None:
+    """So one network's activations are alive at a time, in its own step and in the generator's."""
+    trainee = make_trainee()
+    networks = trainee.discriminator.discriminators
+    events: list[tuple[str, int]] = []
+
+    def watch(number: int, network: torch.nn.Module) -> None:
+        def looked(_: Any, __: Any, output: Any) -> None:
+            events.append(("looks", number))
+            if output[0].requires_grad:
+                output[0].register_hook(lambda _: events.append(("learns", number)))
+
+        network.register_forward_hook(looked)
+
+    for number, network in enumerate(networks):
+        watch(number, network)
+    trainee.steps.joint([seen(small_examples, 0, 1)], 0)
+    taught = [(what, number) for number in range(len(networks)) for what in ("looks", "learns")]
+    deceived = [(what, number) for number in range(len(networks)) for what in ("looks", "looks", "learns")]
+    assert events == taught + deceived
+
+
 def test_losses_are_complete_finite_and_detached(
     make_trainee: Callable[..., Any], small_examples: Examples
 ) -> None:

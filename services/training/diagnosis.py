@@ -398,7 +398,7 @@ def evaluation_remedies(config: TrainingConfig) -> list[str]:
         f"shorter recordings: --max_duration_in_seconds {length / 2:g} (now {length:g}), of both splits",
         f"fewer held-out recordings, if long ones are not the first: {_fewer_held_out(config)}",
         "shorter sentences to speak: full_generation_sample_text and eval_sample_texts are spoken in one piece",
-        "none at all: --do_eval false",
+        *(["none at all: --do_eval false"] if config.do_train else []),
     ]
     return [f"{number}. {line}" for number, line in enumerate(told, start=1)]
 

@@ -115,7 +115,12 @@ def _train(config: TrainingConfig, accelerator: Accelerator) -> None:
         return
     if not config.do_train:
         with Tracker.of(session) as tracker:
-            figures = evaluation.run(session, tracker)
+            try:
+                figures = evaluation.run(session, tracker)
+            except (RuntimeError, MemoryError) as error:
+                if is_out_of_memory(error):
+                    raise _no_room_to_evaluate(config, "") from error
+                raise
         if accelerator.is_main_process:
             print(json.dumps(figures))
         return
@@ -249,11 +254,7 @@ class Course:
         complete = ckpt.checkpoints(session.config.output_dir)
         start = f" The same command goes on from {complete[-1].name}." if complete else ""
         if self._evaluating:
-            return ConfigError(
-                f"There was no room in memory for the evaluation at step {session.step}.{start} "
-                "In the order in which to try them:",
-                evaluation_remedies(session.config),
-            )
+            return _no_room_to_evaluate(session.config, f" at step {session.step}.{start}")
         tried = largest(self._tried) if self._tried else Size(session.config.per_device_train_batch_size, 1)
         frame_seconds = session.settings.hop_length / session.settings.sampling_rate
         return ConfigError(
@@ -385,6 +386,14 @@ class Course:
 
 
 # -- Its parts -------------------------------------------------------------------------------------
+
+
+def _no_room_to_evaluate(config: TrainingConfig, where: str) -> ConfigError:
+    """What to say of an evaluation that ran out of memory."""
+    return ConfigError(
+        f"There was no room in memory for the evaluation{where or '.'} In the order in which to try them:",
+        evaluation_remedies(config),
+    )
 
 
 def read_losses(session: Session, losses: Mapping[str, Tensor]) -> dict[str, float]:

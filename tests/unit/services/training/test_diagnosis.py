@@ -568,6 +568,19 @@ def test_an_evaluation_without_room_is_not_blamed_on_the_batches(
     assert alone[0] == "1. shorter recordings: --max_duration_in_seconds 10 (now 20), of both splits"
 
 
+def test_a_run_that_only_evaluates_says_so_too(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def grow(_: Any) -> dict[str, float]:
+        raise MemoryError
+
+    monkeypatch.setattr(evaluation, "held_out_losses", grow)
+    with pytest.raises(ConfigError, match=r"no room in memory for the evaluation\. In the order") as raised:
+        loop.train(make_config(do_train=False, do_eval=True))
+    assert "per_device_eval_batch_size 4 (now 8)" in raised.value.problems[0]
+    assert "none at all" not in str(raised.value)
+
+
 def test_another_error_stays_itself(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")

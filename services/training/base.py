@@ -129,10 +129,12 @@ def load_base(config: TrainingConfig, store: Store, origin: Origin | None = None
         notes.append(f"base: {reference} cannot be found any more; {folder} has all that came of it")
     old_front_end, front_end = _front_ends(config, folder, notes)
     if config.train_from_scratch:
+        model = _from_scratch(config, folder, front_end, notes)
+        _vary(config, model)
         return Base(
             folder=folder,
             reference=reference,
-            model=_from_scratch(config, folder, front_end, notes),
+            model=model,
             front_end=front_end,
             discriminator=None,
             untrained=(),  # with everything new there is nothing that could teach the rest
@@ -141,6 +143,7 @@ def load_base(config: TrainingConfig, store: Store, origin: Origin | None = None
             notes=notes,
         )
     model, untrained = _from_weights(config, folder, notes)
+    _vary(config, model)
     _fit_vocabulary(config, model, old_front_end, front_end, notes)
     discriminator = read_discriminator(folder)
     if discriminator is not None:
@@ -160,6 +163,14 @@ def load_base(config: TrainingConfig, store: Store, origin: Origin | None = None
         provenance=Provenance.read(folder),
         notes=notes,
     )
+
+
+def _vary(config: TrainingConfig, model: VitsForTraining) -> None:
+    """Note in the model how much it shall vary when it speaks."""
+    if config.noise_scale is not None:
+        model.config.noise_scale = config.noise_scale
+    if config.noise_scale_duration is not None:
+        model.config.noise_scale_duration = config.noise_scale_duration
 
 
 def _listed(items: Iterable[str], limit: int = 12) -> str:

@@ -202,6 +202,15 @@ class TrainingConfig(BaseModel):
         description="smaller networks, with train_from_scratch or allow_missing_weights: small-encoder (hidden size "
         "128, 4 layers, feed-forward 512), light-decoder (HiFi-GAN's smaller residual blocks)",
     )
+    noise_scale: float | None = Field(
+        None,
+        ge=0,
+        description="how much the model's speech varies unless asked otherwise, instead of the base's (VITS: 0.667); "
+        "less of it is understood better where training was short",
+    )
+    noise_scale_duration: float | None = Field(
+        None, ge=0, description="how much its rhythm varies, instead of the base's (VITS: 0.8)"
+    )
     discriminator_periods: Annotated[list[Positive], BeforeValidator(_list)] = Field(
         [2, 3, 5, 7, 11],
         min_length=1,

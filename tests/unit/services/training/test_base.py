@@ -233,6 +233,20 @@ def test_lower_casing_is_a_part_of_the_front_end(load: Load, tmp_path: Path) -> 
 # -- Weights ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("changes", [{}, {"train_from_scratch": True}], ids=["trained", "from scratch"])
+def test_how_much_a_model_varies_is_published_with_it(
+    load: Load, spanish_model: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    model = load(noise_scale=0.25, **changes).model
+    save_model(model, tmp_path / "out")
+    published, own = (
+        VitsModel.from_pretrained(folder).config for folder in (tmp_path / "out", spanish_model)
+    )
+    assert (published.noise_scale, published.noise_scale_duration) == (0.25, own.noise_scale_duration)
+    assert load(noise_scale_duration=0.0, **changes).model.config.noise_scale_duration == 0
+    assert load(**changes).model.config.noise_scale == own.noise_scale != 0.25
+
+
 def test_a_misspelt_folder_is_told_its_neighbour(load: Load, model_folder: Path) -> None:
     with pytest.raises(ModelError, match=f"no folder .*/bsae, did you mean '{model_folder}'"):
         load(model_name_or_path=str(model_folder.with_name("bsae")))

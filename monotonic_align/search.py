@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 PAGE_BYTES = 4096
 
 
+class LikelihoodError(ValueError):
+    """NaN or +inf inside an item: no path can be told from another."""
+
+
 @overload
 def maximum_path(
     log_likelihood: NDArray[np.float32],
@@ -97,8 +101,9 @@ def maximum_path(
         device of `log_likelihood`, without gradient.
 
     Raises:
-        ValueError: A shape or dtype is wrong; or, naming every such batch item, a length is out of range, an
-            item has more tokens than frames, or there is NaN or +inf inside an item.
+        ValueError: A shape or dtype is wrong; or, naming every such batch item, a length is out of range or an
+            item has more tokens than frames.
+        LikelihoodError: There is NaN or +inf inside an item; it names every such one.
         TypeError: An argument is neither a NumPy array nor a torch tensor.
     """
     scores_BFT = _as_array("log_likelihood", log_likelihood, np.dtype(np.float32), 3)
@@ -171,7 +176,7 @@ def _check_lengths(
 def _search(
     scores_BFT: NDArray[np.float32], tokens_B: NDArray[np.int32], frames_B: NDArray[np.int32], threads: int
 ) -> NDArray[np.int32]:
-    """Runs the kernel on checked arguments and turns its findings into a ValueError."""
+    """Runs the kernel on checked arguments and turns its findings into a LikelihoodError."""
     B, _, T = scores_BFT.shape
     durations_BT = np.zeros((B, T), np.int32)
     if B == 0:
@@ -188,7 +193,7 @@ def _search(
     )
     if bad_B.any():
         items = [int(item) for item in np.flatnonzero(bad_B)]
-        raise ValueError(
+        raise LikelihoodError(
             "\n".join(_describe(item, scores_BFT[item, : frames_B[item], : tokens_B[item]]) for item in items)
         )
     return durations_BT

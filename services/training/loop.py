@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -291,6 +291,7 @@ class Course:
         joint, name, end = stage == "joint", _DOING[stage], session.plan.span(stage).stop
         steps = build_steps(session, stage)
         frozen = None
+        losses: dict[str, Tensor] = {}
         tracker.begin_stage(name)
         self.diagnosis.begin_stage(stage)
         begun, first = time.perf_counter(), session.step
@@ -303,7 +304,7 @@ class Course:
             drawn = [self._next_batch() for _ in range(config.gradient_accumulation_steps)]
             self._tried = [Size(len(batch.ids), int(batch.frame_lengths.max())) for batch in drawn]
             seen = [Seen.of(batch, session.settings, session.accelerator.device) for batch in drawn]
-            losses = steps.take(seen, session.step)
+            losses = self._take(steps, seen, losses)
             self._fitted = largest([*self._tried, *filter(None, [self._fitted])])
             if session.ema:
                 session.ema.update(session.generator, session.step)
@@ -317,7 +318,7 @@ class Course:
             evaluate = self.evaluations.due(step) or (last and self.evaluations.interval is not None)
             save = last or (self.save_interval and step % self.save_interval == 0)
             stop = self._told_to_stop()
-            if log or save or stop:  # a diverged model is not worth a checkpoint
+            if log or evaluate or save or stop:  # a diverged model is worth neither of these
                 values = read_losses(session, losses)
             self.diagnosis.stepped(time.perf_counter() - tick)
             if log:
@@ -326,7 +327,6 @@ class Course:
                 self._evaluate()
                 enough = self._enough() if joint and not last else None
                 if enough:
-                    read_losses(session, losses)
                     tracker.say(f"step {step}: {enough}")
                     self.publisher.save(steps)
                     return
@@ -337,6 +337,27 @@ class Course:
                 raise SystemExit(TERMINATED)
             if log or evaluate or save:
                 begun, first = time.perf_counter(), step
+
+    def _take(self, steps: Steps, seen: Sequence[Seen], before: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Take a step.
+
+        Args:
+            steps: The stage's.
+            seen: The step's micro-batches.
+            before: The losses of the step before it, if the stage has had one.
+
+        Raises:
+            DivergenceError: It cannot be taken. Where the step before has spoilt the weights, it names that one's
+                losses.
+        """
+        try:
+            return steps.take(seen, self.session.step)
+        except DivergenceError as error:
+            # This process's share of them: the others may be elsewhere, and none waits for another here.
+            broken = _broken(self.session, {name: float(loss) for name, loss in before.items()})
+            if broken:
+                raise _diverged(self.session.step, broken) from error
+            raise _diverged(self.session.step + 1, error.problems) from error
 
     @record_function("vits:data")
     def _next_batch(self) -> Batch:
@@ -407,19 +428,28 @@ def read_losses(session: Session, losses: Mapping[str, Tensor]) -> dict[str, flo
     norms = {name: losses[name].float() for name in losses if name not in names}
     totals = torch.cat([session.accelerator.reduce(shares, "sum"), torch.stack([*norms.values()])])
     values = dict(zip([*names, *norms], totals.tolist(), strict=True))
-    broken = [
+    broken = _broken(session, values)
+    if broken:
+        raise _diverged(session.step, broken)
+    return values
+
+
+def _broken(session: Session, values: Mapping[str, float]) -> list[str]:
+    """Which of a step's losses are not numbers."""
+    skips = session.accelerator.scaler is not None  # steps whose norm is not finite, as float16 needs it
+    return [
         f"{name} is {value}"
         for name, value in values.items()
-        # Under float16 a norm that is not finite is a step that the loss scaler skips.
-        if not math.isfinite(value) and (name in names or session.accelerator.scaler is None)
+        if not math.isfinite(value) and not (skips and name.startswith("gradient_norm"))
     ]
-    if broken:
-        raise DivergenceError(
-            f"Training has diverged at step {session.step}; the last checkpoint is untouched. Try a lower "
-            "learning_rate, bf16 or float32 instead of fp16, or look for a broken recording with 'vits data inspect'.",
-            broken,
-        )
-    return values
+
+
+def _diverged(step: int, problems: Iterable[str]) -> DivergenceError:
+    return DivergenceError(
+        f"Training has diverged at step {step}; the last checkpoint is untouched. Try a lower "
+        "learning_rate, bf16 or float32 instead of fp16, or look for a broken recording with 'vits data inspect'.",
+        problems,
+    )
 
 
 def build_steps(session: Session, stage: Stage = "joint") -> Steps:

@@ -28,7 +28,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 from torch.profiler import record_function
 
-from monotonic_align import maximum_path
+from monotonic_align import LikelihoodError, maximum_path
 from services.training.config import Stage, TrainingConfig
 from services.training.dataset import SEGMENT_SAMPLES, Batch
 from services.training.discriminator import PERIODS, Discriminator
@@ -41,6 +41,7 @@ from services.training.features import (
 )
 from services.training.losses import adversarial_loss, discriminator_loss, feature_loss, kl_loss, mel_loss
 from services.training.reducing import Reducer
+from shared.errors import DivergenceError
 from shared.modeling import PriorOutput, TrainingOutput, VitsForTraining
 from shared.modeling.model import Aligner, at_least_float32, sequence_mask, slice_frames
 
@@ -61,8 +62,19 @@ def seed_everything(*key: int) -> None:
 
 @record_function("vits:alignment")
 def align(log_likelihood: Tensor, token_lengths: Tensor, frame_lengths: Tensor) -> Tensor:
-    """The alignment search as the model wants it: [B, F, T] → [B, T]."""
-    durations = maximum_path(log_likelihood.float(), token_lengths, frame_lengths)
+    """The alignment search as the model wants it: [B, F, T] → [B, T]; the processor does it, for any device.
+
+    Raises:
+        DivergenceError: The likelihood is not a number.
+    """
+    try:
+        durations = maximum_path(log_likelihood.float(), token_lengths, frame_lengths)
+    except LikelihoodError as error:
+        raise DivergenceError(
+            "Recordings cannot be aligned with their texts: what the model computes is not a number. See whether its "
+            "weights are whole, and look for a broken recording with 'vits data inspect'.",
+            [str(error).partition("\n")[0]],
+        ) from error
     assert isinstance(durations, Tensor)  # noqa: S101 - a tensor in, a tensor out
     return durations
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 from numpy.typing import NDArray
 
-from monotonic_align import _kernel, maximum_path
+from monotonic_align import LikelihoodError, _kernel, maximum_path
 from monotonic_align.reference import reference_durations
 from monotonic_align.search import scratch
 
@@ -306,7 +306,7 @@ def test_one_bad_value_anywhere_inside_an_item_is_found(value: float, layout: st
             scores_BFT = np.asfortranarray(scores_BFT)
         name = re.escape("NaN" if np.isnan(value) else "+inf")
         with pytest.raises(
-            ValueError, match=rf"batch item 1: .* {name} at frame {frame}, token {token}\b"
+            LikelihoodError, match=rf"batch item 1: .* {name} at frame {frame}, token {token}\b"
         ) as error:
             maximum_path(scores_BFT, *case[1:])
         assert "item 0" not in str(error.value)
@@ -316,7 +316,7 @@ def test_one_bad_value_anywhere_inside_an_item_is_found(value: float, layout: st
 def test_every_item_with_nan_is_named() -> None:
     case = normal_case(B=4)
     case[0][[1, 3], 2, 2] = np.nan
-    with pytest.raises(ValueError, match=r"(?s)batch item 1:.*batch item 3:"):
+    with pytest.raises(LikelihoodError, match=r"(?s)batch item 1:.*batch item 3:"):
         maximum_path(*case)
 
 

@@ -22,6 +22,7 @@ from sqlalchemy.exc import IntegrityError
 
 from services.training import config_sources
 from services.training.config import TrainingConfig
+from services.training.steps import Steps
 from services.training.tuning import cli, search
 from services.training.tuning.options import Options, take_options
 from services.training.tuning.space import DEFAULT_SPACE, Choices, Range, read_space
@@ -191,6 +192,24 @@ def test_a_trial_that_diverges_is_the_worst_and_does_not_end_the_search(
     monkeypatch.setattr(search, "run", diverge)
     best = run(config, tmp_path, trials=3)
     assert config_sources.read_json(best) == {"learning_rate": 2e-5}
+
+
+def test_a_trial_whose_weights_become_nan_does_not_end_the_search(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real one: nothing is logged before the next step has nothing to align."""
+    config = make_config(max_steps=3, eval_steps=3, logging_steps=100)
+    joint = Steps.joint
+
+    def spoil(steps: Steps, seen: Any, step: int) -> Any:
+        if step == 1 and steps.config.learning_rate > 2e-5:
+            next(steps.generator.text_encoder.parameters()).data.fill_(float("nan"))
+        return joint(steps, seen, step)
+
+    monkeypatch.setattr(Steps, "joint", spoil)
+    best = run(config, tmp_path, trials=2)
+    assert config_sources.read_json(best) == {"learning_rate": 2e-5}
+    assert study_of(config).trials[1].state == TrialState.PRUNED
 
 
 def test_a_trial_that_lags_behind_is_ended_early_and_the_configuration_itself_never(

@@ -28,7 +28,7 @@ from services.training.features import MEL_BINS, FeatureSettings, log_mel_of
 from services.training.losses import adversarial_loss, discriminator_loss, feature_loss, kl_loss
 from services.training.plots import plot_alignment, plot_spectrograms
 from services.training.session import Session
-from services.training.steps import Seen, align
+from services.training.steps import Seen
 from services.training.tracking import Tracker
 from shared.errors import TextError
 from shared.modeling import TrainingOutput, synthesize
@@ -245,7 +245,7 @@ def _forward(session: Session, seen: Seen, starts: Tensor, width: int) -> Traini
         batch.token_lengths,
         seen.spectrogram,
         batch.frame_lengths,
-        aligner=align,
+        aligner=seen.align,
         speaker_id=batch.speaker_id,
         segment_frames=width,
         slice_starts=starts,

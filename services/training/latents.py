@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from services.training.features import FeatureSettings, linear_spectrogram
-from services.training.steps import Seen
+from services.training.steps import Seen, to_device
 from shared.modeling import VitsForTraining
 
 
@@ -43,7 +43,7 @@ class Latents:
                     self._kept[index] = found
             rows.append(found)
         padded = nn.utils.rnn.pad_sequence(rows, batch_first=True).transpose(1, 2)
-        mean, log_std = padded.to(part.batch.padded_waveform.device).float().chunk(2, dim=1)
+        mean, log_std = to_device(padded, part.batch.padded_waveform.device).float().chunk(2, dim=1)
         return mean, log_std
 
     @torch.no_grad()

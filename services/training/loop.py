@@ -418,7 +418,10 @@ def _no_room_to_evaluate(config: TrainingConfig, where: str) -> ConfigError:
 
 
 def read_losses(session: Session, losses: Mapping[str, Tensor]) -> dict[str, float]:
-    """A step's losses as numbers, over all processes: the one place where a step waits for the device.
+    """A step's losses as numbers, over all processes.
+
+    It waits for the device. But for this, a step waits only where the processor searches for alignments, and in a text
+    stage where it is given a recording's latents to keep.
 
     Raises:
         DivergenceError: One of them is not a number, so going on would spoil the model.

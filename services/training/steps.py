@@ -79,6 +79,11 @@ def align(log_likelihood: Tensor, token_lengths: Tensor, frame_lengths: Tensor) 
     return durations
 
 
+def to_device(made: Tensor, device: torch.device) -> Tensor:
+    """Send what the host has made. From page-locked memory, as of any other each copy to a GPU is waited for."""
+    return (made.pin_memory() if device.type == "cuda" else made).to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class Seen:
     """A batch as the networks see it."""
@@ -105,6 +110,14 @@ class Seen:
     def mel(self) -> Tensor:
         """[B, 80, F]."""
         return log_mel(self.spectrogram, self.settings)
+
+    def align(self, log_likelihood: Tensor, *_lengths: Tensor) -> Tensor:
+        """The alignment search: [B, F, T] → [B, T]. It waits for the likelihood alone, as the host knows the lengths.
+
+        Raises:
+            DivergenceError: The likelihood is not a number.
+        """
+        return align(log_likelihood, self.host.token_lengths.int(), self.host.frame_lengths.int())
 
     def slices(self, starts: Tensor, width: int, settings: FeatureSettings) -> tuple[Tensor, Tensor]:
         """The recording where a slice was decoded: waveform [B, 1, W·hop] and log-mel [B, 80, W].
@@ -312,9 +325,9 @@ class Steps:
                 )
         device = part.batch.padded_waveform.device
         return Draws(
-            posterior.transpose(1, 2).to(device, non_blocking=True),
-            duration.transpose(1, 2).to(device, non_blocking=True),
-            starts.to(device, non_blocking=True),
+            to_device(posterior.transpose(1, 2), device),
+            to_device(duration.transpose(1, 2), device),
+            to_device(starts, device),
         )
 
     def _shares(self, seen: Sequence[Seen]) -> list[Shares]:
@@ -326,14 +339,13 @@ class Steps:
             ],
             dtype=torch.float64,
         )
-        totals = sizes.sum(0)
+        totals, device = sizes.sum(0), self.accelerator.device
         if self.accelerator.num_processes > 1:
-            device = self.accelerator.device
-            on_device = totals.float().to(device) if device.type == "mps" else totals.to(device)
+            on_device = to_device(totals.float() if device.type == "mps" else totals, device)
             torch.distributed.all_reduce(on_device)
-            shares = (sizes.to(on_device) / on_device).float()
+            shares = (to_device(sizes.to(on_device.dtype), device) / on_device).float()
         else:
-            shares = (sizes / totals).to(self.accelerator.device, self.generator.dtype, non_blocking=True)
+            shares = to_device((sizes / totals).to(self.generator.dtype), device)
         return [Shares(*row) for row in shares]
 
     def _forward(self, part: Seen, step: int, index: int) -> TrainingOutput:
@@ -368,7 +380,7 @@ class Steps:
                 *self.latents.of(part),
                 batch.frame_lengths,
                 speaker_id=batch.speaker_id,
-                aligner=align,
+                aligner=part.align,
                 posterior_noise=draws.posterior_noise,
                 duration_noise=draws.duration_noise,
             )
@@ -422,14 +434,14 @@ class Steps:
         faded = 1 - (step - self.first_step) / self.config.alignment_noise_steps
         scale = self.config.alignment_noise * max(0.0, faded)
         if not scale or self.stage != "joint":
-            return align
+            return part.align
         batch = part.host
         noise = torch.zeros(len(batch.ids), int(batch.frame_lengths.max()), batch.input_ids.shape[1])
         lengths = zip(batch.frame_lengths.tolist(), batch.token_lengths.tolist(), strict=True)
         for row, (index, (frames, tokens)) in enumerate(zip(batch.index.tolist(), lengths, strict=True)):
             source = torch.Generator().manual_seed(key_to_seed(self.config.seed, step, index, 1))
             noise[row, :frames, :tokens] = torch.randn(frames, tokens, generator=source)
-        there = noise.to(part.batch.padded_waveform.device, non_blocking=True)
+        there = to_device(noise, part.batch.padded_waveform.device)
 
         def search(log_likelihood: Tensor, token_lengths: Tensor, frame_lengths: Tensor) -> Tensor:
             frames, tokens = log_likelihood.shape[1:]
@@ -441,7 +453,7 @@ class Steps:
             values = log_likelihood * inside
             mean = values.sum((1, 2), keepdim=True) / count
             variance = ((values - mean) ** 2 * inside).sum((1, 2), keepdim=True) / count
-            return align(log_likelihood + scale * variance.sqrt() * there, token_lengths, frame_lengths)
+            return part.align(log_likelihood + scale * variance.sqrt() * there)
 
         return search
 

@@ -223,9 +223,9 @@ def test_the_share_of_the_longest_token_is_what_the_search_gave_it(
         durations = all_to_one(scores, tokens, tokens)
         return durations * (frames // tokens)[:, None].int()
 
-    monkeypatch.setattr(evaluation, "align", all_to_one)
+    monkeypatch.setattr("services.training.steps.align", all_to_one)
     blurred = evaluation.held_out_losses(session)["longest_token"]
-    monkeypatch.setattr(evaluation, "align", evenly)
+    monkeypatch.setattr("services.training.steps.align", evenly)
     assert blurred > 0.5 > 0.2 > evaluation.held_out_losses(session)["longest_token"]
 
 
@@ -536,7 +536,7 @@ def test_an_evaluation_without_room_is_not_blamed_on_the_batches(
 ) -> None:
     held_out = evaluation.held_out_losses
 
-    def grow(session: Any) -> dict[str, float]:
+    def grow(session: Any, *_: Any) -> dict[str, float]:
         if session.step == step:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return held_out(session)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -24,10 +26,10 @@ from transformers.models.vits.modeling_vits import (
 from services.training import evaluation
 from services.training.checkpointing import enable_gradient_checkpointing
 from services.training.config import RECONSTRUCTION_STAGE, TEXT_STAGE, Stage, TrainingConfig
-from services.training.dataset import SEGMENT_SAMPLES, Examples
+from services.training.dataset import SEGMENT_SAMPLES, Batch, Examples
 from services.training.features import FeatureSettings, log_mel, silent_spectrogram
 from services.training.latents import Latents
-from services.training.loop import build_steps, schedule, set_learning_rates
+from services.training.loop import build_steps, read_losses, schedule, set_learning_rates
 from services.training.session import Session, begin
 from services.training.steps import (
     Seen,
@@ -396,6 +398,79 @@ class Waits(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+def gate(left: Tensor, right: Tensor, _: Tensor) -> Tensor:
+    """What transformers' WaveNet does between its layers, without the number of channels that it reads there."""
+    tanh, sigmoid = (left + right).chunk(2, dim=1)
+    return torch.tanh(tanh) * torch.sigmoid(sigmoid)
+
+
+class OnDevice(Tensor):
+    """What a device has, and all that is computed from it; what is brought to the host is counted."""
+
+    brought: ClassVar[list[tuple[str, tuple[int, ...]]]] = []
+
+    def _bring(self, name: str, *arguments: Any, **options: Any) -> Any:
+        self.brought.append((name, tuple(self.shape)))
+        return getattr(self.as_subclass(Tensor), name)(*arguments, **options)
+
+
+for _way in ("numpy", "cpu", "item", "tolist", "__array__", "__bool__", "__float__", "__int__", "__index__"):
+    setattr(OnDevice, _way, partialmethod(OnDevice._bring, _way))
+
+
+def on_device(part: Seen) -> Seen:
+    """A batch as it is where the device is not the host."""
+    there: list[Any] = [
+        value.as_subclass(OnDevice) if isinstance(value, Tensor) else value
+        for value in vars(part.batch).values()
+    ]
+    return Seen(part.host, Batch(*there), part.settings)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_a_step_brings_the_alignments_likelihood_to_the_host_and_nothing_else(
+    make_trainee: Callable[..., Any], small_examples: Examples, monkeypatch: pytest.MonkeyPatch, noise: float
+) -> None:
+    """The search came with the lengths as the device has them: two more waits, for what the host knows."""
+    steps = make_trainee(alignment_noise=noise).steps
+    part = on_device(seen(small_examples, 0, 1))
+    scores = (2, int(part.host.frame_lengths.max()), part.host.input_ids.shape[1])
+    draws = steps.draws(part, 0)
+    there = replace(draws, slice_starts=draws.slice_starts.as_subclass(OnDevice))
+    monkeypatch.setattr(Steps, "draws", lambda *_: there)
+    monkeypatch.setattr(modeling_vits, "fused_add_tanh_sigmoid_multiply", gate)
+    monkeypatch.setattr(OnDevice, "brought", [])
+    losses = steps.joint([part], 0)
+    assert OnDevice.brought == [("numpy", scores)]
+    assert isinstance(losses["mel"], OnDevice)  # all of it was there
+
+
+def test_what_the_host_draws_is_sent_from_pinned_memory(
+    make_trainee: Callable[..., Any], small_examples: Examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To a GPU each copy from other memory is waited for."""
+    steps, part = make_trainee(alignment_noise=0.1).steps, seen(small_examples, 0, 1)
+    sent: list[tuple[bool, bool]] = []
+    pinned: list[int] = []
+
+    def pin(value: Tensor) -> Tensor:
+        pinned.append(id(value))
+        return value
+
+    def send(value: Tensor, *_: Any, non_blocking: bool = False) -> Tensor:
+        sent.append((id(value) in pinned, non_blocking))
+        return value
+
+    elsewhere: Any = SimpleNamespace(padded_waveform=SimpleNamespace(device=torch.device("cuda")))
+    monkeypatch.setattr(steps, "accelerator", SimpleNamespace(device=torch.device("cuda"), num_processes=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(Tensor, "pin_memory", pin)
+        patch.setattr(Tensor, "to", send)
+        steps.draws(replace(part, batch=elsewhere), 0)
+        steps._aligner(replace(part, batch=elsewhere), 0)
+    assert sent == [(True, True)] * 4
+
+
 def test_a_step_never_waits_for_the_device(
     make_trainee: Callable[..., Any], small_examples: Examples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -409,10 +484,6 @@ def test_a_step_never_waits_for_the_device(
     draws, shares = steps.draws(part, 0), steps._shares([part])
     monkeypatch.setattr(Steps, "draws", lambda *_: draws)
     monkeypatch.setattr(Steps, "_shares", lambda *_: shares)
-
-    def gate(left: Tensor, right: Tensor, _: Tensor) -> Tensor:
-        tanh, sigmoid = (left + right).chunk(2, dim=1)
-        return torch.tanh(tanh) * torch.sigmoid(sigmoid)
 
     monkeypatch.setattr(modeling_vits, "fused_add_tanh_sigmoid_multiply", gate)
     with Waits() as waits:
@@ -448,6 +519,44 @@ def test_gradients_are_clipped(make_trainee: Callable[..., Any], small_examples:
 
 
 # -- Short clips -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_step_with_a_loss_scaler_is_the_step_without(
+    make_trainee: Callable[..., Any], small_examples: Examples, parts: int
+) -> None:
+    """float16's: what it multiplies losses with is a power of two, and is gone before gradients are clipped."""
+    micro_batches = [seen(small_examples, 0, 1), seen(small_examples, 2, 3)][:parts]
+    plain, scaled = make_trainee(), make_trainee()
+    scaled.steps.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    expected, losses = (trainee.steps.joint(micro_batches, 0) for trainee in (plain, scaled))
+    assert same(expected, losses)  # the norms too
+    for network in ("generator", "discriminator"):
+        assert same(weights(getattr(plain, network)), weights(getattr(scaled, network)))
+    assert scaled.steps.accelerator.scaler.get_scale() == 1024.0
+
+
+def test_a_step_that_a_loss_scaler_skips_leaves_everything_and_lowers_the_scale(
+    session: Session, small_examples: Examples
+) -> None:
+    """With gradients beyond float32, as they often are beyond float16 at first; the next step is taken."""
+    steps, part = build_steps(session), [seen(small_examples, 0, 1)]
+    session.accelerator.scaler = scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    before = [weights(network) for network in (session.generator, session.discriminator)]
+    losses = steps.joint(part, 0)
+    after = [weights(network) for network in (session.generator, session.discriminator)]
+    assert all(same(*both) for both in zip(before, after, strict=True))
+    for optimizer in steps.optimizers:
+        assert not any(value.any() for state in optimizer.state.values() for value in state.values())
+    assert scaler.get_scale() == 2.0**125  # both networks' gradients were
+    assert not losses["gradient_norm_generator"].isfinite()
+    values = read_losses(session, losses)  # which is no divergence
+    assert values["mel"] == pytest.approx(float(losses["mel"]))
+    scaler.update(2.0**10)
+    steps.joint(part, 1)
+    after = [weights(network) for network in (session.generator, session.discriminator)]
+    assert not any(same(*both) for both in zip(before, after, strict=True))
+    assert all(value.isfinite().all() for network in after for value in network.values())
 
 
 @pytest.mark.parametrize("frames", [4, 31, 32])

@@ -20,7 +20,7 @@ from services.training.dataset import Examples
 from services.training.loop import build_steps, freeze
 from services.training.resuming import Stop
 from services.training.session import Session, begin, check_strategy
-from services.training.steps import Seen, Steps, align, new_discriminator
+from services.training.steps import Seen, Steps, new_discriminator
 from services.training.tracking import Tracker
 from shared.errors import ConfigError
 
@@ -182,6 +182,7 @@ def test_noise_on_alignments_fades_and_is_keyed_by_step_and_recording(
     heard: list[Tensor] = []
 
     def keep(scores: Tensor, tokens: Tensor, frames: Tensor) -> Tensor:
+        assert (tokens.dtype, frames.dtype) == (torch.int32, torch.int32)
         heard.append(scores)
         return torch.zeros(scores.shape[0], scores.shape[2], dtype=torch.int32)
 
@@ -203,16 +204,16 @@ def test_noise_on_alignments_fades_and_is_keyed_by_step_and_recording(
     assert not torch.equal(noise(0), noise(1))
     half = noise(50)[0, :frames, :tokens]
     assert float(half.std() / deviation) == pytest.approx(0.05, rel=0.1)
-    assert steps._aligner(part, 100) is keep  # faded: the search itself
+    assert steps._aligner(part, 100) == part.align  # faded: the search itself
     alone = seen(small_examples, 0)
     torch.testing.assert_close(noise(0, alone, scores[:1, :frames, :tokens])[0], first, rtol=1e-4, atol=1e-4)
 
 
 def test_without_noise_the_search_is_called_as_it_is(
-    make_trainee: Callable[..., Any], small_examples: Examples, monkeypatch: pytest.MonkeyPatch
+    make_trainee: Callable[..., Any], small_examples: Examples
 ) -> None:
-    monkeypatch.setattr("services.training.steps.align", marker := object())
-    assert make_trainee().steps._aligner(seen(small_examples, 0), 0) is marker
+    part = seen(small_examples, 0)
+    assert make_trainee().steps._aligner(part, 0) == part.align
 
 
 # -- Annealing -------------------------------------------------------------------------------------
@@ -233,7 +234,8 @@ def test_the_stages_before_joint_training_know_neither_noise_nor_annealing(
     steps = make_trainee(kl_annealing_steps=4, weight_kl=1.5, alignment_noise=0.5).steps
     steps.stage = "text"
     assert float(steps._weighted({"kl": torch.tensor(2.0)}, 0)) == 3.0
-    assert steps._aligner(seen(small_examples, 0), 0) is align
+    part = seen(small_examples, 0)
+    assert steps._aligner(part, 0) == part.align
 
 
 # -- A curriculum ----------------------------------------------------------------------------------

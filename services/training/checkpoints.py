@@ -85,6 +85,8 @@ class TrainerState:
     """The best checkpoints, the best first: ``step``, ``value`` of the metric at the step ``evaluated``, which may
     be an earlier one, and ``version`` once published."""
     evaluation_seconds: float = 0.0
+    evaluation_owed: bool = False
+    """Whether the step is still to be evaluated, for which a stop left no time."""
     findings: list[dict[str, Any]] = field(default_factory=list)
     """What was told about the run's health: ``name``, ``step``, ``what`` and ``remedy``."""
     scaler: dict[str, float] | None = None

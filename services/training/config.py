@@ -431,6 +431,11 @@ class TrainingConfig(BaseModel):
         False, description="compile decoder and posterior encoder; takes minutes at first"
     )
     use_cpu: bool = Field(False, description="leave GPUs alone")
+    ddp_timeout: Positive = Field(
+        1800,
+        description="seconds that processes wait for each other, as all do at first while the main one decodes the "
+        "recordings",
+    )
 
     # -- Losses --------------------------------------------------------------------------------------
     weight_disc: Weight = Field(

@@ -11,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -27,12 +29,15 @@ from services.training.dataset import SEGMENT_SAMPLES, Batch, normalise_text
 from services.training.features import MEL_BINS, FeatureSettings, log_mel_of
 from services.training.losses import adversarial_loss, discriminator_loss, feature_loss, kl_loss
 from services.training.plots import plot_alignment, plot_spectrograms
+from services.training.resuming import Stop
 from services.training.session import Session
 from services.training.steps import Seen
 from services.training.tracking import Tracker
 from shared.errors import TextError
 from shared.modeling import TrainingOutput, synthesize
 from shared.modeling.model import sequence_mask
+
+Part = TypeVar("Part")
 
 #: Everything is spoken from this seed, so that evaluations differ by the model alone.
 SPEECH_SEED = 0
@@ -42,6 +47,10 @@ MAX_SPEAKERS = 4
 MAX_SPOKEN = 4
 #: The golden ratio's fraction: multiples of it spread over [0, 1) evenly, however many there are.
 _SPREAD = (math.sqrt(5) - 1) / 2
+
+
+class Abandoned(Exception):  # noqa: N818 - nothing has gone wrong
+    """An evaluation ended before its end, and is as if it had never begun."""
 
 
 class Schedule:
@@ -95,7 +104,9 @@ class Schedule:
         )
 
 
-def run(session: Session, tracker: Tracker, schedule: Schedule | None = None) -> dict[str, float]:
+def run(
+    session: Session, tracker: Tracker, schedule: Schedule | None = None, stop: Stop | None = None
+) -> dict[str, float]:
     """Evaluate the model as it is, and log what came of it. Every process has to call it.
 
     With averaged weights (``session.ema``) it is those that are evaluated. Weights, modes and all that is random
@@ -105,20 +116,28 @@ def run(session: Session, tracker: Tracker, schedule: Schedule | None = None) ->
         session: The run.
         tracker: Told the figures, the pictures and the sound.
         schedule: Told what it took.
+        stop: Whether the run has been told to stop: then the evaluation ends at once.
 
     Returns:
         The measures that ``metric_for_best_model`` can name and ``loss``, the same on every process; nothing
         without held-out recordings.
+
+    Raises:
+        Abandoned: The run has been told to stop, on any of its processes.
+        DivergenceError: What the model computes is not a number.
     """
     start = time.perf_counter()
+    stop = stop or Stop()
     values: dict[str, float] = {}
     with _undisturbed(session):
         if session.evaluation:
-            values = held_out_losses(session)
-            values["mel_distance"] = _speak_held_out(session, tracker)
+            values = held_out_losses(session, stop)
+            values["mel_distance"] = _speak_held_out(session, tracker, stop)
         if session.accelerator.is_main_process:
-            _speak_samples(session, tracker)
+            _speak_samples(session, tracker, stop)
     session.accelerator.wait_for_everyone()
+    if stop.agreed(session.accelerator):
+        raise Abandoned
     # The mean over the processes: what follows from it has to be the same on each.
     clocks = torch.tensor([time.perf_counter() - start, tracker.seconds], dtype=torch.float64)
     clocks = clocks.to(session.accelerator.device)
@@ -160,7 +179,12 @@ def _undisturbed(session: Session) -> Iterator[None]:
 # -- Losses ----------------------------------------------------------------------------------------
 
 
-def held_out_losses(session: Session) -> dict[str, float]:
+def _until_told(stop: Stop | None, parts: Iterable[Part]) -> Iterator[Part]:
+    """The parts of an evaluation, up to the one at which the run is told to stop; what they come to is thrown away."""
+    return takewhile(lambda _: not (stop and stop.requested), parts)
+
+
+def held_out_losses(session: Session, stop: Stop | None = None) -> dict[str, float]:
     """All losses over all held-out recordings, in float32.
 
     Each is averaged over what it is a mean of: ``mel`` over the frames of all slices, ``kl`` over all frames,
@@ -175,7 +199,8 @@ def held_out_losses(session: Session) -> dict[str, float]:
     accelerator, config = session.accelerator, session.config
     names = ("mel", "kl", "duration", "generator", "feature_maps", "discriminator", "longest_token")
     sums = torch.zeros(len(names), 2, dtype=torch.float64, device=accelerator.device)
-    for batch in session.evaluation[accelerator.process_index :: accelerator.num_processes]:
+    mine = session.evaluation[accelerator.process_index :: accelerator.num_processes]
+    for batch in _until_told(stop, mine):
         found = _batch_losses(session, Seen.of(batch, session.settings, accelerator.device))
         sums += torch.stack(
             [torch.stack([found[name][0] * found[name][1], found[name][1]]) for name in names]
@@ -284,9 +309,9 @@ def _samples(session: Session, tracker: Tracker) -> Iterator[_Sample]:
             yield _Sample(text, tokens.ids, speaker, speaker_id)
 
 
-def _speak_samples(session: Session, tracker: Tracker) -> None:
+def _speak_samples(session: Session, tracker: Tracker, stop: Stop) -> None:
     """Speak each sample sentence into the log."""
-    for number, sample in enumerate(_samples(session, tracker)):
+    for number, sample in enumerate(_until_told(stop, _samples(session, tracker))):
         spoken = synthesize(
             session.generator,
             torch.tensor(sample.ids, device=session.accelerator.device),
@@ -298,7 +323,7 @@ def _speak_samples(session: Session, tracker: Tracker) -> None:
         tracker.audio(session.step, name, spoken.samples, spoken.sampling_rate, title=title)
 
 
-def _speak_held_out(session: Session, tracker: Tracker) -> float:
+def _speak_held_out(session: Session, tracker: Tracker, stop: Stop) -> float:
     """Speak some held-out texts, and draw one of them.
 
     Returns:
@@ -310,7 +335,8 @@ def _speak_held_out(session: Session, tracker: Tracker) -> float:
         places[round(at)] for at in np.linspace(0, len(places) - 1, min(MAX_SPOKEN, len(places))).tolist()
     ]
     sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
-    for number in range(accelerator.process_index, len(chosen), accelerator.num_processes):
+    mine = range(accelerator.process_index, len(chosen), accelerator.num_processes)
+    for number in _until_told(stop, mine):
         seen = Seen.of(session.evaluation.alone(chosen[number]), settings, accelerator.device)
         spoken = synthesize(
             session.generator,
@@ -324,7 +350,7 @@ def _speak_held_out(session: Session, tracker: Tracker) -> float:
         if number == 0 and accelerator.is_main_process:
             _play(session, tracker, seen, spoken.samples)
             _draw(session, tracker, seen, mel)
-    total, count = accelerator.reduce(sums, "sum").tolist()
+    total, count = accelerator.reduce(sums, "sum")
     return float(total / count)
 
 

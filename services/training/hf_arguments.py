@@ -175,9 +175,7 @@ TRAINING_ARGUMENTS: dict[str, Argument] = {
     "full_determinism": _implemented(False),
     "torchdynamo": _refused(None, "set torch_compile instead"),
     "ray_scope": _ignored("last", "training runs one configuration"),
-    "ddp_timeout": _ignored(
-        1800, "waiting has PyTorch's limit; prepare large datasets beforehand with preprocessing_only"
-    ),
+    "ddp_timeout": _implemented(1800),
     "torch_compile": _implemented(False),
     "torch_compile_backend": _refused(None, "set torch_compile, which uses inductor"),
     "torch_compile_mode": _refused(None, "set torch_compile, which uses the default mode", "default"),

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.profiler import record_function
 from torch.utils.data import DataLoader
@@ -56,7 +59,7 @@ from shared.errors import ConfigError, DivergenceError
 from shared.folders import check_writable, writing
 from shared.wording import counted
 
-#: On several processes, how often they agree whether to stop: it takes a message, for which each waits.
+#: On GPUs, after how many steps several processes agree whether to stop: for that message each waits for its device.
 _AGREE_EVERY = 10
 _OUTPUT_REMEDY = "give another --output_dir"
 #: What a run is doing in a stage.
@@ -90,7 +93,9 @@ def train(config: TrainingConfig) -> Path:
         config.output_dir.mkdir(parents=True, exist_ok=True)
     # Without being told, Accelerate starts no process group on machines that have only processors.
     cpu = config.use_cpu or not torch.accelerator.is_available()
-    accelerator = Accelerator(mixed_precision=precision(config), cpu=cpu)
+    # A little more: Accelerate does not pass on what is its own default, which is not PyTorch's everywhere.
+    patience = InitProcessGroupKwargs(timeout=timedelta(seconds=config.ddp_timeout, microseconds=1))
+    accelerator = Accelerator(mixed_precision=precision(config), cpu=cpu, kwargs_handlers=[patience])
     with ending_together(accelerator):
         _train(config, accelerator)
     return config.output_dir
@@ -179,6 +184,9 @@ class Saver(Protocol):
     def save(self, steps: Steps, *, wait: bool = False) -> None:
         """Save the state after the step that was just done."""
 
+    def rank(self) -> None:
+        """Rank the checkpoint that the run goes on from by an evaluation that was still owed there."""
+
 
 class Unsaved:
     """Saves nothing: for runs that are only looked at."""
@@ -188,6 +196,9 @@ class Unsaved:
 
     def save(self, steps: Steps, *, wait: bool = False) -> None:
         """Nothing is kept."""
+
+    def rank(self) -> None:
+        """Nothing is there."""
 
 
 class Course:
@@ -264,8 +275,8 @@ class Course:
 
     def _run(self) -> None:
         session, plan = self.session, self.session.plan
-        if session.step == 0:
-            self._evaluate()
+        if session.step == 0 or session.state.evaluation_owed:
+            self._evaluate_before_all()
         for stage, span in plan.stages().items():
             if stage != "joint" and session.step < span.stop:
                 self._stage(stage)
@@ -277,6 +288,21 @@ class Course:
             if session.step == plan.warm_up and session.config.curriculum:
                 self._begin_curriculum()
             self._stage("joint")
+
+    def _evaluate_before_all(self) -> None:
+        """Evaluate what the run begins with, or make up for what a stop left no time for."""
+        if not self._evaluate():
+            self._stopped(
+                f"step {self.session.step} is still to be evaluated, which the same command does first"
+            )
+        if self.session.state.evaluation_owed:
+            self.session.state.evaluation_owed = False
+            self.publisher.rank()
+
+    def _stopped(self, where: str) -> NoReturn:
+        """End the process, as it was told to."""
+        self.tracker.say(f"told to stop: {where}")
+        raise SystemExit(TERMINATED)
 
     def _begin_curriculum(self) -> None:
         """Leave the epoch that other stages have begun: a curriculum is joint training's, from its first step on."""
@@ -324,17 +350,17 @@ class Course:
             if log:
                 self._log(name, values, rates, steps=step - first, seconds=time.perf_counter() - begun)
             if evaluate:
-                self._evaluate()
-                enough = self._enough() if joint and not last else None
+                # It may take longer than a stop may: then it is left to the run that goes on from here.
+                stop = session.state.evaluation_owed = stop or not self._evaluate()
+                enough = self._enough() if joint and not (last or stop) else None
                 if enough:
                     tracker.say(f"step {step}: {enough}")
                     self.publisher.save(steps)
                     return
             if save or stop:
                 self.publisher.save(steps, wait=stop)
-            if stop and not (last and step == session.plan.total):
-                tracker.say(f"told to stop: step {step} is saved, and the same command goes on from there")
-                raise SystemExit(TERMINATED)
+            if stop:
+                self._stopped(f"step {step} is saved, and the same command goes on from there")
             if log or evaluate or save:
                 begun, first = time.perf_counter(), step
 
@@ -383,15 +409,21 @@ class Course:
         session.state.log_history.append({"step": step, "stage": stage, "learning_rate": rate, **values})
         self.diagnosis.logged(values)
 
-    def _evaluate(self) -> None:
+    def _evaluate(self) -> bool:
+        """Evaluate, where that is wanted; whether it came to its end before the run was told to stop."""
         if self.evaluations.interval is None:
-            return
+            return True
         self._evaluating = True
-        values = evaluation.run(self.session, self.tracker, self.evaluations)
+        values: dict[str, float] | None = None
+        with contextlib.suppress(evaluation.Abandoned):
+            values = evaluation.run(self.session, self.tracker, self.evaluations, self.stop)
         self._evaluating = False
+        if values is None:
+            return False
         self.diagnosis.evaluated(values)
         if self.heed:
             self.heed(self.session.step, values)
+        return True
 
     def _enough(self) -> str | None:
         """Why to end here; the same on every process, as evaluations are."""
@@ -401,7 +433,8 @@ class Course:
     def _told_to_stop(self) -> bool:
         """Whether SIGTERM has come, to any of the processes."""
         accelerator = self.session.accelerator
-        if accelerator.num_processes > 1 and self.session.step % _AGREE_EVERY:
+        waits = accelerator.num_processes > 1 and accelerator.device.type != "cpu"
+        if waits and self.session.step % _AGREE_EVERY:
             return False
         return self.stop.agreed(accelerator)
 

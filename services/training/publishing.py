@@ -109,7 +109,7 @@ class Publisher:
             self._wait_for_previous()
         self.check()
         if self._session.step > self._saved:
-            self._note_best()
+            self._note_best(after=max(self._saved, 0))
             self._saved = self._session.step
             self._snapshot = ckpt.take_snapshot(self._session, steps, self._snapshot)
             if wait:
@@ -126,6 +126,11 @@ class Publisher:
         if wait:
             self._join()
             self.check()
+
+    def rank(self) -> None:
+        """Rank the checkpoint that the run goes on from by an evaluation that was still owed there."""
+        if self._active:
+            self._note_best(after=self._session.step - 1)
 
     def check(self) -> None:
         """Raise what went wrong in the background; costs nothing.
@@ -281,17 +286,15 @@ class Publisher:
 
     # -- The best ----------------------------------------------------------------------------------
 
-    def _note_best(self) -> None:
-        """Rank the step that is being saved by the newest evaluation since the save before it."""
+    def _note_best(self, *, after: int) -> None:
+        """Rank the step that is saved by its newest evaluation, of those ``after`` the step of the save before."""
         config, state = self._session.config, self._session.state
         keep = max(config.keep_best, int(config.load_best_model_at_end))
         key = f"eval_{config.metric_for_best_model}"
         values = [
             (entry["step"], entry[key])
             for entry in state.log_history
-            if key in entry
-            and max(self._saved, 0) < entry["step"] <= state.global_step
-            and math.isfinite(entry[key])
+            if key in entry and after < entry["step"] <= state.global_step and math.isfinite(entry[key])
         ]
         if keep and values:
             evaluated, value = values[-1]

@@ -49,7 +49,7 @@ _STARTUP_TRIALS = 5
 _TABLES = 1.0
 #: What decides how comparable trials are: a study is one configuration's.
 _INDIFFERENT = frozenset(SECRETS) | {
-    "output_dir", "store", "cache_dir", "report_to", "metrics_port", "metrics_host", "logging_steps",
+    "output_dir", "store", "cache_dir", "report_to", "metrics_port", "metrics_host", "logging_steps", "ddp_timeout",
     "overwrite_output_dir", "dataloader_num_workers", "dataloader_pin_memory", "preprocessing_num_workers",
 }  # fmt: skip
 _DONE = (TrialState.COMPLETE, TrialState.PRUNED)

@@ -95,7 +95,7 @@ def test_a_run_ends_early_and_is_complete(
 ) -> None:
     """Its last step is saved, the model is whole, and starting it again finds nothing left to do."""
     monkeypatch.setenv("VITS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("services.training.evaluation.held_out_losses", lambda session: {"mel": 1.0})
+    monkeypatch.setattr("services.training.evaluation.held_out_losses", lambda *_: {"mel": 1.0})
     config = make_config(do_eval=True, eval_steps=1, max_steps=20, save_steps=100, early_stopping_patience=2)
     folder = loop.train(config)
     state = TrainerState.read(folder)
@@ -117,7 +117,7 @@ def test_a_run_that_was_killed_after_its_early_end_has_ended(
 ) -> None:
     """Between the last checkpoint and the final model: it does not train on until the next evaluation."""
     monkeypatch.setenv("VITS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("services.training.evaluation.held_out_losses", lambda session: {"mel": 1.0})
+    monkeypatch.setattr("services.training.evaluation.held_out_losses", lambda *_: {"mel": 1.0})
     config = make_config(do_eval=True, eval_steps=1, max_steps=20, save_steps=100, early_stopping_patience=2)
     with monkeypatch.context() as killed:
         killed.setattr(Publisher, "finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))

@@ -19,6 +19,7 @@ from services.training import evaluation
 from services.training.artefacts import read_index
 from services.training.config import TrainingConfig
 from services.training.dataset import Batch
+from services.training.resuming import Stop
 from services.training.session import Session, begin
 from services.training.tracking import Tracker
 from shared.modeling import synthesize
@@ -230,11 +231,25 @@ def test_processes_share_the_recordings_and_agree_on_the_figures(
     for rank in ranks:
         session.accelerator = cast("Accelerator", rank)
         found.append(evaluation.run(session, Recorder(tmp_path / str(rank.process_index))))
-    assert len(ranks[0].sent) == len(ranks[1].sent) == 3  # each joins every sum that the other joins
+    assert len(ranks[0].sent) == len(ranks[1].sent) == 4  # each joins every sum that the other joins
     counts = [sent[0][:, 1] for sent in (ranks[0].sent, ranks[1].sent)]
     assert all(bool((count > 0).all()) for count in counts)
     assert int((counts[0] + counts[1])[-1]) == 8  # each recording once
     assert found[1] == pytest.approx(expected, rel=1e-6)
+
+
+def test_an_evaluation_ends_on_all_processes_where_one_is_told_to_stop(
+    make_session: MakeSession, tmp_path: Path
+) -> None:
+    session = make_session()
+    told, other = OneOfTwo(1, []), OneOfTwo(0, [])
+    other.other = iter(told.sent)
+    for rank, stop in ((told, Stop(requested=True)), (other, Stop())):
+        session.accelerator = cast("Accelerator", rank)
+        with pytest.raises(evaluation.Abandoned):
+            evaluation.run(session, Recorder(tmp_path / str(rank.process_index)), stop=stop)
+    assert not told.sent[0].any()  # it did nothing more
+    assert session.state.log_history == []
 
 
 # -- Speech and pictures ---------------------------------------------------------------------------

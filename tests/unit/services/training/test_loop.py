@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from services.training import checkpoints, loop
+from services.training import checkpoints, evaluation, loop
 from services.training.base import Origin
 from services.training.config import TrainingConfig
 from services.training.dataset import Batch, Examples
@@ -49,6 +51,19 @@ def part(session: Session) -> Seen:
 
 def weights(network: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in network.named_parameters()}
+
+
+def counted_evaluations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The steps at which evaluations begin."""
+    begun: list[int] = []
+    run = evaluation.run
+
+    def count(session: Session, *arguments: Any) -> dict[str, float]:
+        begun.append(session.step)
+        return run(session, *arguments)
+
+    monkeypatch.setattr(evaluation, "run", count)
+    return begun
 
 
 # -- What is read ----------------------------------------------------------------------------------
@@ -103,6 +118,45 @@ def test_a_loss_that_becomes_nan_stops_the_run_and_says_which(
     assert not (config.output_dir / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize(
+    ("spoilt", "named"), [("decoder", "mel is nan"), ("text_encoder", "log_likelihood is NaN")]
+)
+def test_weights_that_become_nan_between_log_lines_stop_the_run_and_say_by_what(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, spoilt: str, named: str
+) -> None:
+    """The alignment search meets them first: a ValueError of its own, which ended the run with a traceback."""
+    config = make_config(max_steps=6, save_steps=2, logging_steps=100, report_to=[])
+    joint = Steps.joint
+
+    def spoil(steps: Steps, seen: Any, step: int) -> dict[str, Tensor]:
+        if step == 2:
+            next(steps.generator.get_submodule(spoilt).parameters()).data.fill_(float("nan"))
+        return joint(steps, seen, step)
+
+    monkeypatch.setattr(Steps, "joint", spoil)
+    with pytest.raises(DivergenceError) as raised:
+        loop.train(config)
+    assert any(named in problem for problem in raised.value.problems)
+    assert "diverged at step 3" in str(raised.value)
+    assert "diverged at step 3" in (config.output_dir / "report.html").read_text()
+    (last,) = checkpoints.checkpoints(config.output_dir)
+    assert last.name == "checkpoint-2"
+    kept = checkpoints.read_state(last)
+    assert all(
+        value.isfinite().all() for value in [*kept["generator"].values(), *kept["discriminator"].values()]
+    )
+
+
+def test_a_diverged_model_is_not_evaluated(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config(max_steps=4, logging_strategy="no", do_eval=True, eval_steps=2, report_to=[])
+    nothing = {"mel": torch.tensor(float("nan")), "gradient_norm_generator": torch.tensor(1.0)}
+    monkeypatch.setattr(Steps, "joint", lambda *_: nothing)
+    evaluated = counted_evaluations(monkeypatch)
+    with pytest.raises(DivergenceError, match="mel is nan"):
+        loop.train(config)
+    assert evaluated == [0]
+
+
 @pytest.mark.parametrize("folder", ["/proc/self", "/proc/self/output"])
 def test_an_output_that_cannot_be_written_is_said_before_anything_is_prepared(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, folder: str
@@ -139,6 +193,104 @@ def test_ctrl_c_says_where_the_run_will_go_on(
     with pytest.raises(KeyboardInterrupt):
         loop.train(config)
     assert "stopped at step 3; the same command goes on from checkpoint-2" in capsys.readouterr().out
+
+
+def test_a_stop_leaves_its_evaluation_to_the_run_that_goes_on(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """There is no time for it before the save. Once it is made up for, all is as if the run had never been stopped:
+    what is logged, what is best, the weights to the bit.
+    """
+    changes: dict[str, Any] = {
+        "max_steps": 4,
+        "save_steps": 2,
+        "do_eval": True,
+        "eval_steps": 2,
+        "per_device_eval_batch_size": 1,
+        "per_device_train_batch_size": 2,
+        "load_best_model_at_end": True,
+        "learning_rate": 1e-3,
+        "report_to": [],
+    }
+    whole = make_config(**changes, output_dir=str(tmp_path / "whole"))
+    loop.train(whole)
+    config = make_config(**changes)
+    batches: list[int] = []
+    of_step, of_batch = Steps.joint, evaluation._batch_losses
+
+    def stopped(where: str, at: int) -> list[int | None]:
+        """Train until a stop, in a step or in the evaluation after it; the steps that are saved then."""
+
+        def tell(here: str, step: int) -> None:
+            if (here, step) == (where, at):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        def in_step(steps: Steps, seen: Any, step: int) -> dict[str, Tensor]:
+            tell("step", step + 1)
+            return of_step(steps, seen, step)
+
+        def in_evaluation(session: Session, seen: Seen) -> Any:
+            tell("evaluation", session.step)
+            batches.append(session.step)
+            return of_batch(session, seen)
+
+        batches.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(Steps, "joint", in_step)
+            patch.setattr(evaluation, "_batch_losses", in_evaluation)
+            with pytest.raises(SystemExit) as ended:
+                loop.train(config)
+        assert ended.value.code == 143
+        assert batches.count(at) == (where == "evaluation")  # of two
+        return [checkpoints.checkpoint_step(folder) for folder in checkpoints.checkpoints(config.output_dir)]
+
+    assert stopped("evaluation", 0) == []
+    assert stopped("evaluation", 2) == [2]
+    assert stopped("evaluation", 2) == [2]  # which was to be made up for
+    assert stopped("step", 4) == [2, 4]
+    assert loop.train(config) == config.output_dir
+
+    states = [checkpoints.TrainerState.read(one.output_dir) for one in (whole, config)]
+    first, second = [
+        (one.log_history, [(best["step"], best["value"], best["evaluated"]) for best in one.best])
+        for one in states
+        if one
+    ]
+    assert first == second
+    for file in ("model.safetensors", "checkpoint-4/training_state.safetensors"):
+        assert (whole.output_dir / file).read_bytes() == (config.output_dir / file).read_bytes(), file
+
+
+@pytest.mark.parametrize(("device", "steps"), [("cpu", [*range(1, 21)]), ("cuda", [10, 20])])
+def test_how_often_several_processes_agree_whether_to_stop(device: str, steps: list[int]) -> None:
+    """On GPUs each agreement waits for the device; on processors a step waits for itself."""
+    accelerator = SimpleNamespace(num_processes=2, device=torch.device(device))
+    asked = []
+    for step in range(1, 21):
+        session = SimpleNamespace(accelerator=accelerator, step=step)
+        course: Any = SimpleNamespace(session=session, stop=SimpleNamespace(agreed=lambda _: True))
+        if loop.Course._told_to_stop(course):
+            asked.append(step)
+    assert asked == steps
+
+
+@pytest.mark.parametrize("changes", [{}, {"ddp_timeout": 600}, {"ddp_timeout": 7200}])
+def test_processes_wait_for_each_other_as_long_as_they_are_told(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, changes: dict[str, int]
+) -> None:
+    """The main one may decode for longer than PyTorch would wait, which is 600 s on GPUs."""
+    heard: dict[str, Any] = {}
+
+    def begin(**options: Any) -> Accelerator:
+        heard.update(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "Accelerator", begin)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(make_config(**changes))
+    (handler,) = heard["kwargs_handlers"]
+    passed_on = handler.to_kwargs()["timeout"].total_seconds()
+    assert passed_on == pytest.approx(changes.get("ddp_timeout", 1800))
 
 
 def test_a_store_that_cannot_be_written_is_said_before_the_data_are_prepared(

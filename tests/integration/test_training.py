@@ -20,10 +20,11 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import (
     EventAccumulator,
 )
+from torch.utils.data import DataLoader
 from transformers import VitsModel, pipeline
 
 from services import cli
-from services.training import checkpoints, discriminator, publishing
+from services.training import checkpoints, discriminator, loop, publishing
 from services.training.steps import Steps
 from shared.modeling.loading import DISCRIMINATOR_FILE
 from shared.registry import Registry
@@ -402,6 +403,29 @@ def test_going_on_is_as_if_never_stopped(
     assert train(tmp_path, two_stages) == 0
     for step in (8, 9):
         assert_same_state(tmp_path / f"whole/checkpoint-{step}", tmp_path / f"output/checkpoint-{step}")
+    assert_same_weights(tmp_path / "whole", tmp_path / "output")
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")  # on one core
+def test_batches_that_other_processes_read_ahead_are_the_same_ones_when_a_run_goes_on(
+    configuration: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What they have read ahead of the stop is neither lost nor seen twice; over the end of an epoch too."""
+    configuration |= AUGMENTED | {"max_steps": 6}
+    assert train(tmp_path, configuration | {"output_dir": str(tmp_path / "whole")}) == 0
+    workers: list[int] = []
+
+    class Watched(DataLoader[Any]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            workers.append(options["num_workers"])
+            super().__init__(*arguments, **options)
+
+    monkeypatch.setattr(loop, "DataLoader", Watched)
+    ahead = configuration | {"dataloader_num_workers": 2}
+    stopped(tmp_path, ahead, 2)
+    assert train(tmp_path, ahead) == 0
+    assert set(workers) == {2}
+    assert_same_state(tmp_path / "whole/checkpoint-6", tmp_path / "output/checkpoint-6")
     assert_same_weights(tmp_path / "whole", tmp_path / "output")
 
 

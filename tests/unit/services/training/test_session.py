@@ -1,0 +1,59 @@
+"""How a run begins: what of its configuration reaches what it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate import Accelerator
+
+from services.training.config import TrainingConfig
+from services.training.data.cache import decode
+from services.training.session import Session, begin
+
+MakeConfig = Callable[..., TrainingConfig]
+
+
+def test_batches_and_decoding_are_what_the_configuration_says(
+    make_config: MakeConfig,
+    make_dataset: Callable[..., Path],
+    small_discriminator: None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """``group_by_length``, ``max_frames_per_batch`` and ``preprocessing_num_workers``, each by what comes of it."""
+    monkeypatch.setenv("VITS_CACHE", str(tmp_path / "cache"))
+    recordings = str(make_dataset(34))
+    threads: list[int | None] = []
+
+    def watched(*arguments: Any, workers: int | None, **options: Any) -> Any:
+        threads.append(workers)
+        return decode(*arguments, workers=workers, **options)
+
+    monkeypatch.setattr("services.training.dataset.decode", watched)
+
+    def begun(**changes: Any) -> Session:
+        config = make_config(
+            dataset_name=recordings, per_device_train_batch_size=4, max_duration_in_seconds=2.0, **changes
+        )
+        config.output_dir.mkdir(exist_ok=True)
+        return begin(config, Accelerator(cpu=True))
+
+    def sizes(session: Session) -> list[list[int]]:
+        """The frames of every recording, batch by batch."""
+        frames = [session.train.frames(example) for example in session.train.examples]
+        return [[frames[index] for index in batch] for batch in session.sampler.epoch(0)]
+
+    def padding(batches: list[list[int]]) -> int:
+        return sum(max(batch) * len(batch) - sum(batch) for batch in batches)
+
+    plain, grouped = sizes(begun(preprocessing_num_workers=3)), sizes(begun(group_by_length=True))
+    assert threads == [3, None]
+    assert padding(grouped) < 0.7 * padding(plain)
+    budget = 250
+    assert max(max(batch) * len(batch) for batch in plain) > budget
+    assert max(max(batch) * len(batch) for batch in grouped) > budget
+    within = sizes(begun(max_frames_per_batch=budget))
+    assert max(max(batch) * len(batch) for batch in within) <= budget

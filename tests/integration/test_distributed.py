@@ -213,13 +213,13 @@ def test_two_processes_go_on_where_one_stopped(
     assert state.global_step == STEPS + 2
 
 
-#: One process is told to stop in the third step.
+#: One process is told to stop in the second step.
 TOLD = """
 import signal
 from services.training.steps import Steps
 
 def told(steps, seen, step, joint=Steps.joint):
-    if os.environ["RANK"] == "1" and step == 2:
+    if os.environ["RANK"] == "1" and step == 1:
         os.kill(os.getpid(), signal.SIGTERM)
     return joint(steps, seen, step)
 
@@ -230,17 +230,14 @@ Steps.joint = told
 def test_a_stop_of_one_process_stops_both_in_that_step(
     still_model: Path, recordings_folder: Path, tmp_path: Path
 ) -> None:
-    """They agreed at every tenth step, and evaluated before they saved."""
-    settings = configuration(tmp_path, still_model, recordings_folder, 2, eval_steps=3, report_to=[])
+    """They agreed at every tenth step."""
+    settings = configuration(tmp_path, still_model, recordings_folder, 2, report_to=[])
     done = run(tmp_path, 2, settings, TOLD)
-    assert "told to stop: step 3 is saved" in done.stdout
+    assert "told to stop: step 2 is saved" in done.stdout
     exits = re.findall(r"exitcode +: (-?\d+)", done.stderr)
     assert "143" in exits
     assert set(exits) <= {"143", "-15"}  # the launcher ends the other, which may be at its very end by then
-    state = TrainerState.read(tmp_path / "output/checkpoint-3")
-    assert state is not None
-    assert state.evaluation_owed
-    assert [entry["step"] for entry in state.log_history if "eval_mel" in entry] == [0]
+    assert TrainerState.read(tmp_path / "output/checkpoint-2") is not None
 
 
 #: One process's cache of recordings is spoiled on the way.

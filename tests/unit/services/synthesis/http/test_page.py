@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import re
@@ -14,7 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import httpx
 import pytest
@@ -131,7 +132,8 @@ def test_in_a_browser(app: Starlette, fake: FakeSpeaker, browser: Any) -> None:
         # Found as a screen reader finds it, here and below.
         status = page.get_by_role("status").and_(page.locator("[aria-live=polite]"))
         assert "seed 7" in status.inner_text()
-        assert page.locator("#words span").all_inner_texts() == TEXT.split()
+        words = page.get_by_role("group", name="Words")
+        assert words.locator("span").all_inner_texts() == TEXT.split()
 
         # What is drawn is not one colour, and what is downloaded is what was spoken.
         for name in ("Waveform", "Spectrogram", "Word timing"):
@@ -209,6 +211,55 @@ def test_the_word_that_is_heard_is_marked_while_the_rest_is_made(
         wait_for(lambda: fake.spoken[0].cancelled)
         page.evaluate("new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
         assert page.locator("#words .now").count() == 0
+        assert complaints == []
+
+
+class Turnstile(asyncio.Event):
+    """A gate that lets through so many pieces, as `FakeSpeaker.gate`."""
+
+    pieces = 0
+
+    async def wait(self) -> Literal[True]:
+        while not self.pieces:
+            await asyncio.sleep(0.01)
+        self.pieces -= 1
+        return True
+
+
+#: How much of a canvas's width is painted at a share of its height, and where the last of it is.
+PAINTED = """(canvas, height) => {
+    const { width } = canvas;
+    const row = Math.floor(height * (canvas.height - 1));
+    const { data } = canvas.getContext('2d').getImageData(0, row, width, 1);
+    const columns = [...Array(width).keys()].filter((x) => data[4 * x + 3]);
+    return [columns.length / width, (columns.at(-1) ?? 0) / width];
+}"""
+
+
+def test_sound_is_drawn_as_it_comes_with_a_line_at_what_is_heard(
+    app: Starlette, fake: FakeSpeaker, browser: Any
+) -> None:
+    fake.gate = gate = Turnstile()
+    with serving(app) as url:
+        page, complaints = new_page(browser, f"{url}/")
+        page.get_by_label("Text", exact=True).fill(" ".join(["a" * 19] * 30))
+        page.get_by_role("button", name="Speak").click()
+
+        def painted(name: str, height: float) -> Any:
+            return page.get_by_role("img", name=name).evaluate(PAINTED, height)
+
+        def shares() -> list[float]:
+            """How much is drawn of each picture, and where the line is, which alone is above the waveform."""
+            drawn = painted("Waveform", 0.5), painted("Spectrogram", 1), painted("Word timing", 0.3)
+            return [*(share for share, _ in drawn), painted("Waveform", 0)[1]]
+
+        # Three seconds are the least that the pictures have room for.
+        for third in (1 / 3, 2 / 3):
+            gate.pieces = 10
+            wait_for(lambda third=third: shares() == pytest.approx([third] * 4, abs=0.05))
+        assert page.locator("#download").is_hidden()
+        page.keyboard.press("Escape")
+        wait_for(lambda: fake.spoken[0].cancelled)
         assert complaints == []
 
 

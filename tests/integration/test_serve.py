@@ -260,6 +260,11 @@ def test_openvino_on_two_streams_sounds_alike_in_a_crowd(world: World, tmp_path:
         assert voice["variant"] == "fp32-openvino"
 
 
+def test_a_server_tries_no_streams_for_which_it_has_no_memory(world: World, tmp_path: Path) -> None:
+    with serving(World(tmp_path, world.store), "--threads", "2", "--memory", "60") as server:
+        assert re.findall(r"(\d) streams: .* of audio a second", server.log.read_text()) == ["1"]
+
+
 def test_grpc_health_reflection_and_deadline(server: Server, channel: grpc.Channel) -> None:
     health = health_pb2_grpc.HealthStub(channel)
     service = "vits.synthesis.v1.SynthesisService"
@@ -338,15 +343,19 @@ def test_metrics(server: Server, client: openai.OpenAI, channel: grpc.Channel) -
     assert any('service_name="vits-synthesis"' in name for name in after)
 
 
-def test_promtool_accepts_our_metrics(server: Server, client: openai.OpenAI) -> None:
+def test_promtool_accepts_the_page_with_bentomls_series_beside_ours(
+    server: Server, client: openai.OpenAI
+) -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("promtool is not installed (Debian package 'prometheus')")
     pcm_over_http(client, TEXT, 1)
-    ours = re.findall(r"^(?:# (?:HELP|TYPE) )?vits_.*\n", server.get("/metrics"), re.MULTILINE)
-    assert any(line.startswith("vits_first_audio_seconds_count") for line in ours)
+    page = server.get("/metrics")
+    assert {"vits_first_audio_seconds_count", "bentoml_service_request_total", "process_open_fds"} <= set(
+        re.findall(r"^\w+", page, re.MULTILINE)
+    )
     checked = subprocess.run(
-        [promtool, "check", "metrics"], input="".join(ours), capture_output=True, text=True, check=False
+        [promtool, "check", "metrics"], input=page, capture_output=True, text=True, check=False
     )
     assert checked.returncode == 0, checked.stdout + checked.stderr
 

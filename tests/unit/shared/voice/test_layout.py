@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from shared.errors import NotFoundError
 from shared.voice import Voice, VoiceSpec, layout
+from shared.voice.engine import Arrays
 from shared.voice.layout import Opening, candidates
 from shared.voice.spec import Variant
+
+if TYPE_CHECKING:
+    from tests.unit.shared.voice.conftest import FakeEngine
 
 
 @pytest.fixture
@@ -87,6 +96,36 @@ def test_streams_for_which_there_is_no_memory_are_not_tried(
     assert started_with(15) == [1], "warm"
     assert started_with(20) == [1, 2, 2]
     assert started_with(5) == [1], "what does not fit at all is not for this to refuse"
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_speed_is_the_audio_of_all_streams_in_a_second_and_the_slowest_call_is_told(
+    voice: Voice, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, streams: int
+) -> None:
+    """Each stream makes one call that does not count, and three that do, at the same time as the others."""
+    now = 0.0
+    taken = iter([9.0, 0.25, 1.0, 0.75])
+
+    def pass_time() -> None:
+        nonlocal now
+        now += next(taken)
+
+    at_work = threading.Barrier(streams, pass_time, timeout=10)
+    compute = engine.run
+
+    def run(graph: str, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        at_work.wait()
+        return compute(graph, inputs)
+
+    monkeypatch.setattr(engine, "run", run)
+    monkeypatch.setattr(layout, "time", SimpleNamespace(perf_counter=lambda: now))
+    plan = voice.spec.decoder
+    window_seconds = plan.window_frames * voice.spec.hop_length / voice.sampling_rate
+    speed, slowest = layout.measure(voice, streams)
+    assert speed == pytest.approx(streams * 3 * window_seconds / (0.25 + 1.0 + 0.75))
+    assert slowest == 1.0
+    widths = [shapes["latents"][2] for _, shapes in engine.calls]
+    assert widths == [plan.window_frames + 2 * plan.halo_frames] * 4 * streams
 
 
 def test_machines_that_share_a_home_do_not_share_their_layouts(

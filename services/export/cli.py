@@ -107,8 +107,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="LIST",
         help="what to make, with commas between: fp32 (always made), fp32-openvino, bf16, int8, int8-bf16, "
         "int8-onnxruntime, fp16 "
-        "(default: all but fp16 that this machine runs; what it does not run is refused without --no-gate). If none of "
-        "them passes, the voice is published without them, and the exit code is 3",
+        "(default: all but fp16 that this machine runs; what it does not run is refused without --no-gate). Where "
+        "one does not pass, the voice is published without it, and the exit code is 3",
     )
     add(
         "--no-gate",
@@ -186,10 +186,10 @@ def main(argv: Sequence[str]) -> int:
             print(f"Published {version.reference} in {registry.store.url}")
             print(f"Its figures are in {where_to_read(registry.store, version, page)}")
             move_aliases(registry, version, aliases)
-    if arguments.variants and not set(arguments.variants) & set(spec.variants):
+    if refused := [name for name in arguments.variants or () if name not in spec.variants]:
         raise QualityError(
-            f"Of what --variants asked for ({', '.join(arguments.variants)}) nothing passed; the lines above say what "
-            f"failed and by how much. The voice has {', '.join(spec.variants)}"
+            f"Of what --variants asked for, {', '.join(refused)} did not pass; the lines above say what failed and by "
+            f"how much. The voice is made, without it, and has {', '.join(spec.variants)}"
         )
     return 0
 

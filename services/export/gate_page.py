@@ -19,7 +19,8 @@ _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a }
 table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .3rem .8rem; text-align: right }
 th:first-child, td:first-child { text-align: left } tr { border-bottom: 1px solid #ddd }
-.passed { color: #0a6b2d } .failed { color: #a40000 } audio { width: 15rem; vertical-align: middle }
+.passed { color: #0a6b2d } .failed { color: #a40000 } .unjudged { color: #8a5a00 }
+audio { width: 15rem; vertical-align: middle }
 p.note { color: #555 }
 """
 
@@ -88,7 +89,7 @@ def write_page(folder: Path, report: GateReport, *, title: str) -> None:
 
 def _summary(report: GateReport) -> str:
     if report.why_not_judged:
-        return f'<p class="failed">Quality was not judged: {escape(report.why_not_judged)}.</p>'
+        return f'<p class="unjudged">Quality was not judged: {escape(report.why_not_judged)}.</p>'
     figures = report.reference
     return (
         f"<p>{report.sentences} held-out sentences of {report.words} words, spoken by every variant with the noise "
@@ -100,7 +101,7 @@ def _summary(report: GateReport) -> str:
 
 
 def _verdict(verdict: Verdict) -> str:
-    state = "passed" if verdict.passed else "failed"
+    state = "passed" if verdict.passed else "failed" if verdict.complaints else "unjudged"
     rows = "".join(_row(measure) for measure in verdict.measures)
     return (
         f"<h2>{escape(verdict.variant)}</h2><p class={state}>{escape(verdict.explain())}</p>"

@@ -352,6 +352,7 @@ def test_what_passed_is_marked_and_recommended(voice: Path) -> None:
     spec = settle(voice, found(passed=True), title="t")
     assert VoiceSpec.read(voice) == spec
     assert spec.variants["twin"].gate == "passed"
+    assert "<p class=passed>twin passed" in (voice / "report.html").read_text(encoding="utf-8")
     assert [name for name in spec.recommended if name in ("fp32", "twin")] == ["twin", "fp32"]
     report = json.loads((voice / "report.json").read_text(encoding="utf-8"))
     assert report["gate"]["variants"]["twin"]["passed"]
@@ -367,6 +368,7 @@ def test_what_failed_is_taken_out_with_its_own_files_alone(voice: Path) -> None:
     others = [name for name in spec.variants if name != "twin"]
     spec = settle(voice, found(passed=False), title="t")
     assert list(spec.variants) == others
+    assert "<p class=failed>twin failed" in (voice / "report.html").read_text(encoding="utf-8")
     assert not (voice / "twin/decoder.onnx").exists()
     assert (voice / "fp32/decoder.onnx").exists()
 
@@ -374,7 +376,10 @@ def test_what_failed_is_taken_out_with_its_own_files_alone(voice: Path) -> None:
 def test_what_was_not_judged_stays_ungated(voice: Path) -> None:
     spec = settle(voice, found(passed=True, judged=False), title="t")
     assert spec.variants["twin"].gate == "ungated"
-    assert "not judged" in (voice / "report.html").read_text(encoding="utf-8")
+    page = (voice / "report.html").read_text(encoding="utf-8")
+    assert '<p class="unjudged">Quality was not judged' in page
+    assert "<p class=unjudged>twin stays ungated" in page
+    assert "class=failed" not in page
 
 
 def test_what_was_not_judged_and_is_no_faster_is_taken_out(voice: Path) -> None:

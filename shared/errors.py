@@ -21,7 +21,7 @@
     │   ├── AlreadyExistsError     a conditional write lost the race
     │   ├── CorruptObjectError     bytes that do not match their manifest
     │   └── LeaseLostError         another process has taken over the run
-    ├── QualityError               a measured result is below its bar, so nothing was published
+    ├── QualityError               a measured result is below its bar, so its subject is not published
     ├── EngineError                an inference engine failed
     ├── OverloadedError            admission refused: come back later
     │   ├── QuotaError             the caller has used up its own quota
@@ -138,7 +138,7 @@ class LeaseLostError(StoreError):
 
 
 class QualityError(VitsError):
-    """A measured result is below its bar, so nothing was published."""
+    """A measured result is below its bar, so its subject is not published."""
 
 
 class EngineError(VitsError):

@@ -189,7 +189,7 @@ def main(argv: Sequence[str]) -> int:
     if refused := [name for name in arguments.variants or () if name not in spec.variants]:
         raise QualityError(
             f"Of what --variants asked for, {', '.join(refused)} did not pass; the lines above say what failed and by "
-            f"how much. The voice is made, without it, and has {', '.join(spec.variants)}"
+            f"how much. The voice has {', '.join(spec.variants)}"
         )
     return 0
 

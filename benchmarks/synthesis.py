@@ -102,16 +102,13 @@ def whole_latents(voice: Voice, text: str) -> NDArray[np.float32]:
     return voice.transform(prior, durations, noise * np.float32(voice.spec.defaults.noise_scale), 0)
 
 
-def raw_sessions(paths: Paths) -> dict[str, Any]:
-    """Our fp32 graphs in ONNX Runtime with its default settings."""
+def raw_session(paths: Paths, graph: str) -> Any:
+    """One of our fp32 graphs in ONNX Runtime with its default settings."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = paths.threads
-    return {
-        name: onnxruntime.InferenceSession(Path(paths.voice) / f"fp32/{name}.onnx", options)
-        for name in ("encoder", "flow", "decoder")
-    }
+    return onnxruntime.InferenceSession(Path(paths.voice) / f"fp32/{graph}.onnx", options)
 
 
 def raw_onnxruntime(paths: Paths, _: str) -> tuple[Speak, int]:
@@ -119,13 +116,18 @@ def raw_onnxruntime(paths: Paths, _: str) -> tuple[Speak, int]:
     voice = Voice.open(Path(paths.voice), threads=paths.threads)
     voice.close()
     engine: Any = voice.engine
-    engine.sessions.update(raw_sessions(paths))
+    engine.sessions.update({name: raw_session(paths, name) for name in ("encoder", "flow", "decoder")})
 
     def speak(text: str) -> Iterator[int]:
         inputs = {"latents": whole_latents(voice, text)[None], "speaker_id": np.zeros(1, dtype=np.int64)}
         yield engine.run("decoder", inputs)["waveform"].shape[1]
 
     return speak, voice.sampling_rate
+
+
+def model_config(paths: Paths) -> dict[str, Any]:
+    """The model's ``config.json``."""
+    return dict(json.loads((Path(paths.model) / "config.json").read_text()))
 
 
 def transformers_model(paths: Paths, _: str) -> tuple[Speak, int]:
@@ -136,7 +138,7 @@ def transformers_model(paths: Paths, _: str) -> tuple[Speak, int]:
     from shared.text import FrontEnd
 
     torch.set_num_threads(paths.threads)
-    config = json.loads((Path(paths.model) / "config.json").read_text())
+    config = model_config(paths)
     if config["model_type"] == PIPELINE_READS:
         import transformers
 
@@ -399,7 +401,7 @@ def random_model(folder: Path) -> Path:
 
 def systems(paths: Paths) -> list[str]:
     """Those that can be measured here; which cannot is printed."""
-    if json.loads((Path(paths.model) / "config.json").read_text())["model_type"] != PIPELINE_READS:
+    if model_config(paths)["model_type"] != PIPELINE_READS:
         print(
             "transformers: its pipeline does not load this model; measured is the same forward by our subclass"
         )
@@ -459,7 +461,7 @@ def measure_decoders(paths: Paths, rounds: int, opened: Sequence[str]) -> None:
     window = plan_windows(2 * spec.decoder.window_frames, spec.decoder)[1]
     latents = np.random.default_rng(0).standard_normal((1, spec.latent_channels, window.width), np.float32)
     inputs: dict[str, Any] = {"latents": latents, "speaker_id": np.zeros(1, dtype=np.int64)}
-    raw = raw_sessions(paths)["decoder"]
+    raw = raw_session(paths, "decoder")
     runs: dict[str, Callable[[], Any]] = {"onnxruntime, raw": lambda: raw.run(None, inputs)}
     engines = {
         f"ours: {name}": open_engine(folder, variant, threads=paths.threads)

@@ -11,10 +11,21 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import Any
 
+import onnxruntime
 import pytest
 
-from benchmarks.synthesis import Paths, decoder_table, main, systems, table_head, table_row, versions
+from benchmarks.synthesis import (
+    Paths,
+    decoder_table,
+    main,
+    measure_decoders,
+    systems,
+    table_head,
+    table_row,
+    versions,
+)
 from services.export.export import VARIANTS
 from shared.voice import VoiceSpec
 from shared.voice.spec import Variant
@@ -123,6 +134,21 @@ def test_it_runs_without_the_others_and_says_so(
     assert [row[0] for row in table] == ["transformers", "onnxruntime, raw", "ours: fp32"]
     assert all(float(cell) >= 0 for row in table for cell in row[1:])
     assert [row[0] for row in decoders] == ["onnxruntime, raw", "ours: fp32"]
+
+
+def test_of_the_graphs_as_they_come_the_decoder_alone_is_opened_for_its_table(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    open_session = onnxruntime.InferenceSession
+
+    def noted(path: Path, *rest: Any) -> Any:
+        opened.append(path.name)
+        return open_session(path, *rest)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", noted)
+    measure_decoders(paths, 1, [])
+    assert opened == ["decoder.onnx"]
 
 
 def test_decoders_are_compared_with_the_first() -> None:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,25 +46,22 @@ def names(shelf: VoiceShelf) -> set[str]:
     return {loaded.version.name for loaded in shelf._loaded.values()}
 
 
-def ten_bytes(_folder: Path, _variant: str | None) -> int:
-    """What every voice needs."""
-    return 10
+@pytest.fixture
+def make_shelf(registry: Registry, opener: Opener, metrics: Metrics) -> Callable[..., VoiceShelf]:
+    """Shelves on which every voice needs 10 bytes."""
+    return partial(VoiceShelf, registry, opener, metrics, memory_of=lambda _folder, _variant: 10)
 
 
 def test_the_least_recently_used_voice_makes_room_but_never_the_default(
-    registry: Registry, opener: Opener, metrics: Metrics, tmp_path: Path
+    registry: Registry,
+    make_shelf: Callable[..., VoiceShelf],
+    opener: Opener,
+    metrics: Metrics,
+    tmp_path: Path,
 ) -> None:
     publish(registry, tmp_path, "eva", "one")
     forgotten: list[str] = []
-    shelf = VoiceShelf(
-        registry,
-        opener,
-        metrics,
-        default="ana",
-        memory_of=ten_bytes,
-        memory_bytes=25,
-        forget=forgotten.append,
-    )
+    shelf = make_shelf(default="ana", memory_bytes=25, forget=forgotten.append)
     shelf.get()
     luis = shelf.get("luis")
     shelf.get("eva")
@@ -89,8 +87,8 @@ def test_a_load_is_measured_from_fetching_to_warm(
     assert value(metrics, "vits_voice_load_seconds_sum") == 4.0 + 2.0 + 1.0
 
 
-def test_a_voice_that_speaks_is_never_unloaded(registry: Registry, opener: Opener, metrics: Metrics) -> None:
-    shelf = VoiceShelf(registry, opener, metrics, memory_of=ten_bytes, memory_bytes=15)
+def test_a_voice_that_speaks_is_never_unloaded(make_shelf: Callable[..., VoiceShelf], opener: Opener) -> None:
+    shelf = make_shelf(memory_bytes=15)
     leased = shelf.lease("ana")
     with pytest.raises(OverloadedError, match="no room"):
         shelf.get("luis")
@@ -100,16 +98,16 @@ def test_a_voice_that_speaks_is_never_unloaded(registry: Registry, opener: Opene
     assert names(shelf) == {"luis"}
 
 
-def test_a_voice_larger_than_the_budget_says_so(registry: Registry, opener: Opener, metrics: Metrics) -> None:
+def test_a_voice_larger_than_the_budget_says_so(make_shelf: Callable[..., VoiceShelf]) -> None:
     with pytest.raises(ModelError, match="--memory"):
-        VoiceShelf(registry, opener, metrics, memory_of=ten_bytes, memory_bytes=5).get()
+        make_shelf(memory_bytes=5).get()
 
 
 def test_a_voice_without_room_beside_the_default_says_so(
-    registry: Registry, opener: Opener, metrics: Metrics, tmp_path: Path
+    registry: Registry, make_shelf: Callable[..., VoiceShelf], metrics: Metrics, tmp_path: Path
 ) -> None:
     """To come back later would help nobody. A newer version of the default itself takes its place."""
-    shelf = VoiceShelf(registry, opener, metrics, default="ana", memory_of=ten_bytes, memory_bytes=15)
+    shelf = make_shelf(default="ana", memory_bytes=15)
     shelf.get()
     with pytest.raises(ModelError, match=r"beside the 0 MB of the default voice.*--memory"):
         shelf.get("luis")
@@ -120,17 +118,9 @@ def test_a_voice_without_room_beside_the_default_says_so(
 
 
 def test_a_variant_that_was_replaced_counts_while_somebody_speaks_with_it(
-    registry: Registry, opener: Opener, metrics: Metrics
+    make_shelf: Callable[..., VoiceShelf], opener: Opener
 ) -> None:
-    shelf = VoiceShelf(
-        registry,
-        opener,
-        metrics,
-        default="ana",
-        memory_of=ten_bytes,
-        memory_bytes=25,
-        choose=lambda _folder, _undisturbed: "quick",
-    )
+    shelf = make_shelf(default="ana", memory_bytes=25, choose=lambda _folder, _undisturbed: "quick")
     speaking = shelf.lease()
     opener.variant = "quick"
     shelf.settle(lambda: True)
@@ -286,7 +276,7 @@ def test_a_load_does_not_wait_for_a_measurement(make_speaker: MakeSpeaker) -> No
 
 
 def test_a_load_waits_for_the_memory_of_a_measurement_which_gives_up(
-    registry: Registry, opener: Opener, metrics: Metrics
+    make_shelf: Callable[..., VoiceShelf], opener: Opener
 ) -> None:
     """Two voices and one measurement, or swap, do not fit; any two of them do."""
     measuring = threading.Event()
@@ -300,9 +290,7 @@ def test_a_load_waits_for_the_memory_of_a_measurement_which_gives_up(
         time.sleep(0.1)  # what a call of the engine still takes
         loaded_meanwhile.append(len(opener.opened) - 1)
 
-    shelf = VoiceShelf(
-        registry, opener, metrics, default="ana", memory_of=ten_bytes, memory_bytes=24, choose=choose
-    )
+    shelf = make_shelf(default="ana", memory_bytes=24, choose=choose)
     shelf.get()
     with ThreadPoolExecutor(1) as pool:
         settling = pool.submit(shelf.settle, lambda: True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partialmethod
 from pathlib import Path
@@ -694,22 +694,29 @@ def repeating(session: Session) -> Steps:
     return build_steps(session, "reconstruction")
 
 
+def check_two_steps(
+    steps: Steps, session: Session, examples: Examples, *, learn: Sequence[str], losses: set[str]
+) -> None:
+    """What learns, and nothing else, is in training mode and moves; no gradients are left."""
+    generator = session.generator
+    for name, module in generator.named_modules():
+        assert module.training == (name.partition(".")[0] in learn), name
+    before = weights(generator)
+    for step in range(session.step, session.step + 2):
+        told = steps.take([seen(examples, 0, 1)], step)
+        assert told.keys() == losses | {"gradient_norm_generator"}
+    moved = {name.partition(".")[0] for name, value in weights(generator).items()
+             if not torch.equal(before[name], value)}  # fmt: skip
+    assert moved == set(learn)
+    assert gradients(generator) == {}
+
+
 def test_the_reconstruction_stage_moves_what_repeats_and_reads_nothing(
     session: Session, repeating: Steps, small_examples: Examples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generator = session.generator
-    for name, module in generator.named_modules():
-        assert module.training == (name.partition(".")[0] in RECONSTRUCTION_STAGE), name
     for name in TEXT_STAGE:
-        monkeypatch.setattr(generator.get_submodule(name), "forward", None)
-    before = weights(generator)
-    for step in range(2):
-        losses = repeating.take([seen(small_examples, 0, 1)], step)
-        assert losses.keys() == {"mel", "kl", "gradient_norm_generator"}
-    moved = {name.partition(".")[0] for name, value in weights(generator).items()
-             if not torch.equal(before[name], value)}  # fmt: skip
-    assert moved == set(RECONSTRUCTION_STAGE)
-    assert gradients(generator) == {}
+        monkeypatch.setattr(session.generator.get_submodule(name), "forward", None)
+    check_two_steps(repeating, session, small_examples, learn=RECONSTRUCTION_STAGE, losses={"mel", "kl"})
 
 
 @pytest.mark.parametrize("step", range(4))
@@ -753,18 +760,8 @@ def reading(session: Session) -> Steps:
 def test_the_text_stage_moves_what_reads_and_decodes_nothing(
     session: Session, reading: Steps, small_examples: Examples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generator = session.generator
-    for name, module in generator.named_modules():
-        assert module.training == (name.partition(".")[0] in TEXT_STAGE), name
-    monkeypatch.setattr(generator.decoder, "forward", None)
-    before = weights(generator)
-    for step in range(2, 4):
-        losses = reading.take([seen(small_examples, 0, 1)], step)
-        assert losses.keys() == {"kl", "duration", "gradient_norm_generator"}
-    moved = {name.partition(".")[0] for name, value in weights(generator).items()
-             if not torch.equal(before[name], value)}  # fmt: skip
-    assert moved == set(TEXT_STAGE)
-    assert gradients(generator) == {}
+    monkeypatch.setattr(session.generator.decoder, "forward", None)
+    check_two_steps(reading, session, small_examples, learn=TEXT_STAGE, losses={"kl", "duration"})
 
 
 def test_the_text_stage_has_the_losses_of_a_whole_step(

@@ -48,4 +48,3 @@ def test_what_is_trained_is_what_is_exported_and_scored() -> None:
     assert config.published_name == MODEL
     assert config.output_dir == OUTPUT
     assert "test" not in {config.train_split_name, config.eval_split_name}
-    assert config.text_stage_steps > config.max_steps

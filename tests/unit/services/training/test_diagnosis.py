@@ -571,7 +571,7 @@ def test_an_evaluation_without_room_is_not_blamed_on_the_batches(
 def test_a_run_that_only_evaluates_says_so_too(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def grow(_: Any) -> dict[str, float]:
+    def grow(*_: Any) -> dict[str, float]:
         raise MemoryError
 
     monkeypatch.setattr(evaluation, "held_out_losses", grow)

@@ -60,7 +60,7 @@ def summary(figures: str, training: Stage, earlier: str) -> str:
         training: Its stage.
         earlier: The summary of the run before, which knows how long a training took that is used again.
     """
-    took = f"training took {training.seconds:.0f} s, reading and decoding the recordings included"
+    took = f"training took {training.seconds:.0f} s, since it was last started"
     if training.reused:
         lines = earlier.splitlines()
         took = next((line for line in lines if line.startswith("training took")), "training was not timed")

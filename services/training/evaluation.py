@@ -50,7 +50,7 @@ _SPREAD = (math.sqrt(5) - 1) / 2
 
 
 class Abandoned(Exception):  # noqa: N818 - nothing has gone wrong
-    """An evaluation ended before its end, and is as if it had never begun."""
+    """An evaluation ended before its end: its figures are as if it had never begun."""
 
 
 class Schedule:
@@ -193,7 +193,8 @@ def held_out_losses(session: Session, stop: Stop | None = None) -> dict[str, flo
 
     Returns:
         ``mel``, ``kl``, ``duration``, ``generator``, ``feature_maps``, ``discriminator``; ``loss``: what the
-        generator minimises, weighted as in training; and ``longest_token``: the share of a recording's frames that
+        generator minimises, weighted as in training (before ``discriminator_start_step`` without the discriminator's
+        two terms); and ``longest_token``: the share of a recording's frames that
         are aligned with one token, which is large while alignments are not sharp.
     """
     accelerator, config = session.accelerator, session.config
@@ -211,9 +212,10 @@ def held_out_losses(session: Session, stop: Stop | None = None) -> dict[str, flo
         "mel": config.weight_mel,
         "kl": config.weight_kl,
         "duration": config.weight_duration,
-        "generator": config.weight_gen,
-        "feature_maps": config.weight_fmaps,
     }
+    start = config.discriminator_start_step
+    if not start or session.step > session.plan.warm_up + start:
+        weights |= {"generator": config.weight_gen, "feature_maps": config.weight_fmaps}
     return values | {"loss": sum(weight * values[name] for name, weight in weights.items())}
 
 

@@ -300,7 +300,8 @@ class Course:
             self.publisher.rank()
 
     def _stopped(self, where: str) -> NoReturn:
-        """End the process, as it was told to."""
+        """End the process, as it was told to; not before all are done, as torchrun ends those that are left."""
+        self.session.accelerator.wait_for_everyone()
         self.tracker.say(f"told to stop: {where}")
         raise SystemExit(TERMINATED)
 

@@ -109,7 +109,8 @@ class Publisher:
             self._wait_for_previous()
         self.check()
         if self._session.step > self._saved:
-            self._note_best(after=max(self._saved, 0))
+            if not self._session.state.evaluation_owed:  # or else it is ranked once it is made up for
+                self._note_best(after=max(self._saved, 0))
             self._saved = self._session.step
             self._snapshot = ckpt.take_snapshot(self._session, steps, self._snapshot)
             if wait:

@@ -33,7 +33,7 @@ def test_the_summary_says_how_long_training_took_and_where_the_figures_are() -> 
     first = summary("WER", Stage("training", 3540.4), "")
     assert first.splitlines()[:2] == [
         "WER",
-        "training took 3540 s, reading and decoding the recordings included",
+        "training took 3540 s, since it was last started",
     ]
     for page in ("report.html", "evaluation-before/evaluation.html", "evaluation-after/evaluation.html"):
         assert str(OUTPUT / page) in first

@@ -121,6 +121,19 @@ def test_losses_are_means_over_the_set_however_it_is_batched(make_session: MakeS
     assert found == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize(("step", "judged"), [(0, False), (2, False), (3, True)])
+def test_before_there_is_a_discriminator_it_is_no_part_of_the_loss(
+    make_session: MakeSession, step: int, judged: bool
+) -> None:
+    session = make_session(discriminator_start_step=2)
+    session.state.global_step = step
+    losses, config = evaluation.held_out_losses(session), session.config
+    own = config.weight_mel * losses["mel"] + config.weight_kl * losses["kl"] + losses["duration"]
+    opinion = losses["generator"] + losses["feature_maps"]
+    assert losses["loss"] == pytest.approx(own + judged * opinion)
+    assert opinion > 0.1
+
+
 def test_recordings_twice_over_give_the_same_losses(make_session: MakeSession) -> None:
     """finetune-hf-vits, defect 5, by its consequence: the losses grew with the set."""
     session = make_session()

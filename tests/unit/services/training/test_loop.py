@@ -195,6 +195,36 @@ def test_ctrl_c_says_where_the_run_will_go_on(
     assert "stopped at step 3; the same command goes on from checkpoint-2" in capsys.readouterr().out
 
 
+def test_a_step_that_was_stopped_at_is_ranked_by_its_own_evaluation_alone(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Not by the one before it, too, which would take two of the places."""
+    changes: dict[str, Any] = {
+        "max_steps": 2, "save_steps": 2, "do_eval": True, "eval_steps": 1, "keep_best": 2, "report_to": []
+    }  # fmt: skip
+    whole = make_config(**changes, output_dir=str(tmp_path / "whole"))
+    loop.train(whole)
+    config, joint = make_config(**changes), Steps.joint
+
+    def stop(steps: Steps, seen: Any, step: int) -> dict[str, Tensor]:
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return joint(steps, seen, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Steps, "joint", stop)
+        with pytest.raises(SystemExit):
+            loop.train(config)
+    loop.train(config)
+    ranked = [
+        [(best["step"], best["value"], best["evaluated"]) for best in state.best]
+        for state in (checkpoints.TrainerState.read(one.output_dir) for one in (whole, config))
+        if state
+    ]
+    assert ranked[0] == ranked[1]
+    assert [step for step, _, _ in ranked[0]] == [2]
+
+
 def test_a_stop_leaves_its_evaluation_to_the_run_that_goes_on(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -33,6 +33,11 @@ HINTS = {"fp32": "f32", "bf16": "bf16"}
 #: What may make a constant of another in a graph whose streams share them: each writes but what it has written before.
 LAYOUTS = frozenset({"Const", "Reorder", "Reshape"})
 
+#: The process's only one, which is never dropped. Its CPU plugin gives the thread that compiles first a stack for signals and
+#: unmaps it when it is dropped, in whichever thread that is: the next signal that the first thread handles, such as the
+#: SIGTERM of a server, would end the process by SIGSEGV (2026.4; docs/log.md).
+CORE = openvino.Core()
+
 # OpenVINO's first look at NumPy is taken here, behind the import's lock: two threads whose first arrays meet wait for
 # each other for ever, one for Python's lock, one for what the other is about to make (docs/log.md).
 _FIRST_LOOK = [openvino.Tensor(np.zeros(1, dtype=kind)).data for kind in (np.float32, np.int64)]
@@ -53,7 +58,6 @@ class OpenVinoEngine:
 
     def __init__(self, folder: Path, variant: Variant, *, threads: int, streams: int = 1) -> None:
         self.streams = streams
-        self._core = openvino.Core()
         self._settings = {
             "INFERENCE_PRECISION_HINT": HINTS[variant.arithmetic],
             "INFERENCE_NUM_THREADS": threads,
@@ -99,7 +103,7 @@ class OpenVinoEngine:
 
     def _read(self, path: Path) -> openvino.Model:
         try:
-            return self._core.read_model(path)
+            return CORE.read_model(path)
         except RuntimeError as error:
             raise ModelError(f"{path} is not a graph that OpenVINO reads: {error}") from error
 
@@ -111,11 +115,11 @@ class OpenVinoEngine:
         kernels: then all streams use half-made weights, until the voice is closed (2026.4; docs/log.md).
         """
         if graph not in self._apart:
-            compiled = self._core.compile_model(model, "CPU", self._settings)
+            compiled = CORE.compile_model(model, "CPU", self._settings)
             if self.streams == 1 or not computed_constants(compiled):
                 return _Compiled([compiled], self.streams)
             self._apart.add(graph)
-        each = [self._core.compile_model(model, "CPU", self._alone) for _ in range(self.streams)]
+        each = [CORE.compile_model(model, "CPU", self._alone) for _ in range(self.streams)]
         return _Compiled(each, self.streams)
 
     def _compiled(self, graph: str, inputs: Mapping[str, NDArray[np.generic]]) -> _Compiled:

@@ -73,9 +73,9 @@ class Probe:
     """
 
     def __init__(self, windows: Sequence[ProbedWindow], sampling_rate: int) -> None:
-        import openvino  # which not every machine has
+        from shared.voice.openvino_engine import CORE  # which not every machine has
 
-        self.core = openvino.Core()
+        self.core = CORE
         self.windows = list(windows)
         self.sampling_rate = sampling_rate
 

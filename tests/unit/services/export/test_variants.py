@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
@@ -180,6 +182,27 @@ def test_bf16_differs_a_little_and_speaks_as_long(exported: Exported) -> None:
         np.testing.assert_array_equal(one, other)
     difference = np.abs(exact.samples - rounded.samples)
     assert 1e-6 < difference.mean() < 0.02
+
+
+DROPPED = """
+import os, signal, sys, threading
+from pathlib import Path
+from shared.voice import Voice
+
+held = [Voice.open(Path(sys.argv[1]), variant="fp32-openvino", threads=1)]
+dropping = threading.Thread(target=held.clear)
+dropping.start()
+dropping.join()
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_a_voice_that_is_dropped_takes_no_thread_its_stack_for_signals(deterministic: Exported) -> None:
+    """A server that has swapped its first voice in a thread would end by SIGSEGV when it is told to stop."""
+    command = [sys.executable, "-c", DROPPED, str(deterministic.folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
 def test_memory_is_bounded_however_many_widths_come(deterministic: Exported) -> None:

@@ -33,9 +33,9 @@ HINTS = {"fp32": "f32", "bf16": "bf16"}
 #: What may make a constant of another in a graph whose streams share them: each writes but what it has written before.
 LAYOUTS = frozenset({"Const", "Reorder", "Reshape"})
 
-#: The process's only one, which is never dropped. Its CPU plugin gives the thread that compiles first a stack for signals and
-#: unmaps it when it is dropped, in whichever thread that is: the next signal that the first thread handles, such as the
-#: SIGTERM of a server, would end the process by SIGSEGV (2026.4; docs/log.md).
+#: The process's only one, which is never dropped. Its CPU plugin gives the thread that compiles first a stack for
+#: signals, and unmaps it when it is dropped, in whichever thread that is: the next signal that the first thread handles,
+#: such as the SIGTERM of a server, would end the process by SIGSEGV (2026.4; docs/log.md).
 CORE = openvino.Core()
 
 # OpenVINO's first look at NumPy is taken here, behind the import's lock: two threads whose first arrays meet wait for

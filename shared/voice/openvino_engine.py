@@ -34,7 +34,7 @@ HINTS = {"fp32": "f32", "bf16": "bf16"}
 LAYOUTS = frozenset({"Const", "Reorder", "Reshape"})
 
 #: The process's only one, which is never dropped. Its CPU plugin gives the thread that compiles first a stack for
-#: signals, and unmaps it when it is dropped, in whichever thread that is: the next signal that the first thread handles,
+#: signals, and unmaps it when dropped, in whichever thread that is: the next signal that the first thread handles,
 #: such as the SIGTERM of a server, would end the process by SIGSEGV (2026.4; docs/log.md).
 CORE = openvino.Core()
 

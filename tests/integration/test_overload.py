@@ -56,8 +56,8 @@ class Footprint:
         )
 
 
-#: What executors have not started yet by the end of the first half, and what an allocator keeps now and then (73 MB were
-#: seen once, of answers that were waited for together). A leak is hundreds of threads, and in a minute as many megabytes.
+#: What executors have not started yet by the end of the first half, and what an allocator keeps now and then (73 MB
+#: once, of answers that were waited for together). A leak is hundreds of threads, and in a minute as many megabytes.
 SLACK = Footprint(threads=6, descriptors=0, memory_bytes=128 << 20)
 
 

@@ -73,21 +73,18 @@ class Probe:
     """
 
     def __init__(self, windows: Sequence[ProbedWindow], sampling_rate: int) -> None:
-        from shared.voice.openvino_engine import CORE  # which not every machine has
-
-        self.core = CORE
         self.windows = list(windows)
         self.sampling_rate = sampling_rate
 
     def compile(self, model: onnx.ModelProto, *, counters: bool = False, rest: str = "fp32") -> object:
         """A request that computes a decoder on windows of the probe's shape, in int8 and what the rest is."""
-        from shared.voice.openvino_engine import HINTS
+        from shared.voice.openvino_engine import CORE, HINTS  # which not every machine has
 
-        network = self.core.read_model(model.SerializeToString())
+        network = CORE.read_model(model.SerializeToString())
         shapes = {"latents": list(self.windows[0].latents.shape), "speaker_id": [1]}
         network.reshape({port.get_any_name(): shapes[port.get_any_name()] for port in network.inputs})
         options = {"INFERENCE_PRECISION_HINT": HINTS[rest], "NUM_STREAMS": 1, "PERF_COUNT": counters}
-        return self.core.compile_model(network, "CPU", options).create_infer_request()
+        return CORE.compile_model(network, "CPU", options).create_infer_request()
 
     def speak(self, model: onnx.ModelProto) -> list[NDArray[np.float32]]:
         """The waveform ``[S]`` of each window."""

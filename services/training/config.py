@@ -142,6 +142,9 @@ Stage = Literal["new_modules", "reconstruction", "text", "joint"]
 #: The parts of the generator that can be frozen.
 MODULES: tuple[str, ...] = get_args(Module)
 
+#: Samples of the slice that is decoded in training, as in original VITS.
+SEGMENT_SAMPLES = 8192
+
 #: Those that learn in the reconstruction stage.
 RECONSTRUCTION_STAGE: tuple[Module, ...] = ("posterior_encoder", "decoder")
 
@@ -450,6 +453,12 @@ class TrainingConfig(BaseModel):
     )
     weight_duration: Weight = Field(1.0, description="weight of the duration loss")
     weight_mel: Weight = Field(35.0, description="weight of the mel-spectrogram loss")
+    segment_size: int = Field(
+        SEGMENT_SAMPLES,
+        ge=2048,
+        description="samples of the slice of each recording that is decoded and judged; a longer one teaches the "
+        "decoder more in each step, costs more, and leaves out recordings that are shorter",
+    )
 
     # -- Logging, evaluation, checkpoints ------------------------------------------------------------
     logging_strategy: Strategy = Field(

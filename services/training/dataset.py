@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from services.training.config import TrainingConfig
+from services.training.config import SEGMENT_SAMPLES, TrainingConfig
 from services.training.data import Recording
 from services.training.data.augmentation import Augmentation
 from services.training.data.cache import Progress, Treatment, decode
@@ -34,8 +34,6 @@ from shared.text import FrontEnd
 
 _log = logging.getLogger(__name__)
 
-#: Samples of the slice that is decoded in training, as in original VITS.
-SEGMENT_SAMPLES = 8192
 #: Names listed on the screen; the file has all.
 _MAX_LISTED = 20
 
@@ -126,6 +124,7 @@ class Examples(Dataset[Example]):
         settings: The model's view of audio.
         augmentation: How batches of a training epoch vary them.
         seed: Draws what is varied.
+        segment_size: Samples of the slice that is decoded in training, which a varied recording keeps room for.
     """
 
     def __init__(
@@ -136,12 +135,14 @@ class Examples(Dataset[Example]):
         *,
         augmentation: Augmentation | None = None,
         seed: int = 0,
+        segment_size: int = SEGMENT_SAMPLES,
     ) -> None:
         self.examples = list(examples)
         self.pcm = pcm
         self.settings = settings
         self.augmentation = augmentation or Augmentation()
         self.seed = seed
+        self.segment_size = segment_size
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -157,7 +158,7 @@ class Examples(Dataset[Example]):
             return samples
         # No faster than leaves a frame for every token, and a segment to decode.
         hop = self.settings.hop_length
-        least = max(len(example.token_ids) * hop, -(-SEGMENT_SAMPLES // hop) * hop)
+        least = max(len(example.token_ids) * hop, -(-self.segment_size // hop) * hop)
         return change.apply(samples, self.settings.sampling_rate, min_samples=least)
 
     def frames(self, example: Example) -> int:
@@ -337,7 +338,14 @@ def prepare(
         _log.warning(
             "the model has no token for these letters and leaves them out (in so many recordings): %s", listed
         )
-    usable = Examples(examples[:limit], pcm, settings, augmentation=augmentation, seed=config.seed)
+    usable = Examples(
+        examples[:limit],
+        pcm,
+        settings,
+        augmentation=augmentation,
+        seed=config.seed,
+        segment_size=config.segment_size,
+    )
     return usable, dropped
 
 
@@ -367,7 +375,7 @@ def _fault_of_length(
     tokens: int, samples: int, settings: FeatureSettings, config: TrainingConfig
 ) -> _Fault | None:
     seconds, frames = samples / settings.sampling_rate, samples // settings.hop_length
-    segment = SEGMENT_SAMPLES // settings.hop_length
+    segment = config.segment_size // settings.hop_length
     if seconds > config.max_duration_in_seconds:
         kind = f"longer than max_duration_in_seconds {config.max_duration_in_seconds}"
         return kind, f"{seconds:.1f} s is {kind}"
@@ -376,7 +384,8 @@ def _fault_of_length(
         return kind, f"{seconds:.2f} s is {kind}"
     if frames < segment:
         kind = f"fewer frames than a training segment ({segment})"
-        return kind, f"{frames} frames are {kind}, which is {SEGMENT_SAMPLES / settings.sampling_rate:.2f} s"
+        needed = config.segment_size / settings.sampling_rate
+        return kind, f"{frames} frames are {kind}, which is {needed:.2f} s"
     if tokens > config.max_tokens_length:
         limit = f"than max_tokens_length {config.max_tokens_length}"
         return f"more tokens {limit}", f"{tokens} tokens are more {limit}"

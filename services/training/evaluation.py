@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from services.training import report
 from services.training.config import TrainingConfig
-from services.training.dataset import SEGMENT_SAMPLES, Batch, normalise_text
+from services.training.dataset import Batch, normalise_text
 from services.training.features import MEL_BINS, FeatureSettings, log_mel_of
 from services.training.losses import adversarial_loss, discriminator_loss, feature_loss, kl_loss
 from services.training.plots import plot_alignment, plot_spectrograms
@@ -222,7 +222,7 @@ def held_out_losses(session: Session, stop: Stop | None = None) -> dict[str, flo
 def _batch_losses(session: Session, seen: Seen) -> dict[str, tuple[Tensor, Tensor]]:
     """Each loss of a batch: its mean, and of how many."""
     batch, settings = seen.batch, session.settings
-    width = SEGMENT_SAMPLES // settings.hop_length
+    width = session.config.segment_size // settings.hop_length
     output = _forward(session, seen, slice_starts(batch, width), width)
     real, mel = seen.slices(output.slice_starts, width, settings)
     inside = sequence_mask(batch.frame_lengths - output.slice_starts, width)[:, None]

@@ -30,7 +30,7 @@ from torch.profiler import record_function
 
 from monotonic_align import LikelihoodError, maximum_path
 from services.training.config import Stage, TrainingConfig
-from services.training.dataset import SEGMENT_SAMPLES, Batch
+from services.training.dataset import Batch
 from services.training.discriminator import PERIODS, Discriminator
 from services.training.features import (
     FeatureSettings,
@@ -203,7 +203,7 @@ class Steps:
         self.first_step = first_step
         self._reducers = self._make_reducers() if accelerator.num_processes > 1 else {}
         self.latents = latents
-        self.width = SEGMENT_SAMPLES // settings.hop_length
+        self.width = config.segment_size // settings.hop_length
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:

@@ -17,10 +17,9 @@ import torch
 from accelerate import Accelerator
 
 from services.training.base import fit_speakers, load_base
-from services.training.config import TrainingConfig
+from services.training.config import SEGMENT_SAMPLES, TrainingConfig
 from services.training.data import Recording, read_recordings
 from services.training.dataset import (
-    SEGMENT_SAMPLES,
     Dropped,
     Examples,
     decoding_progress,
@@ -155,25 +154,29 @@ def test_more_tokens_than_frames_are_left_out(
     assert len(found[tokens][0]) == 1
 
 
+@pytest.mark.parametrize("segment_frames", [32, 96])
 def test_fewer_frames_than_a_segment_are_left_out(
     own: list[Recording],
     spanish_model: Path,
     settings: FeatureSettings,
     make_config: MakeConfig,
     tmp_path: Path,
+    segment_frames: int,
 ) -> None:
     """finetune-hf-vits, defect 6: a clip of fewer than 32 frames crashes it. A segment exactly is enough."""
-    assert 32 * settings.hop_length == SEGMENT_SAMPLES
+    assert 32 * settings.hop_length == SEGMENT_SAMPLES == make_config().segment_size
+    segment = segment_frames * settings.hop_length
+    config = make_config(segment_size=segment)
     assert own[0].path
     found = {}
-    for samples in (SEGMENT_SAMPLES - 1, SEGMENT_SAMPLES):
+    for samples in (segment - 1, segment):
         write_wav(own[0].path, np.full(samples, 0.1, np.float32), 16000)
         one = [replace(own[0], text="hola")]
-        found[samples] = prepared(one, spanish_model, settings, make_config(), cache=tmp_path / "cache")
-    (dropped,) = found[SEGMENT_SAMPLES - 1][1]
-    assert dropped.kind == "fewer frames than a training segment (32)"
-    assert "31 frames" in dropped.reason
-    assert len(found[SEGMENT_SAMPLES][0]) == 1
+        found[samples] = prepared(one, spanish_model, settings, config, cache=tmp_path / "cache")
+    (dropped,) = found[segment - 1][1]
+    assert dropped.kind == f"fewer frames than a training segment ({segment_frames})"
+    assert f"{segment_frames - 1} frames" in dropped.reason
+    assert len(found[segment][0]) == 1
 
 
 def test_unspeakable_and_tiny_recordings_are_left_out_and_the_rest_goes_on(

@@ -134,6 +134,14 @@ def test_before_there_is_a_discriminator_it_is_no_part_of_the_loss(
     assert opinion > 0.1
 
 
+def test_slices_are_as_long_as_those_of_training(make_session: MakeSession) -> None:
+    session = make_session(segment_size=4096)
+    decoded: list[int] = []
+    session.generator.decoder.register_forward_pre_hook(lambda _, given: decoded.append(given[0].shape[2]))
+    evaluation.held_out_losses(session)
+    assert {frames * session.settings.hop_length for frames in decoded} == {4096}
+
+
 def test_recordings_twice_over_give_the_same_losses(make_session: MakeSession) -> None:
     """finetune-hf-vits, defect 5, by its consequence: the losses grew with the set."""
     session = make_session()

@@ -25,8 +25,8 @@ from transformers.models.vits.modeling_vits import (
 
 from services.training import evaluation
 from services.training.checkpointing import enable_gradient_checkpointing
-from services.training.config import RECONSTRUCTION_STAGE, TEXT_STAGE, Stage, TrainingConfig
-from services.training.dataset import SEGMENT_SAMPLES, Batch, Examples
+from services.training.config import RECONSTRUCTION_STAGE, SEGMENT_SAMPLES, TEXT_STAGE, Stage, TrainingConfig
+from services.training.dataset import Batch, Examples
 from services.training.features import FeatureSettings, log_mel, silent_spectrogram
 from services.training.latents import Latents
 from services.training.loop import build_steps, read_losses, schedule, set_learning_rates
@@ -566,6 +566,24 @@ def test_a_clip_shorter_than_a_slice_trains(
     """finetune-hf-vits, defect 6: a clip of fewer than 32 frames crashes it."""
     losses = make_trainee().steps.joint([clip(small_examples, frames)], 0)
     assert all(bool(torch.isfinite(loss)) for loss in losses.values())
+
+
+@pytest.mark.parametrize("frames", [8, 48])
+@pytest.mark.parametrize("stage", ["joint", "reconstruction"])
+def test_a_slice_is_as_long_as_it_is_told_to_be(
+    make_trainee: Callable[..., Any],
+    small_examples: Examples,
+    settings: FeatureSettings,
+    stage: Stage,
+    frames: int,
+) -> None:
+    trainee = make_trainee(segment_size=frames * settings.hop_length)
+    trainee.steps.stage = stage
+    decoded: list[int] = []
+    trainee.generator.decoder.register_forward_pre_hook(lambda _, given: decoded.append(given[0].shape[2]))
+    take = trainee.steps._forward if stage == "joint" else trainee.steps._repeated
+    take(seen(small_examples, 0, 1), 0, 0)
+    assert decoded == [frames]
 
 
 def test_past_the_end_of_a_recording_a_slice_is_silent(

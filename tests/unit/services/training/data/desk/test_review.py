@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from services.training.data import read_recordings
+from services.training.data import cli, read_recordings
 from services.training.data.desk.review import FILES, Review, StaleError, review_desk, sole
 from services.training.data.desk.server import Desk
 from services.training.data.writing import replace_file
@@ -138,6 +138,29 @@ def test_two_tabs_cannot_overwrite_each_other(reviewed: Path) -> None:
     assert rows(reviewed)[0]["text"] == "la primera"
     with sole(reviewed), pytest.raises(UserError, match="already"), sole(reviewed):
         pass
+
+
+def test_the_command_keeps_what_was_said_until_it_was_stopped(
+    reviewed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C is how a review ends; meanwhile a second one of the same folder is refused."""
+    command, serve = ["review", str(reviewed), "--accepted-only", "--port", "0"], Desk.serve
+
+    def a_person(desk: Desk) -> None:
+        monkeypatch.setattr(Desk, "serve", serve)
+        with pytest.raises(UserError, match="already"):
+            cli.main(command)
+        with desk.serving():
+            edit = {"revision": 0, "text": "hola mundo", "state": "accepted"}
+            assert asked(desk, "POST", "/rows/0", json.dumps(edit).encode())[0] == 200
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Desk, "serve", a_person)
+    assert cli.main(command) == 0
+    assert [(row["file_name"], row["text"]) for row in rows(reviewed)] == [("audio/1.wav", "hola mundo")]
+    told = capsys.readouterr().out
+    assert "1 accepted" in told
+    assert f"next: vits data inspect {reviewed}" in told
 
 
 def test_folders_that_are_no_datasets_are_refused(tmp_path: Path, folder: Folder) -> None:

@@ -79,6 +79,13 @@ def test_a_whole_one_can_be_used_as_it_is(file: Path) -> None:
     assert not remarks
 
 
+@pytest.mark.parametrize("file", WHOLE, ids=lambda file: file.name)
+def test_a_whole_one_evaluates_on_what_it_does_not_train_on(file: Path) -> None:
+    """The datasets of some have one split: the reader holds recordings out of it, whether they are asked for or not."""
+    config, _ = load([file], {})
+    assert (config.train_split_name, config.eval_split_name) == ("train", "validation")
+
+
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda file: file.name)
 @pytest.mark.parametrize("file", WHOLE, ids=lambda file: file.name)
 def test_a_layer_goes_over_every_whole_one(file: Path, layer: Path) -> None:

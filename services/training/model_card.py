@@ -10,8 +10,10 @@ from pathlib import Path
 from huggingface_hub import ModelCardData
 
 from services.training import summary
+from services.training.config import TrainingConfig
 from services.training.session import Session
 from shared.provenance import UNKNOWN_LICENCE
+from shared.wording import counted
 
 CARD_FILE = "README.md"
 
@@ -51,7 +53,7 @@ def write_model_card(session: Session, folder: Path, step: int) -> Path:
             _usage(session),
             _licence(session),
             _data(session),
-            _evaluation(evaluated, figures),
+            _evaluation(session, evaluated, figures),
             _training(session, step),
         )
         if part
@@ -81,7 +83,7 @@ def _metadata(session: Session, figures: Mapping[str, float]) -> str:
         library_name="transformers",
         pipeline_tag="text-to-speech",
         tags=["text-to-speech", "vits", *(["multi-speaker"] if session.base.speakers else [])],
-        base_model=_on_hub(config.model_name_or_path),
+        base_model=None if config.train_from_scratch else _on_hub(config.model_name_or_path),
         datasets=[dataset] if dataset else None,
         metrics=list(figures) or None,
     )
@@ -120,11 +122,10 @@ def _licence_name(licence: str) -> str | None:
 def _introduction(session: Session) -> str:
     config, architecture = session.config, session.generator.config
     speakers = session.base.speakers
-    base, data = _public(config.model_name_or_path), _public(str(config.dataset_name))
-    rate = f"{architecture.sampling_rate / 1000:g} kHz"
+    data, rate = _public(str(config.dataset_name)), f"{architecture.sampling_rate / 1000:g} kHz"
     parts = [
         f"# {config.published_name}",
-        f"A text-to-speech model of the VITS architecture at {rate}, fine-tuned from `{base}` on `{data}`.",
+        f"A text-to-speech model of the VITS architecture at {rate}, {_beginning(config)} on `{data}`.",
     ]
     if speakers:
         named = ", ".join(f"{name} ({number})" for name, number in list(speakers.items())[:50])
@@ -132,6 +133,18 @@ def _introduction(session: Session) -> str:
             f"Its {len(speakers)} speakers and their ids: {named}{', …' if len(speakers) > 50 else ''}."
         )
     return "\n\n".join(parts)
+
+
+def _beginning(config: TrainingConfig) -> str:
+    """What it was trained from: from scratch nothing but sizes and symbols."""
+    base = config.model_name_or_path
+    if not config.train_from_scratch:
+        return f"fine-tuned from `{_public(base)}`"
+    architecture, symbols = (_public(other or base) for other in (config.config_name, config.tokenizer_name))
+    return (
+        f"trained from scratch (the architecture of `{architecture}`, the symbols of `{symbols}`, "
+        "no weights of another model)"
+    )
 
 
 def _public(reference: str) -> str:
@@ -170,9 +183,14 @@ def _usage(session: Session) -> str:
 
 def _licence(session: Session) -> str:
     provenance = session.provenance
+    owners = (
+        "of the recordings"
+        if session.config.train_from_scratch
+        else "of the base model and of the recordings"
+    )
     lines = [
         "## Licence and sources",
-        "The licence is not known: ask the owners of the base model and of the recordings before you use it."
+        f"The licence is not known: ask the owners {owners} before you use it."
         if provenance.licence == UNKNOWN_LICENCE
         else f"Licence: {provenance.licence}",
     ]
@@ -207,16 +225,26 @@ def _data(session: Session) -> str:
     return "\n".join(rows + (["", "Left out:", "", *reasons] if reasons else []))
 
 
-def _evaluation(step: int, values: Mapping[str, float]) -> str:
+def _evaluation(session: Session, step: int, values: Mapping[str, float]) -> str:
     if not values:
         return ""
     rows = [
         f"| `{name}` | {values[name]:.4g} | {text} |" for name, text in _MEANINGS.items() if name in values
     ]
-    head = f"On recordings that were held out, in the evaluation at step {step}; of each, less is better."
+    head = f"On {_heard(session)}, in the evaluation at step {step}; of each, less is better."
     return "\n".join(
         ["## Evaluation", "", head, "", "| measure | value | what it is |", "|---|--:|---|", *rows]
     )
+
+
+def _heard(session: Session) -> str:
+    """What evaluations heard: by the recordings, since splits of two names may have some in common."""
+    heard = session.evaluation.examples
+    trained = {example.id for example in session.train.examples}
+    shared = sum(example.id in trained for example in heard.examples) if heard else 0
+    if heard and shared:
+        return f"{counted(len(heard), 'recording')}, of which {shared} were trained on too"
+    return "recordings that were held out"
 
 
 def _training(session: Session, step: int) -> str:

@@ -265,6 +265,28 @@ def test_base_and_data_are_linked_only_where_they_are_on_the_hub(session: Sessio
     assert data["datasets"] == ["someone/speech"]
 
 
+def test_what_is_trained_from_scratch_is_not_of_its_base(session: Session, tmp_path: Path) -> None:
+    session.config = session.config.model_copy(
+        update={"model_name_or_path": "facebook/mms-tts-spa", "tokenizer_name": "someone/symbols"}
+    )
+    assert "fine-tuned from `facebook/mms-tts-spa`" in card(session, tmp_path / "model")[1]
+    session.config = session.config.model_copy(update={"train_from_scratch": True})
+    session.provenance = Provenance()
+    data, text = card(session, tmp_path / "model")
+    assert "base_model" not in data
+    assert "fine-tuned from" not in text
+    assert "the architecture of `facebook/mms-tts-spa`, the symbols of `someone/symbols`, no weights" in text
+    assert "ask the owners of the recordings before" in text
+
+
+def test_recordings_that_were_trained_on_are_not_held_out(session: Session, tmp_path: Path) -> None:
+    assert "On recordings that were held out, in the evaluation" in card(session, tmp_path / "model")[1]
+    some = session.train.examples[:2]
+    assert session.evaluation.examples
+    session.evaluation.examples.examples.extend(some)
+    assert "4 recordings, of which 2 were trained on too" in card(session, tmp_path / "model")[1]
+
+
 def test_the_card_tells_no_secret_and_no_path(session: Session, tmp_path: Path) -> None:
     text = str(card(session, tmp_path / "model"))
     assert "geheim" not in text

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from services.training.data.inspection import Inspection, Measured
+from services.training.data.recordings import Columns
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,12 @@ _TELLING_SHARE = 0.02
 
 _MANY_SPEAKERS = "configs/multi-speaker.json"
 
+#: What the commands call a hub dataset's configuration, and the columns with audio, text and speaker.
+_CLEAN_READS = ("--config-name", "--audio-column", "--text-column", "--speaker-column")
+_TRAIN_READS = (
+    "--dataset_config_name", "--audio_column_name", "--text_column_name", "--speaker_id_column_name"
+)  # fmt: skip
+
 
 def amount_of(measured: Sequence[Measured]) -> Amount:
     """The class of one speaker's recordings; both their number and their length count."""
@@ -72,20 +79,42 @@ def amount_of(measured: Sequence[Measured]) -> Amount:
     return next(a for a in AMOUNTS if len(measured) >= a.recordings and minutes >= a.minutes)
 
 
-def advise(inspection: Inspection, *, language: str, gpu: bool) -> list[str]:
+def advise(
+    inspection: Inspection,
+    *,
+    language: str,
+    gpu: bool,
+    columns: Columns | None = None,
+    config_name: str | None = None,
+) -> list[str]:
     """What to do next, a sentence or a command each.
 
     Args:
         inspection: What was found out about the dataset.
         language: BCP 47 of what is spoken; empty where nobody knows.
         gpu: Whether training would have one.
+        columns: Those that were read.
+        config_name: The configuration that was read of a hub dataset.
     """
+    columns = columns or Columns()
     return [
         *_on_amount(inspection),
         *_on_language(inspection, language),
-        *_on_faults(inspection),
-        *_on_training(inspection, language, gpu),
+        *_on_faults(inspection, _reading(_CLEAN_READS, columns, config_name)),
+        *_on_training(inspection, language, gpu, _reading(_TRAIN_READS, columns, config_name)),
     ]
+
+
+def _reading(keys: Sequence[str], columns: Columns, config_name: str | None) -> list[str]:
+    """The arguments by which a command reads a dataset as it was read here; none for what is usual."""
+    usual = Columns()
+    told = (
+        config_name,
+        columns.audio if columns.audio != usual.audio else None,
+        columns.text if columns.text != usual.text else None,
+        columns.speaker,
+    )
+    return [word for key, value in zip(keys, told, strict=True) if value for word in (key, value)]
 
 
 def _trained(inspection: Inspection) -> list[Measured]:
@@ -136,14 +165,14 @@ def _on_language(inspection: Inspection, language: str) -> Iterator[str]:
         yield f"the texts say vosotros, which is Castilian, not {_SPANISH.get(region.upper(), region)}"
 
 
-def _on_faults(inspection: Inspection) -> Iterator[str]:
+def _on_faults(inspection: Inspection, reading: Sequence[str]) -> Iterator[str]:
     kinds = Counter(suspect.kind for suspect in inspection.suspects)
     if kinds:
         told = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
-        yield f"clean it first ({told}): {_shell('vits', 'data', 'clean', inspection.source)}"
+        yield f"clean it first ({told}): {_shell('vits', 'data', 'clean', inspection.source, *reading)}"
 
 
-def _on_training(inspection: Inspection, language: str, gpu: bool) -> Iterator[str]:
+def _on_training(inspection: Inspection, language: str, gpu: bool, reading: Sequence[str]) -> Iterator[str]:
     trained = _trained(inspection)
     speakers = {one.recording.speaker for one in trained}
     amount = amount_of(max((_of(trained, speaker) for speaker in speakers), key=len, default=[]))
@@ -169,7 +198,7 @@ def _on_training(inspection: Inspection, language: str, gpu: bool) -> Iterator[s
         command += [] if configuration else ["--model_name_or_path", "models/mms"]
     if len(speakers) > 1:
         command += ["--config", _MANY_SPEAKERS]
-    command += ["--dataset_name", inspection.source]
+    command += ["--dataset_name", inspection.source, *reading]
     if gpu:
         command += ["--num_train_epochs", str(amount.epochs)]
     elif voice := _espeak_voice(language):

@@ -185,10 +185,8 @@ def _inspect(options: argparse.Namespace) -> int:
     from shared.text import FrontEnd
 
     front_end = None if options.model is None else FrontEnd.from_folder(options.model)
-    found = survey(
-        options.source, split=options.split, config_name=options.config_name,
-        columns=Columns(options.audio_column, options.text_column, options.speaker_column),
-    )  # fmt: skip
+    read = Columns(options.audio_column, options.text_column, options.speaker_column)
+    found = survey(options.source, split=options.split, config_name=options.config_name, columns=read)
     if options.split != "all":
         found = found.only(options.split)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -201,10 +199,14 @@ def _inspect(options: argparse.Namespace) -> int:
     console = Console(highlight=False, soft_wrap=True)
     print_report(inspection, console)
     if inspection.measured:
-        print_advice(
-            advise(inspection, language=_language(options), gpu=shutil.which("nvidia-smi") is not None),
-            console,
+        advice = advise(
+            inspection,
+            language=_language(options),
+            gpu=shutil.which("nvidia-smi") is not None,
+            columns=read,
+            config_name=options.config_name,
         )
+        print_advice(advice, console)
     if not options.no_plots and inspection.measured:
         _draw(inspection, options)
     return 2 if inspection.problems else 0

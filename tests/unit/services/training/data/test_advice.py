@@ -6,7 +6,7 @@ import pytest
 
 from services.training.data.advice import advise, amount_of
 from services.training.data.inspection import Inspection, Measured, Suspect
-from services.training.data.recordings import Recording
+from services.training.data.recordings import Columns, Recording
 
 
 def recordings(
@@ -108,3 +108,21 @@ def test_a_language_without_a_configuration_is_told_how_to_make_a_base() -> None
     assert "--model_name_or_path models/mms" in told
     assert "may not be used commercially" in told
     assert "--espeak_voice fr" in advice(recordings(200), "fr-FR")
+
+
+def test_columns_and_configuration_that_were_named_are_in_the_commands() -> None:
+    measured = tuple(recordings(100, 10, speaker="ana") + recordings(100, 10, speaker="luis"))
+    told = advise(
+        Inspection("set", measured, (Suspect("0", "0", "is clipped", "clipped"),), ()),
+        language="es-MX",
+        gpu=False,
+        columns=Columns("sound", "phrase", "who"),
+        config_name="mexican",
+    )
+    read = "--config-name mexican --audio-column sound --text-column phrase --speaker-column who"
+    assert f"clean it first (clipped 1): vits data clean set {read}" in told
+    read = (
+        "--dataset_config_name mexican --audio_column_name sound --text_column_name phrase "
+        "--speaker_id_column_name who"
+    )
+    assert f"--dataset_name set {read} " in told[-1]

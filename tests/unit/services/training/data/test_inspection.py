@@ -155,6 +155,15 @@ class TestCommand:
         assert main(["inspect", str(tmp_path), "--no-plots", "--split", "test"]) == 0
         assert "1 recording, " in capsys.readouterr().out
 
+    def test_the_advice_names_the_columns_that_were_named(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        write_wav(tmp_path / "0.wav", np.full(8000, 0.1, np.float32), 16000)
+        (tmp_path / "metadata.csv").write_text("file_name,phrase,who\n0,veinte letras aqui va,ana\n")
+        read = ["--text-column", "phrase", "--speaker-column", "who"]
+        assert main(["inspect", str(tmp_path), "--no-plots", *read]) == 0
+        assert f"vits data clean {tmp_path} {' '.join(read)}\n" in capsys.readouterr().out
+
     def test_where_no_picture_can_be_written_the_rest_is_told(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

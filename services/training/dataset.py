@@ -252,24 +252,41 @@ def normalise_text(text: str, config: TrainingConfig) -> str:
     return text.lower() if config.do_lower_case else text
 
 
-def keep_speaker(recordings: Sequence[Recording], wanted: int | str | None) -> list[Recording]:
+def keep_speaker(
+    recordings: Sequence[Recording],
+    wanted: int | str | None,
+    *,
+    role: str = "training",
+    split: str = "train",
+) -> list[Recording]:
     """Only one speaker's recordings, in training and evaluation alike.
 
+    Args:
+        recordings: Those of a split.
+        wanted: The speaker; None for all.
+        role: What the split is for, ``training`` or ``evaluation``.
+        split: Its name.
+
     Raises:
-        DataError: Nobody is called that.
+        DataError: Nobody in it is called that.
     """
     if wanted is None:
         return list(recordings)
     kept = [recording for recording in recordings if recording.speaker == str(wanted)]
     if not kept:
         present = sorted({recording.speaker for recording in recordings if recording.speaker is not None})
+        problems = [
+            f"its speakers are {', '.join(present[:20])}"
+            if present
+            else "no speakers were read: set speaker_id_column_name to the column that names them"
+        ]
+        if present and role == "evaluation":
+            problems.append(
+                "where the dataset names no splits, a twentieth is held out, whoever speaks in it: give another "
+                "--eval_split_name, or train without evaluations: --do_eval false"
+            )
         raise DataError(
-            f"filter_on_speaker_id {wanted!r} keeps no recording.",
-            [
-                f"the dataset's speakers are {', '.join(present[:20])}"
-                if present
-                else "no speakers were read: set speaker_id_column_name to the column that names them"
-            ],
+            f"filter_on_speaker_id {wanted!r} keeps no recording of the {role} split {split!r}.", problems
         )
     return kept
 

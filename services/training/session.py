@@ -300,7 +300,10 @@ def _prepare_data(
         splits["evaluation"] = (config.eval_split_name, config.max_eval_samples)
     recordings = {
         role: keep_speaker(
-            read_recordings(str(config.dataset_name), split=split, **reading), config.filter_on_speaker_id
+            read_recordings(str(config.dataset_name), split=split, **reading),
+            config.filter_on_speaker_id,
+            role=role,
+            split=split,
         )
         for role, (split, _) in splits.items()
     }

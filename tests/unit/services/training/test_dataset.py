@@ -452,3 +452,25 @@ def test_the_speaker_filter_holds_for_evaluation_too(
         heard = [example.id for example in examples[role].examples]
         assert heard
         assert {told[name] for name in heard} == {"ana"}
+
+
+def test_a_speaker_of_whom_nothing_is_held_out_is_told_with_the_split(
+    spanish_model: Path, settings: FeatureSettings, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    rows = [
+        "file_name,text,speaker",
+        *(f"{number}.wav,hola,{'ana' if number else 'eva'}" for number in range(4)),
+    ]
+    for number in range(4):
+        write_wav(tmp_path / f"{number}.wav", np.full(16000, 0.1, np.float32), 16000)
+    (tmp_path / "metadata.csv").write_text("\n".join(rows), encoding="utf-8")
+    config = make_config(
+        dataset_name=str(tmp_path), speaker_id_column_name="speaker", filter_on_speaker_id="eva", do_eval=True,
+        eval_split_name="validation",
+    )  # fmt: skip
+    base = load_base(config, Store.open(str(config.store)))
+    with pytest.raises(DataError, match="keeps no recording of the evaluation split 'validation'") as caught:
+        _prepare_data(config, base, settings, speaks=False)
+    assert caught.value.problems[0] == "its speakers are ana"
+    assert "--eval_split_name" in caught.value.problems[1]
+    assert "--do_eval false" in caught.value.problems[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from services.doctor.finding import Finding, fail, note, ok
 from services.doctor.machine import memory_free
 from services.doctor.stores import GO_ON, HUB_SECONDS
 from shared.errors import (
+    DataError,
     HubUnreachableError,
     MissingExtraError,
     NotFoundError,
@@ -28,6 +29,7 @@ from shared.wording import counted
 
 if TYPE_CHECKING:
     from services.training.config import TrainingConfig
+    from services.training.data.reading import Survey
 
 #: Problems of a dataset that are shown; `vits data inspect` shows all.
 SHOWN = 5
@@ -46,12 +48,15 @@ FRAMES_PER_SECOND = 62.5
 CHECKPOINT_BYTES = 16
 
 
-def dataset(source: str, **reading: Any) -> Iterator[Finding]:
-    """Whether a dataset can be read, and what is wrong with its rows."""
+def dataset(source: str, splits: Sequence[str] = ("all",), **reading: Any) -> Iterator[Finding]:
+    """Whether a dataset can be read, what is wrong with its rows, and whether it has the splits that are wanted.
+
+    It is read as training reads it, which holds out a validation and a test split where the dataset names none.
+    """
     try:
         from services.training.data.reading import survey
 
-        found = survey(source, **reading)
+        found = [survey(source, split=split, **reading) for split in splits]
     except HubUnreachableError as error:
         yield fail(
             "dataset", str(error).partition("\n")[0], "give a folder of recordings, or go where the hub is"
@@ -66,18 +71,33 @@ def dataset(source: str, **reading: Any) -> Iterator[Finding]:
     except UserError as error:
         yield fail("dataset", str(error), "vits data inspect --help")
         return
-    good, bad = len(found.recordings), len(found.problems)
+    # Of a folder every survey has all rows, of a dataset of the hub those of its split alone.
+    problems = list(dict.fromkeys(problem for one in found for problem in one.problems))
+    good, bad = len({recording.row for one in found for recording in one.recordings}), len(problems)
     said = f"{source}: {counted(good, 'recording')}"
     if bad or not good:
-        shown = "; ".join(found.problems[:SHOWN]) or "no rows"
+        shown = "; ".join(problems[:SHOWN]) or "no rows"
         more = f" … and {bad - SHOWN} more" if bad > SHOWN else ""
         yield fail(
             "dataset",
             f"{said}, {counted(bad, 'bad row')}: {shown}{more}",
             f"vits data inspect {source} lists all",
         )
-    else:
-        yield ok("dataset", said)
+        return
+    yield from list(_absent(found, splits)) or [ok("dataset", said)]
+
+
+def _absent(found: Sequence[Survey], splits: Sequence[str]) -> Iterator[Finding]:
+    """The splits that no recording is in."""
+    for one, split in zip(found, splits, strict=True):
+        try:
+            one.only(split)
+        except DataError as error:
+            yield fail(
+                "dataset",
+                "; ".join([error.summary, *error.problems]),
+                "mend train_split_name or eval_split_name; do_eval false needs no split to evaluate on",
+            )
 
 
 def configuration(path: Path) -> Iterator[Finding]:
@@ -105,7 +125,7 @@ def configuration(path: Path) -> Iterator[Finding]:
     size = yield from _model(config)
     yield from dataset(
         str(config.dataset_name),
-        split=config.train_split_name,
+        [config.train_split_name, *([config.eval_split_name] if config.do_eval else [])],
         columns=_columns(config),
         config_name=config.dataset_config_name,
         cache_dir=config.cache_dir,
@@ -231,6 +251,9 @@ def _room(config: TrainingConfig, size: Size) -> Iterator[Finding]:
     need, (free, where) = step_bytes(config, size) / 1e9, _memory_of(config)
     fits = fitting_batch(config, size, free * 1e9)
     said = f"a step takes about {need:.1f} GB, of {free:.1f} GB free{where}"
+    usual = type(config).model_fields["segment_size"].default
+    if config.segment_size != usual:
+        said += f" (with segment_size {usual}; what {config.segment_size} takes has not been measured)"
     if need <= free:
         yield ok("memory of a step", said)
     elif fits:
@@ -260,7 +283,7 @@ def _memory_of(config: TrainingConfig) -> tuple[float, str]:
 
 
 def step_bytes(config: TrainingConfig, size: Size, batch: int | None = None) -> float:
-    """Bytes that a step takes at its largest, about."""
+    """Bytes that a step takes at its largest, about, with slices of the default ``segment_size``."""
     frames = (
         (batch or config.per_device_train_batch_size)
         * config.max_duration_in_seconds

@@ -139,6 +139,29 @@ def test_a_dataset_with_bad_rows_and_one_that_is_not_there(
     assert "words" in columns.said
 
 
+def test_splits_that_are_not_there(tmp_path: Path, model: Path, recordings: Path) -> None:
+    """As training has them: it holds validation and test out of a dataset that names no splits."""
+    keys = {"model_name_or_path": str(model), "dataset_name": str(recordings)}
+    path = write_config(tmp_path, **keys, eval_split_name="validation", do_eval=True)
+    assert findings(path)["dataset"].status == "ok"
+    path = write_config(tmp_path, **keys, train_split_name="trian", eval_split_name="held-out", do_eval=True)
+    told = [finding for finding in training.configuration(path) if finding.check == "dataset"]
+    assert [finding.status for finding in told] == ["fail", "fail"]
+    assert "no recordings in split 'trian'" in told[0].said
+    assert "no recordings in split 'held-out'" in told[1].said
+    assert "validation (1)" in told[1].said
+    assert "eval_split_name" in told[1].remedy
+    path = write_config(tmp_path, **keys, eval_split_name="held-out")
+    assert findings(path)["dataset"].status == "ok", "nothing is evaluated"
+
+
+def test_the_estimate_says_for_which_slices_it_is(tmp_path: Path, model: Path, recordings: Path) -> None:
+    keys = {"model_name_or_path": str(model), "dataset_name": str(recordings), "output_dir": str(tmp_path)}
+    assert "segment_size" not in findings(write_config(tmp_path, **keys))["memory of a step"].said
+    said = findings(write_config(tmp_path, **keys, segment_size=16384))["memory of a step"].said
+    assert "with segment_size 8192; what 16384 takes has not been measured" in said
+
+
 def test_memory_that_does_not_fit_names_a_batch_that_does(
     tmp_path: Path, model: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

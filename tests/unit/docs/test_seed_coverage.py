@@ -7,7 +7,9 @@ import functools
 import importlib
 import importlib.util
 import io
+import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,21 @@ def test_every_cited_test_exists(number: str) -> None:
         path, _, test = name.partition("::")
         assert (ROOT / path).is_file(), f"there is no {path}"
         assert test in collected(ROOT / path), f"{path} has no test {test}"
+
+
+@pytest.mark.parametrize(
+    "command", [*dict.fromkeys(re.findall(r"`(vits train[^`]*)`", TABLE.read_text(encoding="utf-8")))]
+)
+def test_every_cited_training_is_one_that_is_taken(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Over a configuration that evaluates and has as many epochs as those that are shipped."""
+    monkeypatch.setenv("VITS_CONFIGS", str(ROOT / "configs"))
+    base = tmp_path / "base.json"
+    keys = {"model_name_or_path": "m", "dataset_name": "d", "do_eval": True, "num_train_epochs": 200}
+    base.write_text(json.dumps(keys), encoding="utf-8")
+    assert main([*shlex.split(command)[1:], "--config", str(base), "--print_config"]) == 0
+    assert json.loads(capsys.readouterr().out)["dataset_name"] == "d"
 
 
 @pytest.mark.parametrize("number", NUMBERS)

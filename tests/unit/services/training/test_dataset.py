@@ -337,6 +337,19 @@ def test_an_epoch_varies_training_and_nothing_else(
     assert torch.equal(held_out.padded_waveform, evaluation.collate(evaluation.examples).padded_waveform)
 
 
+def test_a_limit_of_evaluations_that_nobody_wants_limits_nothing(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small_discriminator: None
+) -> None:
+    """finetune-hf-vits, defect 20: it cuts a split that it has not read."""
+    monkeypatch.setenv("VITS_CACHE", str(tmp_path / "cache"))
+    config = make_config(max_eval_samples=1)
+    config.output_dir.mkdir()
+    session = begin(config, Accelerator(cpu=True))
+    assert len(session.train) == 8
+    assert len(session.evaluation) == 0
+    assert session.dropped == {"training": []}
+
+
 @pytest.mark.parametrize("key", ["augment_speed", "augment_pitch", "max_train_samples"])
 def test_who_varies_recordings_is_warned_once_and_nobody_else(
     make_config: MakeConfig,

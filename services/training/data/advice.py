@@ -187,15 +187,16 @@ def _on_training(inspection: Inspection, language: str, gpu: bool, reading: Sequ
     command = ["vits", "train", "--config", "configs/piper.json"]
     base = "the Piper voice that 'make demo' converts (models/joe); with a GPU, MMS of the language instead"
     if gpu:
-        configuration = _CONFIGURATIONS.get(language.partition("-")[0].lower())
+        code = _ON_THE_HUB.get(language.partition("-")[0].lower())
         base = "a training checkpoint of MMS on the hub, which may not be used commercially (CC BY-NC 4.0)"
-        if configuration is None:
+        if code is None:
             convert = _shell(
                 "vits", "convert", "mms-discriminator", "--language_code", "CODE", "--output", "models/mms"
             )
             base += f"; of this language make one first, with its ISO 639-3 code: {convert}"
-        command[-1] = f"configs/{configuration or 'spa'}.json"
-        command += [] if configuration else ["--model_name_or_path", "models/mms"]
+        command[-1] = "configs/eng.json" if code == "eng" else "configs/spa.json"
+        if code not in {"spa", "eng"}:
+            command += ["--model_name_or_path", f"ylacombe/mms-tts-{code}-train" if code else "models/mms"]
     if len(speakers) > 1:
         command += ["--config", _MANY_SPEAKERS]
     command += ["--dataset_name", inspection.source, *reading]
@@ -213,9 +214,11 @@ def _of(measured: Sequence[Measured], speaker: str | None) -> list[Measured]:
     return [one for one in measured if one.recording.speaker == speaker]
 
 
-#: The shipped configuration of each language that has one, by ISO 639.
-_CONFIGURATIONS = {
+#: What MMS calls the languages that have a training checkpoint on the hub, by ISO 639. The shipped configurations of
+#: others than Spanish and English are those of a dataset: they name its columns, and one of its speakers.
+_ON_THE_HUB = {
     "es": "spa", "spa": "spa", "en": "eng", "eng": "eng", "ko": "kor", "kor": "kor", "gu": "guj", "guj": "guj",
+    "mr": "mar", "mar": "mar", "ta": "tam", "tam": "tam",
 }  # fmt: skip
 
 

@@ -110,6 +110,17 @@ def test_a_language_without_a_configuration_is_told_how_to_make_a_base() -> None
     assert "--espeak_voice fr" in advice(recordings(200), "fr-FR")
 
 
+@pytest.mark.parametrize(("language", "code"), [("ko-KR", "kor"), ("gu", "guj"), ("ta", "tam")])
+def test_a_language_with_a_base_on_the_hub_is_given_that_and_no_configuration_of_others_recordings(
+    language: str, code: str
+) -> None:
+    """Those name columns and speakers of their datasets, which one's own recordings do not have."""
+    told = advice(recordings(200), language, gpu=True)
+    base = f"--config configs/spa.json --model_name_or_path ylacombe/mms-tts-{code}-train --dataset_name 'my set'"
+    assert base in told
+    assert "vits convert" not in told
+
+
 def test_columns_and_configuration_that_were_named_are_in_the_commands() -> None:
     measured = tuple(recordings(100, 10, speaker="ana") + recordings(100, 10, speaker="luis"))
     told = advise(

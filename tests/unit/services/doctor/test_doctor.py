@@ -63,7 +63,11 @@ def findings(path: Path) -> dict[str, Finding]:
     return {finding.check: finding for finding in training.configuration(path)}
 
 
-def test_a_configuration_that_can_be_trained(tmp_path: Path, model: Path, recordings: Path) -> None:
+def test_a_configuration_that_can_be_trained(
+    tmp_path: Path, model: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: argparse.Namespace(free=1e12))
+    monkeypatch.setattr(training, "memory_free", lambda: 64.0)
     path = write_config(
         tmp_path,
         model_name_or_path=str(model),

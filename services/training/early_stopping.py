@@ -42,7 +42,7 @@ def out_of_patience(
     Args:
         config: The run's.
         history: What was logged.
-        first_step: Where joint training began; evaluations of the stage before it do not count.
+        first_step: The first one whose evaluation counts; see ``Session.comparable_from``.
     """
     if config.early_stopping_patience is None:
         return None

@@ -428,8 +428,9 @@ class Course:
 
     def _enough(self) -> str | None:
         """Why to end here; the same on every process, as evaluations are."""
-        state = self.session.state
-        return out_of_patience(self.session.config, state.log_history, state.warm_up_steps)
+        session, config = self.session, self.session.config
+        first = session.comparable_from(config.metric_for_best_model)
+        return out_of_patience(config, session.state.log_history, first)
 
     def _told_to_stop(self) -> bool:
         """Whether SIGTERM has come, to any of the processes."""

@@ -292,10 +292,11 @@ class Publisher:
         config, state = self._session.config, self._session.state
         keep = max(config.keep_best, int(config.load_best_model_at_end))
         key = f"eval_{config.metric_for_best_model}"
+        first = max(after + 1, self._session.comparable_from(config.metric_for_best_model))
         values = [
             (entry["step"], entry[key])
             for entry in state.log_history
-            if key in entry and after < entry["step"] <= state.global_step and math.isfinite(entry[key])
+            if key in entry and first <= entry["step"] <= state.global_step and math.isfinite(entry[key])
         ]
         if keep and values:
             evaluated, value = values[-1]
@@ -334,7 +335,9 @@ class Publisher:
                 f"the best checkpoint, of step {entry['step']}, is no longer there: the final model is the last step's"
             )
             return last, state.global_step
-        say(f"no saved step was evaluated by {metric}: the final model is the last step's")
+        first = self._session.comparable_from(metric)
+        counting = f" from step {first} on" if first else ""
+        say(f"no saved step was evaluated by {metric}{counting}: the final model is the last step's")
         return last, state.global_step
 
 

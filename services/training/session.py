@@ -45,6 +45,9 @@ from shared.runs import Run
 from shared.store import Store, default_store_url
 from shared.wording import counted
 
+#: Measures that are the discriminator's verdict, or have it in them.
+_JUDGED = frozenset({"loss", "generator", "feature_maps", "discriminator"})
+
 
 @dataclass
 class Plan:
@@ -107,6 +110,21 @@ class Session:
     def step(self) -> int:
         """Steps done."""
         return self.state.global_step
+
+    @property
+    def judged_from(self) -> int:
+        """The first step after which there has been a discriminator; 0 where it is there from the beginning."""
+        start = self.config.discriminator_start_step
+        return self.plan.warm_up + start + 1 if start else 0
+
+    def comparable_from(self, measure: str) -> int:
+        """The first step whose evaluation tells how good the model is, compared with those of the end.
+
+        In the stages before joint training only a part learns, and what is measured of it may be better than it ever
+        is of the whole: posterior encoder and decoder alone repeat what no text can foretell.
+        """
+        joint = self.plan.warm_up + 1 if self.plan.warm_up else 0
+        return max(joint, self.judged_from) if measure in _JUDGED else joint
 
 
 def has_bf16() -> bool:

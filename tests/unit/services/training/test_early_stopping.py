@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from services.training.checkpoints import TrainerState
 from services.training.config import TrainingConfig
 from services.training.early_stopping import out_of_patience, without_progress
 from services.training.publishing import Publisher
+from services.training.session import Plan, Session
 from shared.errors import ConfigError
 
 MakeConfig = Callable[..., TrainingConfig]
@@ -134,6 +137,31 @@ def test_evaluations_of_the_first_stage_do_not_count(make_config: MakeConfig) ->
     assert out_of_patience(config, history, 4) is None
     assert out_of_patience(config, history, 3)
     assert out_of_patience(make_config(do_eval=True, eval_steps=1), history, 0) is None
+
+
+@pytest.mark.parametrize(
+    ("metric", "reconstruction", "start"), [("mel", 3, 0), ("mel", 3, 9), ("loss", 2, 1)]
+)
+def test_what_is_evaluated_before_all_of_the_model_learns_is_no_bar(
+    make_config: MakeConfig, metric: str, reconstruction: int, start: int
+) -> None:
+    """Neither the reconstruction stage's last evaluation, nor a loss that has no discriminator in it yet."""
+    config = make_config(
+        do_eval=True,
+        metric_for_best_model=metric,
+        early_stopping_patience=2,
+        early_stopping_smoothing=0.0,
+        discriminator_start_step=start,
+    )
+    values = {2: 0.1, 3: 0.2, 4: 0.9, 5: 0.8}
+    history = [{"step": step, f"eval_{metric}": value} for step, value in values.items()]
+    parts: dict[str, Any] = dict.fromkeys(part.name for part in fields(Session))
+    parts |= {"config": config, "plan": Plan(joint=8, per_epoch=1, reconstruction=reconstruction)}
+    parts |= {"state": TrainerState(log_history=history, warm_up_steps=reconstruction)}
+    course: Any = SimpleNamespace(session=Session(**parts))
+    assert loop.Course._enough(course) is None
+    history += [{"step": step, f"eval_{metric}": 0.8} for step in (6, 7)]
+    assert loop.Course._enough(course)
 
 
 def test_without_evaluations_there_is_no_early_stopping(make_config: MakeConfig) -> None:

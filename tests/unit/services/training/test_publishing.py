@@ -530,6 +530,29 @@ def test_a_checkpoint_is_ranked_by_the_evaluation_since_the_one_before(make_tria
     assert [(entry["step"], entry["value"], entry["evaluated"]) for entry in best] == [(2, 9.0, 1)]
 
 
+@pytest.mark.parametrize(
+    ("metric", "changes", "ranked"),
+    [
+        ("mel", {}, [3, 4, 5]),
+        ("loss", {}, [3, 4, 5]),
+        ("mel", {"discriminator_start_step": 2}, [3, 4, 5]),
+        ("loss", {"discriminator_start_step": 2}, [5]),
+    ],
+)
+def test_what_is_evaluated_before_all_of_the_model_learns_is_never_the_best(
+    make_trial: MakeTrial, metric: str, changes: dict[str, Any], ranked: list[int]
+) -> None:
+    """Posterior encoder and decoder alone have a lower mel loss than the whole model soon reaches."""
+    trial = make_trial(keep_best=9, metric_for_best_model=metric, **changes)
+    trial.session.plan = Plan(joint=8, per_epoch=1, reconstruction=2)
+    with trial.publisher() as publisher:
+        for step in range(1, 6):
+            trial.step()
+            trial.session.state.log_history.append({"step": step, f"eval_{metric}": float(step)})
+            publisher.save(trial.steps)
+    assert [entry["evaluated"] for entry in trial.session.state.best] == ranked
+
+
 def test_a_best_checkpoint_that_was_not_evaluated_itself_says_so(make_trial: MakeTrial) -> None:
     trial = make_trial(load_best_model_at_end=True, total=2)
     with trial.publisher() as publisher:
@@ -581,7 +604,7 @@ def test_without_an_evaluation_the_final_model_is_the_last(make_trial: MakeTrial
         trial.step()
         publisher.save(trial.steps)
         publisher.finish()
-    assert any("no saved step was evaluated" in line for line in trial.lines)
+    assert any("no saved step was evaluated by mel: the final" in line for line in trial.lines)
     VitsModel.from_pretrained(trial.output)
 
 

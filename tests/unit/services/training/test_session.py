@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from accelerate import Accelerator
 
 from services.training.config import TrainingConfig
 from services.training.data.cache import decode
-from services.training.session import Session, begin
+from services.training.session import Plan, Session, begin
 
 MakeConfig = Callable[..., TrainingConfig]
 
@@ -57,3 +58,24 @@ def test_batches_and_decoding_are_what_the_configuration_says(
     assert max(max(batch) * len(batch) for batch in grouped) > budget
     within = sizes(begun(max_frames_per_batch=budget))
     assert max(max(batch) * len(batch) for batch in within) <= budget
+
+
+@pytest.mark.parametrize(
+    ("stages", "start", "by_mel", "by_loss"),
+    [
+        ({}, 0, 0, 0),  # the base itself may be the best, and is the bar
+        ({"reconstruction": 900}, 0, 901, 901),
+        ({"reconstruction": 3, "text": 2, "new_modules": 1}, 0, 7, 7),
+        ({}, 10, 0, 11),
+        ({"reconstruction": 900}, 10, 901, 911),
+    ],
+)
+def test_the_first_evaluation_that_can_be_compared(
+    make_config: MakeConfig, stages: dict[str, int], start: int, by_mel: int, by_loss: int
+) -> None:
+    """Of the whole model, and where the measure is the discriminator's, once there is one."""
+    parts: dict[str, Any] = dict.fromkeys(part.name for part in fields(Session))
+    parts |= {"config": make_config(discriminator_start_step=start)}
+    session = Session(**parts | {"plan": Plan(joint=1000, per_epoch=10, **stages)})
+    assert session.comparable_from("mel") == session.comparable_from("mel_distance") == by_mel
+    assert session.comparable_from("loss") == session.comparable_from("feature_maps") == by_loss

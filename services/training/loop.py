@@ -51,7 +51,7 @@ from services.training.resuming import (
     find_origin,
     resume,
 )
-from services.training.session import Session, begin, check_strategy, precision
+from services.training.session import Session, begin, check_strategy, command_to_go_on, precision
 from services.training.steps import Seen, Steps
 from services.training.together import ending_together
 from services.training.tracking import Tracker
@@ -143,7 +143,7 @@ def _train(config: TrainingConfig, accelerator: Accelerator) -> None:
         except KeyboardInterrupt:
             complete = ckpt.checkpoints(config.output_dir)
             start = complete[-1].name if complete else "the beginning"
-            tracker.say(f"stopped at step {session.step}; the same command goes on from {start}")
+            tracker.say(f"stopped at step {session.step}; {command_to_go_on(config)} goes on from {start}")
             raise
         publisher.finish()
         if accelerator.is_main_process:
@@ -263,7 +263,8 @@ class Course:
     def _out_of_memory(self) -> ConfigError:
         session = self.session
         complete = ckpt.checkpoints(session.config.output_dir)
-        start = f" The same command goes on from {complete[-1].name}." if complete else ""
+        command = command_to_go_on(session.config).capitalize()
+        start = f" {command} goes on from {complete[-1].name}." if complete else ""
         if self._evaluating:
             return _no_room_to_evaluate(session.config, f" at step {session.step}.{start}")
         tried = largest(self._tried) if self._tried else Size(session.config.per_device_train_batch_size, 1)
@@ -292,9 +293,8 @@ class Course:
     def _evaluate_before_all(self) -> None:
         """Evaluate what the run begins with, or make up for what a stop left no time for."""
         if not self._evaluate():
-            self._stopped(
-                f"step {self.session.step} is still to be evaluated, which the same command does first"
-            )
+            command = command_to_go_on(self.session.config)
+            self._stopped(f"step {self.session.step} is still to be evaluated, which {command} does first")
         if self.session.state.evaluation_owed:
             self.session.state.evaluation_owed = False
             self.publisher.rank()
@@ -361,7 +361,7 @@ class Course:
             if save or stop:
                 self.publisher.save(steps, wait=stop)
             if stop:
-                self._stopped(f"step {step} is saved, and the same command goes on from there")
+                self._stopped(f"step {step} is saved, and {command_to_go_on(config)} goes on from there")
             if log or evaluate or save:
                 begun, first = time.perf_counter(), step
 

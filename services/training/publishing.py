@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 from services.training import checkpoints as ckpt
 from services.training.config import SECRETS, TrainingConfig
 from services.training.model_card import CARD_FILE, write_model_card
-from services.training.session import Session
+from services.training.session import Session, command_to_go_on
 from services.training.steps import Steps
 from services.training.tracking import Tracker
 from shared.consent import refuse_withdrawn
@@ -541,14 +541,14 @@ def _push_to_hub(config: TrainingConfig, state: ckpt.TrainerState, say: Callable
             f"The model is complete in {config.output_dir} and in the store, but was not pushed to the hub: "
             f"{config.hub_model_id!r} cannot be a name there.",
             [
-                "start the run again with --hub_model_id my-name/my-voice",
+                f"give {command_to_go_on(config)} once more, with --hub_model_id my-name/my-voice",
                 f"and with --model_name {config.published_name}, for so it is called in the store",
             ],
         ) from error
     except (OSError, HfHubHTTPError) as error:
         raise HubUnreachableError(
             f"The model is complete in {config.output_dir} and in the store, but could not be pushed to the hub as "
-            f"{config.hub_model_id}: {error}. Start the run again to try it once more"
+            f"{config.hub_model_id}: {error}. To try it once more, give {command_to_go_on(config)} again"
         ) from error
     state.pushed_to = config.hub_model_id
     state.write(config.output_dir)

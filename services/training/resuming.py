@@ -436,9 +436,16 @@ def _size(folder: Path) -> int:
 def _discard_checkpoints(output_dir: Path, run: Run) -> None:
     """Make a run begin at its beginning: nothing on the disk or in the store is left to go on from."""
     (output_dir / TRAINER_FILE).unlink(missing_ok=True)  # it would call the new run finished
-    for stale in ckpt.checkpoints(output_dir):
-        shutil.rmtree(stale)
-    run.clear()
+    stale = ckpt.checkpoints(output_dir)
+    for folder in stale:
+        shutil.rmtree(folder)
+    removed = {
+        str(output_dir): [folder.name for folder in stale],
+        run.store.url: [f"the state of step {step}" for step in run.clear()],
+    }
+    told = "; ".join(f"{', '.join(names)} from {place}" for place, names in removed.items() if names)
+    if told:
+        print(f"starting over: removed {told}")
 
 
 def _changed(config: TrainingConfig, folder: Path, keys: Collection[str]) -> list[str]:

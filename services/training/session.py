@@ -127,6 +127,16 @@ class Session:
         return max(joint, self.judged_from) if measure in _JUDGED else joint
 
 
+def command_to_go_on(config: TrainingConfig) -> str:
+    """What goes on with a run that was stopped: its command, but without what would make it begin again or go back."""
+    asked = config.resume_from_checkpoint
+    if str(asked).lower() == "true":
+        return "the same command"
+    keys = {"overwrite_output_dir": config.overwrite_output_dir, "resume_from_checkpoint": asked is not None}
+    named = " and ".join(key for key, is_set in keys.items() if is_set)
+    return f"the same command, but without {named}," if named else "the same command"
+
+
 def has_bf16() -> bool:
     """Whether this processor computes in bfloat16, instead of only storing it."""
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

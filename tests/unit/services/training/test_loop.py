@@ -178,10 +178,22 @@ def test_a_loss_that_is_not_logged_is_looked_at_before_it_is_saved(
     assert checkpoints.checkpoints(config.output_dir) == []
 
 
+@pytest.mark.parametrize(
+    ("changes", "command"),
+    [
+        ({}, "the same command"),
+        ({"overwrite_output_dir": True}, "the same command, but without overwrite_output_dir,"),
+    ],
+)
 def test_ctrl_c_says_where_the_run_will_go_on(
-    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    make_config: MakeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+    command: str,
 ) -> None:
-    config = make_config(max_steps=6, save_steps=2)
+    """And with what: the very command may remove all that there is to go on from."""
+    config = make_config(max_steps=6, save_steps=2, **changes)
     joint = Steps.joint
 
     def interrupt(steps: Steps, seen: Any, step: int) -> dict[str, Tensor]:
@@ -192,7 +204,7 @@ def test_ctrl_c_says_where_the_run_will_go_on(
     monkeypatch.setattr(Steps, "joint", interrupt)
     with pytest.raises(KeyboardInterrupt):
         loop.train(config)
-    assert "stopped at step 3; the same command goes on from checkpoint-2" in capsys.readouterr().out
+    assert f"stopped at step 3; {command} goes on from checkpoint-2" in capsys.readouterr().out
 
 
 def test_a_step_that_was_stopped_at_is_ranked_by_its_own_evaluation_alone(

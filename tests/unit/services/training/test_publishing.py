@@ -785,8 +785,10 @@ def test_a_failed_push_is_made_up_for_when_the_run_is_started_again(
 ) -> None:
     hub = FakeHub()
     monkeypatch.setattr(publishing, "HfApi", hub)
-    trial = make_trial(push_to_hub=True, hub_model_id="me/voz", total=1, hub_token=WORD)
-    with pytest.raises(HubUnreachableError, match="503"):
+    trial = make_trial(
+        push_to_hub=True, hub_model_id="me/voz", total=1, hub_token=WORD, overwrite_output_dir=True
+    )
+    with pytest.raises(HubUnreachableError, match=r"503.* without overwrite_output_dir"):
         run_once(trial)
     assert trial.published() == [1]  # the store has it already
     hub.down = False

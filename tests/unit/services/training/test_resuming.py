@@ -305,12 +305,21 @@ def test_a_checkpoint_that_is_not_there_names_those_that_are(disk: Disk) -> None
 
 
 @pytest.mark.parametrize("over", [{"overwrite_output_dir": True}, {"resume_from_checkpoint": False}])
-def test_starting_over_leaves_nothing_to_go_on_from(disk: Disk, over: dict[str, Any]) -> None:
+def test_starting_over_leaves_nothing_to_go_on_from(
+    disk: Disk, over: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And says what it has removed: who gives a stopped run's command again may have meant to go on."""
     for step in (1, 2):
         disk.checkpoint(step)
     TrainerState(global_step=2, finished=True).write(disk.output)
     session = disk.session(**over, seed=1)
     resume(session)
+    assert capsys.readouterr().out == (
+        f"starting over: removed checkpoint-1, checkpoint-2 from {disk.output}; the state of step 1, "
+        f"the state of step 2 from {disk.store.url}\n"
+    )
+    resume(disk.session(**over, seed=1))
+    assert capsys.readouterr().out == ""  # there is nothing left
     assert session.step == 0
     assert disk.on_disk() == []
     assert disk.stored() == []

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from services.training.config import TrainingConfig
 from services.training.data.cache import decode
-from services.training.session import Plan, Session, begin
+from services.training.session import Plan, Session, begin, command_to_go_on
 
 MakeConfig = Callable[..., TrainingConfig]
 
@@ -79,3 +79,23 @@ def test_the_first_evaluation_that_can_be_compared(
     session = Session(**parts | {"plan": Plan(joint=1000, per_epoch=10, **stages)})
     assert session.comparable_from("mel") == session.comparable_from("mel_distance") == by_mel
     assert session.comparable_from("loss") == session.comparable_from("feature_maps") == by_loss
+
+
+@pytest.mark.parametrize(
+    ("changes", "without"),
+    [
+        ({}, ""),
+        ({"overwrite_output_dir": True}, ", but without overwrite_output_dir,"),
+        ({"resume_from_checkpoint": False}, ", but without resume_from_checkpoint,"),
+        ({"resume_from_checkpoint": "checkpoint-5"}, ", but without resume_from_checkpoint,"),
+        (
+            {"overwrite_output_dir": True, "resume_from_checkpoint": "checkpoint-5"},
+            ", but without overwrite_output_dir and resume_from_checkpoint,",
+        ),
+        ({"overwrite_output_dir": True, "resume_from_checkpoint": True}, ""),
+    ],
+)
+def test_the_command_that_goes_on_leaves_out_what_would_not(
+    make_config: MakeConfig, changes: dict[str, Any], without: str
+) -> None:
+    assert command_to_go_on(make_config(**changes)) == f"the same command{without}"

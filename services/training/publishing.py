@@ -362,6 +362,8 @@ def _write_model(session: Session, snapshot: ckpt.Snapshot, folder: Path) -> Non
     session.provenance.write(folder)
     if session.base.speakers:
         (folder / "speakers.json").write_text(json.dumps(session.base.speakers, indent=2), encoding="utf-8")
+    else:
+        (folder / "speakers.json").unlink(missing_ok=True)  # the base's, of whom the embeddings are no longer
     _write_config(session.config, folder)
 
 

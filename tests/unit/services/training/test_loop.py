@@ -31,6 +31,7 @@ from shared.provenance import Provenance
 from shared.registry import Registry, Version
 from shared.store import Store
 from shared.withdrawal import Withdrawals
+from tests.conftest import write_small_model
 
 MakeConfig = Callable[..., TrainingConfig]
 
@@ -516,6 +517,27 @@ def test_a_run_does_not_go_on_with_other_speakers(
     with_speakers(recordings_folder, later, data)
     with pytest.raises(ConfigError, match=r"speakers: were ana \(0\), luis \(1\); are "):
         loop.train(make_config(**settings, max_steps=2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({}, {"eva": 2, "ana": 0, "1": 1}),
+        ({"override_speaker_embeddings": True}, None),
+        ({"train_from_scratch": True}, None),
+    ],
+)
+def test_a_model_names_no_speaker_whose_embedding_is_gone(
+    make_config: MakeConfig, tmp_path: Path, changes: dict[str, Any], named: dict[str, int] | None
+) -> None:
+    """Where the data name none, either; and the run goes on, as its speakers are those that they were."""
+    base = write_small_model(tmp_path / "several", num_speakers=3)
+    (base / "speakers.json").write_text('{"eva": 2, "ana": 0}', encoding="utf-8")
+    settings: dict[str, Any] = {"model_name_or_path": str(base), "report_to": [], **changes}
+    loop.train(make_config(**settings, max_steps=1))
+    folder = loop.train(make_config(**settings, max_steps=2))
+    for path in (folder / "speakers.json", folder / "checkpoint-2/speakers.json"):
+        assert (json.loads(path.read_text(encoding="utf-8")) if path.exists() else None) == named
 
 
 def in_store(config: TrainingConfig, model: Path) -> Version:

@@ -103,10 +103,10 @@ def train(config: TrainingConfig) -> Path:
 
 def _train(config: TrainingConfig, accelerator: Accelerator) -> None:
     """Run a configuration on this process."""
-    if accelerator.is_main_process:
-        ckpt.remove_partial(config.output_dir)
     origin = None
     trains = config.do_train and not config.preprocessing_only
+    if trains and accelerator.is_main_process:  # or else it may be what a run beside this one is writing
+        ckpt.remove_partial(config.output_dir)
     if trains and already_finished(config, accelerator):
         return
     check_writable(config.output_dir, _OUTPUT_REMEDY)

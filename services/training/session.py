@@ -358,11 +358,15 @@ def _prepare_data(
 def _report_data(
     config: TrainingConfig, examples: Mapping[str, Examples], dropped: Mapping[str, Sequence[Dropped]]
 ) -> None:
-    """Say what each split came to, and what was left out of it."""
+    """Say what each split came to, and what was left out of it: listed in a file, unless a run's list is there that is
+    only evaluated.
+    """
     path = config.output_dir / "dropped.csv"
-    write_dropped(path, dropped)
+    writes = config.do_train or not path.exists()
+    if writes:
+        write_dropped(path, dropped)
     for role, usable in examples.items():
-        listed = f", all listed in {path}" if dropped[role] else ""
+        listed = f", all listed in {path}" if writes and dropped[role] else ""
         minutes = usable.hours * 60
         print(
             f"{role}: {counted(len(usable), 'recording')}, {minutes:.1f} min; {len(dropped[role])} left out{listed}"

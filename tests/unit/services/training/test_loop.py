@@ -304,6 +304,24 @@ def test_a_stop_leaves_its_evaluation_to_the_run_that_goes_on(
         assert (whole.output_dir / file).read_bytes() == (config.output_dir / file).read_bytes(), file
 
 
+def test_an_evaluation_alone_touches_nothing_of_a_run_beside_it(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which may be writing just then. A run that trains is alone there, and clears away what a killed one has left."""
+    monkeypatch.setattr(evaluation, "run", lambda *_: {"mel": 1.0})
+    config = make_config(do_train=False, do_eval=True, max_duration_in_seconds=1.78, report_to=[])
+    partial, dropped = config.output_dir / "checkpoint-3.partial", config.output_dir / "dropped.csv"
+    partial.mkdir(parents=True)
+    dropped.write_text("the run's", encoding="utf-8")
+    loop.train(config)
+    assert partial.is_dir()
+    assert dropped.read_text(encoding="utf-8") == "the run's"
+    assert "listed in" not in capsys.readouterr().out
+    loop.train(make_config(max_steps=1, report_to=[]))
+    assert not partial.exists()
+    assert not dropped.exists()
+
+
 @pytest.mark.parametrize(("device", "steps"), [("cpu", [*range(1, 21)]), ("cuda", [10, 20])])
 def test_how_often_several_processes_agree_whether_to_stop(device: str, steps: list[int]) -> None:
     """On GPUs each agreement waits for the device; on processors a step waits for itself."""

@@ -267,6 +267,26 @@ def resume(session: Session) -> None:
     session.base.resumed_optimizers = optimizers and [laid_out(session, state) for state in optimizers]
     if accelerator.is_main_process:
         print(f"going on from step {session.step} of {session.plan.total}, as saved in {folder}")
+        kept = _kept_stages(session)
+        if kept:
+            print(f"the run keeps the stages that it began with, as its state is of them: {', '.join(kept)}")
+
+
+def _kept_stages(session: Session) -> list[str]:
+    """The lengths of stages that the configuration would have otherwise than the run has them."""
+    config, plan = session.config, session.plan
+    stages = {
+        "warm_up_new_modules_steps": (config.warm_up_new_modules_steps, plan.new_modules),
+        "reconstruction_stage_steps": (config.reconstruction_stage_steps, plan.reconstruction),
+        "text_stage_steps": (config.text_stage_steps, plan.text),
+    }
+    if not (plan.new_modules or session.base.untrained):
+        del stages["warm_up_new_modules_steps"]  # there is nothing new, whatever it says
+    return [
+        f"{key} {has} (not {asked})"
+        for key, (asked, has) in stages.items()
+        if asked is not None and asked != has
+    ]
 
 
 def _check_same_people_and_symbols(session: Session, folder: Path) -> None:

@@ -64,7 +64,7 @@ class Disk:
             "generator": nn.Linear(1, 1, bias=False),
             "discriminator": nn.Linear(1, 1, bias=False),
             "base": SimpleNamespace(
-                resumed_optimizers=None, speakers={}, front_end=FRONT_END, reference="base/now"
+                resumed_optimizers=None, speakers={}, front_end=FRONT_END, reference="base/now", untrained=()
             ),
             "plan": Plan(joint=config.max_steps, per_epoch=10),
             "store": self.store,
@@ -186,6 +186,34 @@ def test_everything_that_is_not_a_weight_comes_back_too(disk: Disk) -> None:
     assert session.plan.warm_up == 5
     assert not session.state.finished
     assert session.state.max_steps == 105
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"reconstruction_stage_steps": 3, "warm_up_new_modules_steps": 2}, ""),
+        (
+            {"reconstruction_stage_steps": 9, "text_stage_steps": 4},
+            "reconstruction_stage_steps 3 (not 9), text_stage_steps 0 (not 4)",
+        ),
+        (
+            {"reconstruction_stage_steps": 3, "warm_up_new_modules_steps": 5},
+            "warm_up_new_modules_steps 2 (not 5)",
+        ),
+    ],
+)
+def test_stages_stay_as_the_run_began_with_them_and_that_is_said(
+    disk: Disk, capsys: pytest.CaptureFixture[str], changes: dict[str, int], told: str
+) -> None:
+    """Where they end is part of what was saved; two of five steps taught what the base lacked."""
+    disk.checkpoint(4, warm_up_steps=5, reconstruction_steps=3)
+    session = disk.session(**changes)
+    resume(session)
+    assert (session.plan.new_modules, session.plan.reconstruction, session.plan.text) == (2, 3, 0)
+    said = capsys.readouterr().out.splitlines()[1:]
+    assert said == [f"the run keeps the stages that it began with, as its state is of them: {told}"] * bool(
+        told
+    )
 
 
 def convolution_of(layout: torch.memory_format) -> nn.Conv2d:

@@ -400,9 +400,9 @@ def _fault_of_length(
         kind = f"shorter than min_duration_in_seconds {config.min_duration_in_seconds}"
         return kind, f"{seconds:.2f} s is {kind}"
     if frames < segment:
-        kind = f"fewer frames than a training segment ({segment})"
+        kind = f"shorter than segment_size {config.segment_size}"
         needed = config.segment_size / settings.sampling_rate
-        return kind, f"{frames} frames are {kind}, which is {needed:.2f} s"
+        return kind, f"{frames} frames are {kind}, which is {segment} frames or {needed:.2f} s"
     if tokens > config.max_tokens_length:
         limit = f"than max_tokens_length {config.max_tokens_length}"
         return f"more tokens {limit}", f"{tokens} tokens are more {limit}"

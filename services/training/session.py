@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -197,6 +198,8 @@ def begin(config: TrainingConfig, accelerator: Accelerator, origin: Origin | Non
     training = examples["training"]
     if not len(training):
         raise DataError("No recording is left to train on; the list above says why each was left out.", [])
+    if config.do_eval and not len(examples["evaluation"]):
+        raise _nothing_held_out(config, dropped["evaluation"])
     provenance = _provenance(config, base)
     warning = commercial_warning(f"the model {config.published_name}", provenance.licence)
     if warning and accelerator.is_main_process:
@@ -373,6 +376,18 @@ def _report_data(
         )
         for line in describe_dropped(dropped[role]):
             print(f"  {line}")
+
+
+def _nothing_held_out(config: TrainingConfig, dropped: Sequence[Dropped]) -> DataError:
+    """What to say where no recording of the evaluation split can be used."""
+    kinds = Counter(item.kind for item in dropped).most_common()
+    problems = [f"{counted(count, 'recording')} left out: {kind}" for kind, count in kinds]
+    remedy = "change what leaves them out, or give another --eval_split_name"
+    if config.do_train:
+        remedy += ", or train without evaluations: --do_eval false"
+    return DataError(
+        f"No recording of the evaluation split {config.eval_split_name!r} can be used:", [*problems, remedy]
+    )
 
 
 def _plan(config: TrainingConfig, batches: int, *, has_new_modules: bool) -> Plan:

@@ -174,8 +174,9 @@ def test_fewer_frames_than_a_segment_are_left_out(
         one = [replace(own[0], text="hola")]
         found[samples] = prepared(one, spanish_model, settings, config, cache=tmp_path / "cache")
     (dropped,) = found[segment - 1][1]
-    assert dropped.kind == f"fewer frames than a training segment ({segment_frames})"
-    assert f"{segment_frames - 1} frames" in dropped.reason
+    assert dropped.kind == f"shorter than segment_size {segment}"
+    assert dropped.reason.startswith(f"{segment_frames - 1} frames are {dropped.kind}")
+    assert f"which is {segment_frames} frames" in dropped.reason
     assert len(found[segment][0]) == 1
 
 
@@ -200,7 +201,7 @@ def test_unspeakable_and_tiny_recordings_are_left_out_and_the_rest_goes_on(
     assert [example.id for example in examples.examples] == [own[1].id]
     assert [(item.id, item.kind) for item in dropped] == [
         ("greek", "nothing in the text that the model can speak"),
-        ("tiny", "fewer frames than a training segment (32)"),
+        ("tiny", "shorter than segment_size 8192"),
         ("blank", "empty text"),
         ("dots", "empty text"),
     ]

@@ -7,12 +7,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from accelerate import Accelerator
 
 from services.training.config import TrainingConfig
 from services.training.data.cache import decode
 from services.training.session import Plan, Session, begin, command_to_go_on
+from shared.audio import write_wav
+from shared.errors import DataError
 
 MakeConfig = Callable[..., TrainingConfig]
 
@@ -99,3 +102,31 @@ def test_the_command_that_goes_on_leaves_out_what_would_not(
     make_config: MakeConfig, changes: dict[str, Any], without: str
 ) -> None:
     assert command_to_go_on(make_config(**changes)) == f"the same command{without}"
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_an_evaluation_split_with_nothing_usable_is_said_before_anything_is_trained(
+    make_config: MakeConfig,
+    make_dataset: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    trains: bool,
+) -> None:
+    """A run would never have been evaluated, an evaluation alone printed nothing, and a search ended in a KeyError."""
+    monkeypatch.setenv("VITS_CACHE", str(tmp_path / "cache"))
+    recordings = make_dataset(6, evaluation=3)
+    write_wav(recordings / "clip03.wav", np.full(22050 * 3, 0.1, np.float32), 22050)
+    for name in ("clip04.wav", "clip05.wav"):
+        write_wav(recordings / name, np.full(5000, 0.1, np.float32), 22050)
+    changes: dict[str, Any] = {"dataset_name": str(recordings), "max_duration_in_seconds": 2.5}
+    (tmp_path / "output").mkdir()
+    begin(make_config(**changes), Accelerator(cpu=True))  # nobody asks for the split
+    with pytest.raises(DataError, match="No recording of the evaluation split 'test' can be used") as raised:
+        begin(make_config(**changes, do_eval=True, do_train=trains), Accelerator(cpu=True))
+    *counts, remedy = raised.value.problems
+    assert counts == [
+        "2 recordings left out: shorter than segment_size 8192",
+        "1 recording left out: longer than max_duration_in_seconds 2.5",
+    ]
+    assert "--eval_split_name" in remedy
+    assert ("--do_eval false" in remedy) == trains

@@ -183,7 +183,7 @@ def test_a_clip_shorter_than_a_segment_is_left_out_and_listed(
     examples, dropped = prepared("bad.wav,a")
     assert [example.id for example in examples.examples] == ["good"]
     assert [(item.id, item.row, item.kind) for item in dropped] == [
-        ("bad", "metadata.csv:3", "fewer frames than a training segment (32)")
+        ("bad", "metadata.csv:3", "shorter than segment_size 8192")
     ]
 
 

@@ -45,6 +45,7 @@ def search_page(
     trials: Sequence[FrozenTrial],
     best: FrozenTrial | None,
     default: str,
+    failure: str,
 ) -> str:
     """What a search has tried, and what came of it.
 
@@ -55,6 +56,7 @@ def search_page(
         trials: All of them.
         best: The best of them, where one has come to its end.
         default: What marks the trial of the configuration itself.
+        failure: What says of a trial why it failed.
     """
     done = [trial for trial in trials if trial.state.is_finished()]
     complete = [trial for trial in done if trial.state.name == "COMPLETE" and trial.value is not None]
@@ -82,7 +84,7 @@ def search_page(
     rows = [
         {
             "trial": f"{trial.number}{' (the configuration)' if trial.user_attrs.get(default) else ''}",
-            "state": {"COMPLETE": "complete", "PRUNED": "ended early"}.get(trial.state.name, "interrupted"),
+            "state": _state(trial, failure),
             objective: f"{trial.value:.5g}"
             if trial.state.name == "COMPLETE" and trial.value is not None
             else "–",
@@ -94,6 +96,13 @@ def search_page(
     if best is not None:
         said.insert(0, f"Best: trial {best.number}, {objective} {best.value:.5g}.")
     return page(f"{config.published_name} · search", said, charts, rows, 0 if best is not None else None)
+
+
+def _state(trial: FrozenTrial, failure: str) -> str:
+    """How a trial ended."""
+    if failure in trial.user_attrs:
+        return f"failed: {trial.user_attrs[failure]}"
+    return {"COMPLETE": "complete", "PRUNED": "ended early"}.get(trial.state.name, "interrupted")
 
 
 def _place(one: Choices | Range, value: Any) -> float:

@@ -29,6 +29,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError, SQLAlchemyError
 
 from services.training.config import SECRETS, TrainingConfig, resolve
+from services.training.diagnosis import is_out_of_memory
 from services.training.loop import Course, Unsaved
 from services.training.resuming import Stop
 from services.training.session import begin, precision
@@ -37,7 +38,7 @@ from services.training.tracking import Tracker
 from services.training.tuning import page
 from services.training.tuning.options import Options
 from services.training.tuning.space import Space, read_space
-from shared.errors import ConfigError, DivergenceError
+from shared.errors import ConfigError, DivergenceError, ProblemsError
 from shared.wording import counted
 
 #: How often a worker says that it lives, and how long it may be silent before its trial is given to another, in
@@ -53,8 +54,8 @@ _INDIFFERENT = frozenset(SECRETS) | {
     "overwrite_output_dir", "dataloader_num_workers", "dataloader_pin_memory", "preprocessing_num_workers",
 }  # fmt: skip
 _DONE = (TrialState.COMPLETE, TrialState.PRUNED)
-#: What a trial that is the configuration itself is marked with, and which process runs it.
-_DEFAULT, _WORKER = "default", "worker"
+#: What a trial that is the configuration itself is marked with, which process runs it, and why it failed.
+_DEFAULT, _WORKER, _FAILURE = "default", "worker", "failure"
 
 
 def search(config: TrainingConfig, options: Options, folder: Path) -> Path:
@@ -69,7 +70,7 @@ def search(config: TrainingConfig, options: Options, folder: Path) -> Path:
         ``best.json``: the best settings, as a layer to go over the configuration.
 
     Raises:
-        UserError: Configuration, space, database or data cannot be used.
+        UserError: Configuration, space, database or data cannot be used, or every trial has failed.
     """
     if not config.do_train or config.evaluation_interval(1) is None or not config.do_eval:
         raise ConfigError(
@@ -96,7 +97,11 @@ class _Worker:
         self.folder, self.study = folder, study
 
     def run(self) -> None:
-        """Trials, one after the other, until the study or the time is over."""
+        """Trials, one after the other, until the study or the time is over.
+
+        Raises:
+            UserError: The configuration itself cannot be tried, or every trial has failed.
+        """
         before = len(_finished(self.study))
         if before:
             print(f"going on with study {self.study.study_name}: {counted(before, 'trial')} done")
@@ -107,15 +112,21 @@ class _Worker:
                 break
             with _quiet():
                 self._revive()
-                self.study.optimize(self._trial, n_trials=1)
+                # A failed trial's networks hang on its traceback, in the way of the next one's.
+                self.study.optimize(self._trial, n_trials=1, gc_after_trial=True)
             self.write()
         self.write()
-        best = _best(self.study)
+        best, finished = _best(self.study), _finished(self.study)
         if best is not None:
-            print(
-                f"the best of {counted(len(_finished(self.study)), 'trial')} is {best.number}: {self._told(best)}"
-            )
+            print(f"the best of {counted(len(finished), 'trial')} is {best.number}: {self._told(best)}")
             print(f"it is in {self.folder / 'best.json'}: give that to 'vits train' as a further --config")
+        elif finished:
+            first = finished[0]
+            raise ConfigError(
+                f"No trial has come to its end, of {counted(len(finished), 'trial')}; "
+                f"{self.folder / 'trials.csv'} says why:",
+                [f"trial {first.number}: {first.user_attrs.get(_FAILURE, 'it ended early')}"],
+            )
 
     def _revive(self) -> None:
         """Have the configuration itself tried, and trials of workers that have died on this machine tried again.
@@ -140,7 +151,12 @@ class _Worker:
             self.study.enqueue_trial(self.space.default, user_attrs={_DEFAULT: True})
 
     def _trial(self, trial: optuna.Trial) -> float:
-        """One short run; its measure at the end."""
+        """One short run; its measure at the end.
+
+        Raises:
+            TrialPruned: It lags behind, or it has failed by what it tried.
+            UserError: It has failed by what all trials have in common.
+        """
         trial.set_user_attr(_WORKER, f"{socket.gethostname()}:{os.getpid()}")
         # Of the trial's number: neither a resumed search nor a second worker repeats what was drawn.
         seed = key_to_seed(self.config.seed, trial.number) % 2**32
@@ -149,19 +165,6 @@ class _Worker:
         is_default = bool(trial.user_attrs.get(_DEFAULT))
         print(
             f"trial {trial.number}{' (the configuration itself)' if is_default else ''}: {_settings(values)}"
-        )
-        config = resolve(
-            self.config.model_dump()
-            | values
-            | {
-                "output_dir": self.folder / "trials" / f"{trial.number:04d}",
-                "report_to": [],
-                "metrics_port": None,
-                "save_strategy": "no",
-                "load_best_model_at_end": False,
-                "keep_best": 0,
-            },
-            origin=f"Trial {trial.number}",
         )
         figures: list[float] = []
 
@@ -173,17 +176,35 @@ class _Worker:
                     raise TrialPruned(f"step {step}")
 
         try:
-            run(config, heed)
-        except DivergenceError as error:  # as bad as can be, and no reason to stop searching
-            if not figures:
-                raise
-            print(f"trial {trial.number} failed: {error.problems[0] if error.problems else error}")
-            raise TrialPruned from error
+            run(self._config_of(trial, values), heed)
+        except (ConfigError, DivergenceError) as error:  # as bad as can be, and no reason to stop searching
+            if not figures and (is_default or isinstance(error, DivergenceError)):
+                raise  # nothing has been tried yet
+            reason = _reason(error)
+            trial.set_user_attr(_FAILURE, reason)
+            print(f"trial {trial.number} failed: {reason}")
+            raise TrialPruned from error  # Optuna neither counts what it calls failed nor learns from it
         except TrialPruned:
             print(f"trial {trial.number} ended early: {self.options.objective} {figures[-1]:.4g}")
             raise
         print(f"trial {trial.number}: {self.options.objective} {figures[-1]:.4g}")
         return figures[-1]
+
+    def _config_of(self, trial: optuna.Trial, values: dict[str, Any]) -> TrainingConfig:
+        """What a trial trains with.
+
+        Raises:
+            ConfigError: Its values contradict each other.
+        """
+        own = {
+            "output_dir": self.folder / "trials" / f"{trial.number:04d}",
+            "report_to": [],
+            "metrics_port": None,
+            "save_strategy": "no",
+            "load_best_model_at_end": False,
+            "keep_best": 0,
+        }
+        return resolve(self.config.model_dump() | values | own, origin=f"Trial {trial.number}")
 
     def write(self) -> None:
         """The trials as CSV and as a page, and the best settings as a layer."""
@@ -197,6 +218,7 @@ class _Worker:
                 "is_default": bool(trial.user_attrs.get(_DEFAULT)),
                 "seconds": trial.duration.total_seconds() if trial.duration else None,
                 **{key: trial.params.get(key) for key in self.space.keys},
+                "failure": trial.user_attrs.get(_FAILURE),
             }
             for trial in trials
             if trial.state.is_finished()
@@ -211,15 +233,16 @@ class _Worker:
         if best is not None:
             layer = {"_comment": f"Over {self.config.project_name}: {self._told(best)}.", **best.params}
             _write(self.folder / "best.json", json.dumps(layer, indent=4, ensure_ascii=False) + "\n")
+        marks = (_DEFAULT, _FAILURE)
         _write(
             self.folder / "report.html",
-            page.search_page(self.config, self.options.objective, self.space, trials, best, _DEFAULT),
+            page.search_page(self.config, self.options.objective, self.space, trials, best, *marks),
         )
 
     def _told(self, best: FrozenTrial) -> str:
         """A trial's figure, and what that is against the configuration's own."""
         own = [
-            trial.value for trial in _finished(self.study) if trial.user_attrs.get(_DEFAULT) and trial.value
+            trial.value for trial in _complete(self.study) if trial.user_attrs.get(_DEFAULT) and trial.value
         ]
         told = f"{self.options.objective} {best.value:.4g} after {_steps(self.config)}"
         if best.user_attrs.get(_DEFAULT):
@@ -320,8 +343,12 @@ def _finished(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=_DONE)
 
 
+def _complete(study: optuna.Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+
+
 def _best(study: optuna.Study) -> FrozenTrial | None:
-    complete = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+    complete = _complete(study)
     return min(complete, key=lambda trial: (trial.value, trial.number)) if complete else None
 
 
@@ -339,6 +366,13 @@ def _is_dead(worker: str) -> bool:
     except PermissionError:
         return False
     return False
+
+
+def _reason(error: ProblemsError) -> str:
+    """Why a trial failed, in a line. What to do where there is no room is for runs: a search tries something else."""
+    if error.__cause__ is not None and is_out_of_memory(error.__cause__):
+        return error.summary.partition(".")[0]
+    return "; ".join(error.problems) or error.summary
 
 
 def _settings(values: Mapping[str, Any]) -> str:

@@ -10,12 +10,14 @@ import signal
 import statistics
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+import torch
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from sqlalchemy.exc import IntegrityError
@@ -210,6 +212,97 @@ def test_a_trial_whose_weights_become_nan_does_not_end_the_search(
     best = run(config, tmp_path, trials=2)
     assert config_sources.read_json(best) == {"learning_rate": 2e-5}
     assert study_of(config).trials[1].state == TrialState.PRUNED
+
+
+def test_a_trial_that_finds_no_room_does_not_end_the_search(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real one, of which the table and the page say why."""
+    config = make_config(max_steps=2, eval_steps=2)
+    joint = Steps.joint
+
+    def grow(steps: Steps, seen: Any, step: int) -> Any:
+        if steps.config.learning_rate > 2e-5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return joint(steps, seen, step)
+
+    monkeypatch.setattr(Steps, "joint", grow)
+    best = run(config, tmp_path, trials=2)
+    assert config_sources.read_json(best) == {"learning_rate": 2e-5}
+    assert study_of(config).trials[1].state == TrialState.PRUNED
+    with (best.parent / "trials.csv").open(encoding="utf-8") as file:
+        told = [row["failure"] for row in csv.DictReader(file)]
+    assert told == ["", "There was no room in memory at step 0"]
+    assert f"failed: {told[1]}" in (best.parent / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_trial_whose_values_contradict_each_other_does_not_end_the_search(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of the two is right alone, as the space is read, and with the other one wrong."""
+    monkeypatch.setattr(search, "run", lambda config, heed: [heed(0, {"mel": 2.0}), heed(12, {"mel": 1.0})])
+    space = space_file(tmp_path, {"discriminator_start_step": [0, 6], "frozen_discriminator_steps": [0, 8]})
+    run(make_config(), tmp_path, trials=12, space=space)
+    found = set()
+    for trial in study_of(make_config()).get_trials():
+        wrong = all(trial.params.values())
+        found.add(wrong)
+        assert trial.state == (TrialState.PRUNED if wrong else TrialState.COMPLETE)
+        assert ("would never learn" in trial.user_attrs.get("failure", "")) == wrong
+    assert found == {True, False}
+
+
+def no_room(config: TrainingConfig, heed: Callable[[int, dict[str, float]], None]) -> None:
+    """A trial that does not fit."""
+    heed(0, {"mel": 3.0})
+    missing = torch.OutOfMemoryError("CUDA out of memory")
+    raise ConfigError("There was no room in memory at step 0. Try:", ["1. --fp16 true"]) from missing
+
+
+def test_where_every_trial_has_failed_that_is_said_with_the_first_reason(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The configuration itself, too, which a smaller batch might have made fit."""
+    monkeypatch.setattr(search, "run", no_room)
+    with pytest.raises(ConfigError, match="No trial has come to its end, of 3 trials") as raised:
+        run(make_config(), tmp_path, trials=3)
+    assert raised.value.problems == ("trial 0: There was no room in memory at step 0",)
+    assert (tmp_path / "output/tune/trials.csv").read_text(encoding="utf-8").count("no room in memory") == 3
+    assert not (tmp_path / "output/tune/best.json").exists()
+
+
+def test_what_a_failed_trial_held_is_gone_before_the_next_one(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[weakref.ref[Any]] = []
+
+    def hold(config: TrainingConfig, heed: Callable[[int, dict[str, float]], None]) -> None:
+        assert [reference() for reference in held] == [None] * len(held)
+        networks = torch.nn.Linear(1, 1)
+        held.append(weakref.ref(networks))
+        no_room(config, heed)
+
+    monkeypatch.setattr(search, "run", hold)
+    with pytest.raises(ConfigError, match="No trial"):
+        run(make_config(), tmp_path, trials=3)
+    assert len(held) == 3
+
+
+def test_a_configuration_that_is_wrong_itself_ends_the_search_at_once(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[TrainingConfig] = []
+
+    def refuse(config: TrainingConfig, heed: Any) -> None:
+        tried.append(config)
+        raise ConfigError(
+            "frozen_discriminator_steps needs a base with a discriminator:", ["this one has none"]
+        )
+
+    monkeypatch.setattr(search, "run", refuse)
+    with pytest.raises(ConfigError, match="needs a base"):
+        run(make_config(), tmp_path, trials=3)
+    assert len(tried) == 1
 
 
 def test_a_trial_that_lags_behind_is_ended_early_and_the_configuration_itself_never(

@@ -325,18 +325,27 @@ def _open(config: TrainingConfig, options: Options, space: Space, folder: Path) 
     known = study.user_attrs.get("identity")
     if known is None:
         study.set_user_attr("identity", identity)
-    elif known != identity:
-        old, new = json.loads(known), json.loads(identity)
+        return study
+    # A key that is newer than the study had its default there.
+    old, new = _defaults() | json.loads(known), json.loads(identity)
+    if old != new:
         raise ConfigError(
             f"Study {study.study_name} is of another configuration, so that its trials cannot be compared with these. "
             "Give another --output_dir, or another --study.",
             [
                 f"{key}: was {old.get(key)!r}, is {new.get(key)!r}"
-                for key in new
+                for key in old | new
                 if old.get(key) != new.get(key)
             ],
         )
     return study
+
+
+def _defaults() -> dict[str, Any]:
+    """What every key that decides is where it is left out, as JSON has it."""
+    left_out = TrainingConfig.model_construct(model_name_or_path="")
+    values: dict[str, Any] = left_out.model_dump(mode="json", exclude=set(_INDIFFERENT))
+    return values
 
 
 def _finished(study: optuna.Study) -> list[FrozenTrial]:

@@ -409,6 +409,22 @@ def test_a_study_is_one_configurations(
     assert raised.value.problems == ("max_steps: was 12, is 99",)
 
 
+def test_a_study_from_before_a_key_goes_on_while_the_key_has_its_default(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "run", lambda config, heed: [heed(0, {"mel": 1.0}), heed(1, {"mel": 1.0})])
+    run(make_config(), tmp_path, trials=1)
+    study = study_of(make_config())
+    older = json.loads(study.user_attrs["identity"])
+    del older["segment_size"], older["ema_decay"]
+    study.set_user_attr("identity", json.dumps(older))
+    run(make_config(), tmp_path, trials=2)
+    assert len(study_of(make_config()).trials) == 2
+    with pytest.raises(ConfigError, match="another configuration") as raised:
+        run(make_config(segment_size=16384), tmp_path, trials=3)
+    assert raised.value.problems == ("segment_size: was 8192, is 16384",)
+
+
 def test_a_database_that_is_not_there_is_a_clear_error(make_config: MakeConfig, tmp_path: Path) -> None:
     for storage in ("nonsense", f"sqlite:///{tmp_path}/no/such/folder/study.db"):
         with pytest.raises(ConfigError, match="the database cannot be used"):

@@ -158,16 +158,33 @@ def read_discriminator(folder: Path) -> dict[str, Tensor] | None:
 
     Reads our own ``discriminator.safetensors`` and ``finetune-hf-vits``'s ``*-train`` checkpoints, which keep
     the same tensors under ``discriminator.`` in the model's file.
+
+    Raises:
+        ModelError: The file that they would be in cannot be read.
     """
     own = folder / DISCRIMINATOR_FILE
     if own.is_file():
-        return load_file(own)
+        return _load(own, ", or remove it to train with a new discriminator")
     embedded: dict[str, Tensor] = {}
     for path in sorted(folder.glob("model*.safetensors")):
-        for name, tensor in load_file(path).items():
+        for name, tensor in _load(path).items():
             if name.startswith(EMBEDDED_DISCRIMINATOR):
                 embedded[name.removeprefix(EMBEDDED_DISCRIMINATOR)] = tensor
     return embedded or None
+
+
+def _load(path: Path, otherwise: str = "") -> dict[str, Tensor]:
+    """The tensors of a file.
+
+    Raises:
+        ModelError: It cannot be read.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"{path} cannot be loaded: {error}. If its download or copy is incomplete, fetch it again{otherwise}."
+        ) from error
 
 
 def save_model(model: VitsForTraining, folder: Path, *, companions: Path | None = None) -> None:

@@ -259,6 +259,19 @@ def test_truncated_weights(folder: Path) -> None:
         load_model(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [("discriminator.safetensors", "fetch it again, or remove it"), ("model.safetensors", "fetch it again.")],
+)
+@pytest.mark.parametrize("kept", [0, 50])
+def test_a_truncated_discriminator(folder: Path, name: str, remedy: str, kept: int) -> None:
+    save_file({"scale.weight": torch.zeros(100)}, folder / name)
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[:kept])
+    with pytest.raises(ModelError, match=f"{name} cannot be loaded: .*{remedy}"):
+        read_discriminator(folder)
+
+
 def test_pickled_weights_are_not_read(folder: Path) -> None:
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()

@@ -18,6 +18,7 @@ from services.training.loop import Course, Unsaved
 from services.training.resuming import Stop
 from services.training.session import Plan, Session, begin, precision
 from services.training.tracking import Tracker
+from shared.folders import check_writable, writing
 from shared.wording import counted
 
 #: Ranges of the trace that name a part; the loop and the steps open some of them themselves.
@@ -61,10 +62,15 @@ def run(config: TrainingConfig, steps: int) -> Path:
 
     Returns:
         The folder with ``profile.txt`` and, for chrome://tracing or Perfetto, each stage's ``trace-STAGE.json``.
+
+    Raises:
+        UserError: Configuration or data cannot be used, or the folder not be written.
     """
     config = config.model_copy(update={"do_eval": False, "eval_strategy": "no", "report_to": ["tensorboard"]})
-    folder = config.output_dir / "profile"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder, remedy = config.output_dir / "profile", "give another --output_dir"
+    with writing(folder, remedy):
+        folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder, remedy)
     session = begin(config, Accelerator(mixed_precision=precision(config), cpu=config.use_cpu))
     tracker = Tracker(
         folder, enabled=True, tensorboard=True, total_steps=_UNMEASURED + steps, first_step=0, config=None

@@ -12,7 +12,7 @@ import pytest
 from services import cli
 from services.training import profiling
 from services.training.profiling import Part, parts, table
-from shared.errors import ConfigError
+from shared.errors import ConfigError, UserError
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +72,20 @@ def test_a_real_profile_accounts_for_the_parts_of_a_step(
     assert decodes == {"text": False, "joint": True}
     assert sorted(path.name for path in config.output_dir.iterdir()) == ["profile"]
     assert not list(Path(str(config.store).removeprefix("file://")).rglob("*.json"))
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_profiled(
+    make_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    monkeypatch.setattr(profiling, "begin", lambda *_: pytest.fail("it was profiled"))
+    (tmp_path / "output").mkdir()
+    if there:
+        (tmp_path / "output/profile").symlink_to("/proc")  # is there, and nobody may write in it
+    else:
+        (tmp_path / "output/profile").write_text("a file")
+    with pytest.raises(UserError, match=r"/profile cannot be written \(.*\): give another --output_dir"):
+        profiling.run(make_config(), 1)
 
 
 def event(

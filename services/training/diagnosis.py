@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from services.training.config import Stage, TrainingConfig
+from services.training.config import SEGMENT_SAMPLES, Stage, TrainingConfig
 from shared.wording import counted
 
 if TYPE_CHECKING:
@@ -373,10 +373,10 @@ def remedies(config: TrainingConfig, tried: Size, fitted: Size | None, *, frame_
     )
     if tried.recordings == 1:  # there is no smaller batch
         shorter = _shorter(tried, fitted, frame_seconds)
-        told = [precision, recomputing, shorter, held_out, *_fewer_judges(config)]
+        told = [precision, recomputing, *_shorter_slices(config), shorter, held_out, *_fewer_judges(config)]
         return [f"{number}. {line}" for number, line in enumerate(told, start=1)]
     smaller, more = _smaller(config, tried, fitted)
-    told = [precision, smaller, recomputing, more, held_out]
+    told = [precision, smaller, recomputing, more, *_shorter_slices(config), held_out]
     return [
         *(f"{number}. {line}" for number, line in enumerate(told, start=1)),
         "'vits tune batch' measures what fits; --max_duration_in_seconds leaves the longest recordings out",
@@ -398,8 +398,10 @@ def evaluation_remedies(config: TrainingConfig) -> list[str]:
         f"shorter recordings: --max_duration_in_seconds {length / 2:g} (now {length:g}), of both splits",
         f"fewer held-out recordings, if long ones are not the first: {_fewer_held_out(config)}",
         "shorter sentences to speak: full_generation_sample_text and eval_sample_texts are spoken in one piece",
-        *(["none at all: --do_eval false"] if config.do_train else []),
     ]
+    if config.do_train:  # without do_eval the sentences would still be spoken
+        unset = " --eval_steps null" if config.eval_steps else ""
+        told.append(f"no evaluations at all: --eval_strategy no{unset}")
     return [f"{number}. {line}" for number, line in enumerate(told, start=1)]
 
 
@@ -436,6 +438,13 @@ def _shorter(tried: Size, fitted: Size | None, frame_seconds: float) -> str:
         f"shorter recordings: --max_duration_in_seconds {max(seconds, 0.1):g} (this one has "
         f"{tried.frames * frame_seconds:.3g} s); 'vits data prepare' cuts long ones up"
     )
+
+
+def _shorter_slices(config: TrainingConfig) -> list[str]:
+    """Slices of the usual length, where they are longer: decoder and discriminators take memory in proportion."""
+    if config.segment_size <= SEGMENT_SAMPLES:
+        return []
+    return [f"shorter slices to decode: --segment_size {SEGMENT_SAMPLES} (now {config.segment_size})"]
 
 
 def _fewer_judges(config: TrainingConfig) -> list[str]:

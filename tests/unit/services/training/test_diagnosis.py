@@ -16,6 +16,7 @@ from torch import Tensor
 from services.training import diagnosis, evaluation, loop
 from services.training.checkpoints import TrainerState
 from services.training.config import MODULES, TrainingConfig
+from services.training.config_sources import read_overrides
 from services.training.diagnosis import (
     FINDINGS,
     Diagnosis,
@@ -558,7 +559,7 @@ def test_an_evaluation_without_room_is_not_blamed_on_the_batches(
         "shorter recordings",
         "fewer held-out recordings",
         "shorter sentences to speak",
-        "none at all",
+        "no evaluations at all",
     ]
     assert "--per_device_eval_batch_size 2 (now 4)" in raised.value.problems[0]
     assert "--max_eval_samples 1 (now 2)" in raised.value.problems[2]
@@ -578,7 +579,25 @@ def test_a_run_that_only_evaluates_says_so_too(
     with pytest.raises(ConfigError, match=r"no room in memory for the evaluation\. In the order") as raised:
         loop.train(make_config(do_train=False, do_eval=True))
     assert "per_device_eval_batch_size 4 (now 8)" in raised.value.problems[0]
-    assert "none at all" not in str(raised.value)
+    assert "no evaluations at all" not in str(raised.value)
+
+
+def test_what_is_said_to_end_all_evaluations_leaves_nothing_to_be_spoken(make_config: MakeConfig) -> None:
+    """Sample sentences are spoken without do_eval too, which took the room that there was not."""
+    for eval_steps in (None, 2):
+        *_, last = evaluation_remedies(make_config(do_eval=True, eval_steps=eval_steps))
+        _, told = read_overrides(last.partition(": ")[2].split())
+        config = make_config(**{"do_eval": True, "eval_steps": eval_steps} | told)
+        assert evaluation.Schedule(config, per_epoch=5).interval is None
+
+
+def test_slices_longer_than_usual_are_named_where_there_is_no_room(make_config: MakeConfig) -> None:
+    for tried in (Size(16, 1000), Size(1, 1000)):
+        usual = remedies(make_config(), tried, None, frame_seconds=0.016)
+        longer = remedies(make_config(segment_size=16384), tried, None, frame_seconds=0.016)
+        assert not any("segment_size" in line for line in usual)
+        assert any("--segment_size 8192 (now 16384)" in line for line in longer)
+        assert len(longer) == len(usual) + 1
 
 
 def test_another_error_stays_itself(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ from services.training.losses import adversarial_loss, discriminator_loss, featu
 from services.training.plots import plot_alignment, plot_spectrograms
 from services.training.resuming import Stop
 from services.training.session import Session
-from services.training.steps import Seen
+from services.training.steps import Seen, to_device, widest
 from services.training.tracking import Tracker
 from shared.errors import TextError
 from shared.modeling import TrainingOutput, synthesize
@@ -139,8 +139,8 @@ def run(
     if stop.agreed(session.accelerator):
         raise Abandoned
     # The mean over the processes: what follows from it has to be the same on each.
-    clocks = torch.tensor([time.perf_counter() - start, tracker.seconds], dtype=torch.float64)
-    clocks = clocks.to(session.accelerator.device)
+    device = session.accelerator.device
+    clocks = torch.tensor([time.perf_counter() - start, tracker.seconds], dtype=widest(device), device=device)
     seconds, run_seconds = session.accelerator.reduce(clocks, "mean").tolist()
     session.state.evaluation_seconds += seconds
     tracker.evaluated(session.step, values, seconds)
@@ -199,7 +199,7 @@ def held_out_losses(session: Session, stop: Stop | None = None) -> dict[str, flo
     """
     accelerator, config = session.accelerator, session.config
     names = ("mel", "kl", "duration", "generator", "feature_maps", "discriminator", "longest_token")
-    sums = torch.zeros(len(names), 2, dtype=torch.float64, device=accelerator.device)
+    sums = torch.zeros(len(names), 2, dtype=widest(accelerator.device), device=accelerator.device)
     mine = session.evaluation[accelerator.process_index :: accelerator.num_processes]
     for batch in _until_told(stop, mine):
         found = _batch_losses(session, Seen.of(batch, session.settings, accelerator.device))
@@ -221,9 +221,9 @@ def held_out_losses(session: Session, stop: Stop | None = None) -> dict[str, flo
 
 def _batch_losses(session: Session, seen: Seen) -> dict[str, tuple[Tensor, Tensor]]:
     """Each loss of a batch: its mean, and of how many."""
-    batch, settings = seen.batch, session.settings
-    width = session.config.segment_size // settings.hop_length
-    output = _forward(session, seen, slice_starts(batch, width), width)
+    batch, settings, device = seen.batch, session.settings, session.accelerator.device
+    kind, width = widest(device), session.config.segment_size // settings.hop_length
+    output = _forward(session, seen, to_device(slice_starts(seen.host, width), device), width)
     real, mel = seen.slices(output.slice_starts, width, settings)
     inside = sequence_mask(batch.frame_lengths - output.slice_starts, width)[:, None]
     difference = (log_mel_of(output.waveform[:, 0], settings) - mel).abs() * inside
@@ -235,11 +235,12 @@ def _batch_losses(session: Session, seen: Seen) -> dict[str, tuple[Tensor, Tenso
         output.prior_log_std,
         output.frame_mask,
     )
-    frames = output.frame_mask.sum().double()
-    slice_frames, token_count = inside.sum().double(), output.token_mask.sum().double()
-    recordings = torch.tensor(len(batch.ids), dtype=torch.float64, device=frames.device)
+    frames, slice_frames, token_count = (
+        mask.sum().to(kind) for mask in (output.frame_mask, inside, output.token_mask)
+    )
+    recordings = torch.tensor(len(batch.ids), dtype=kind, device=device)
     return {
-        "mel": (difference.double().sum() / (MEL_BINS * slice_frames), slice_frames),
+        "mel": (difference.to(kind).sum() / (MEL_BINS * slice_frames), slice_frames),
         "kl": (divergence, frames),
         "duration": (output.duration_loss.sum() / token_count, token_count),
         "generator": (adversarial_loss(generated), recordings),
@@ -336,7 +337,7 @@ def _speak_held_out(session: Session, tracker: Tracker, stop: Stop) -> float:
     chosen = [
         places[round(at)] for at in np.linspace(0, len(places) - 1, min(MAX_SPOKEN, len(places))).tolist()
     ]
-    sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+    sums = torch.zeros(2, dtype=widest(accelerator.device), device=accelerator.device)
     mine = range(accelerator.process_index, len(chosen), accelerator.num_processes)
     for number in _until_told(stop, mine):
         seen = Seen.of(session.evaluation.alone(chosen[number]), settings, accelerator.device)

@@ -84,6 +84,11 @@ def to_device(made: Tensor, device: torch.device) -> Tensor:
     return (made.pin_memory() if device.type == "cuda" else made).to(device, non_blocking=True)
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """The type that sums are kept in: float64, or float32 on Apple's GPUs, which refuse it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 @dataclass(frozen=True)
 class Seen:
     """A batch as the networks see it."""
@@ -341,7 +346,7 @@ class Steps:
         )
         totals, device = sizes.sum(0), self.accelerator.device
         if self.accelerator.num_processes > 1:
-            on_device = to_device(totals.float() if device.type == "mps" else totals, device)
+            on_device = to_device(totals.to(widest(device)), device)
             torch.distributed.all_reduce(on_device)
             shares = (to_device(sizes.to(on_device.dtype), device) / on_device).float()
         else:

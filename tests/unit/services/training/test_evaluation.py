@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from services.training import config as configuration
 from services.training import evaluation
@@ -21,6 +22,7 @@ from services.training.config import TrainingConfig
 from services.training.dataset import Batch
 from services.training.resuming import Stop
 from services.training.session import Session, begin
+from services.training.steps import widest
 from services.training.tracking import Tracker
 from shared.modeling import synthesize
 from shared.text import FrontEnd
@@ -140,6 +142,37 @@ def test_slices_are_as_long_as_those_of_training(make_session: MakeSession) -> N
     session.generator.decoder.register_forward_pre_hook(lambda _, given: decoded.append(given[0].shape[2]))
     evaluation.held_out_losses(session)
     assert {frames * session.settings.hop_length for frames in decoded} == {4096}
+
+
+class Doubles(TorchDispatchMode):
+    """Remembers what computes in float64."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and made.dtype == torch.float64:
+            self.seen.append(str(function))
+        return made
+
+
+def test_a_device_without_float64_is_asked_for_none(
+    make_session: MakeSession, tracker: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Apple's GPUs refuse it. Slices are chosen by the host, which has it, so they are the same ones."""
+    session = make_session(max_eval_samples=3)
+    starts = evaluation.slice_starts(next(iter(session.evaluation)), 32)
+    monkeypatch.setattr(evaluation, "slice_starts", lambda batch, width: starts)
+    with Doubles() as usual:
+        expected = evaluation.run(session, tracker)
+    monkeypatch.setattr(evaluation, "widest", lambda device: widest(torch.device("mps")))
+    with Doubles() as without:
+        found = evaluation.run(session, tracker)
+    assert usual.seen
+    assert not without.seen
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_recordings_twice_over_give_the_same_losses(make_session: MakeSession) -> None:

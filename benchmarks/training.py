@@ -58,13 +58,15 @@ class Case:
     precision: str = "fp32"
     plain: bool = False
     checkpointing: bool = False
+    compiled: bool = False
 
     @property
     def name(self) -> str:
         """What the tables call it."""
         if self.plain:
             return "plain step, fp32"
-        return f"ours, {self.precision}" + (", checkpointing" if self.checkpointing else "")
+        ways = {"checkpointing": self.checkpointing, "compiled": self.compiled}
+        return ", ".join([f"ours, {self.precision}", *(way for way, taken in ways.items() if taken)])
 
 
 @dataclass
@@ -130,7 +132,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--repetitions", type=int, default=3, help="processes of each case (default: 3)")
     parser.add_argument("--steps", type=int, default=2, help="steps on the clock in each (default: 2)")
-    parser.add_argument("--full", action="store_true", help="batches of 32, and of 8 with checkpointing, too")
+    parser.add_argument(
+        "--full", action="store_true", help="batches of 32, of 8 with checkpointing, and torch_compile, too"
+    )
     parser.add_argument(
         "--quick", action="store_true", help="two recordings of 64 frames: does it run at all?"
     )
@@ -158,6 +162,7 @@ def speed_cases(sizes: Sequence[tuple[int, int]], *, full: bool) -> list[Case]:
     cases += [Case(*sizes[-1], precision, checkpointing=True) for precision in FASTER]
     if full:
         cases += [Case(32, 400, "bf16"), Case(8, 400, "bf16"), Case(8, 400, "bf16", checkpointing=True)]
+        cases += [Case(*size, "bf16", compiled=True) for size in sizes]
     return cases
 
 
@@ -282,6 +287,7 @@ def our_step(case: Case, folder: Path) -> Callable[[int], dict[str, float]]:
             "max_steps": 1000,
             "bf16": case.precision == "bf16",
             "gradient_checkpointing": case.checkpointing,
+            "torch_compile": case.compiled,
         },
         origin="the benchmark",
     )
@@ -414,6 +420,9 @@ def _verdicts(size: tuple[int, int], results: Results) -> list[str]:
             lines.append(
                 f"{precision}: checkpointing saves {saved:.0%} of memory, {slower:.2f} times the time{wanted}"
             )
+        compiled = by_name.get(f"ours, {precision}, compiled")
+        if ours and compiled:
+            lines.append(f"{precision}: compiled {ours.step / compiled.step:.2f} times as fast")
     return lines
 
 

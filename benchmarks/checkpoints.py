@@ -77,6 +77,7 @@ def measure(folder: Path) -> None:
         run=Run.acquire(store, "benchmark"),
         state=TrainerState(max_steps=SAVES + 1),
         step=0,
+        comparable_from=lambda measure: 0,
     )
     steps = cast("Steps", SimpleNamespace(optimizers=optimizers))
     config.output_dir.mkdir()

@@ -213,8 +213,7 @@ def held_out_losses(session: Session, stop: Stop | None = None) -> dict[str, flo
         "kl": config.weight_kl,
         "duration": config.weight_duration,
     }
-    start = config.discriminator_start_step
-    if not start or session.step > session.plan.warm_up + start:
+    if session.step >= session.judged_from:
         weights |= {"generator": config.weight_gen, "feature_maps": config.weight_fmaps}
     return values | {"loss": sum(weight * values[name] for name, weight in weights.items())}
 

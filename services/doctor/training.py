@@ -38,10 +38,10 @@ BYTES_PER_PARAMETER = 16
 #: Parameters of the discriminator, whatever the model.
 DISCRIMINATOR_PARAMETERS = 46.7e6
 #: Bytes of everything else in a step: libraries, and what each frame of a padded batch holds on to. As measured
-#: at MMS's size (docs/log.md): 3.34 GB at 4 × 300 frames and 7.91 GB at 16 × 400 in fp32, 2.84 and 5.53 GB in bf16.
-BASE_BYTES, FRAME_BYTES, FRAME_BYTES_BF16 = 0.92e9, 0.88e6, 0.52e6
-#: Of which gradient checkpointing leaves so much.
-CHECKPOINTED = 0.45
+#: at MMS's size (docs/log.md): 7.06 GB at 16 × 400 frames in fp32, 5.11 GB in bf16, 7.81 GB at 32 × 400.
+BASE_BYTES, FRAME_BYTES, FRAME_BYTES_BF16 = 0.72e9, 0.76e6, 0.46e6
+#: Of which gradient checkpointing leaves so much: 3.76 GB at 16 × 400 in fp32, 2.93 GB in bf16.
+CHECKPOINTED = 0.33
 #: Frames of a second where the model does not say: 16 kHz, hops of 256.
 FRAMES_PER_SECOND = 62.5
 #: Bytes of a checkpoint for each parameter of both networks: weights, two moments, and the model as it is published.

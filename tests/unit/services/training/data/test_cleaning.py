@@ -32,7 +32,7 @@ from services.training.data.cleaning import (
 from services.training.data.commands import clean
 from services.training.data.decisions import Verdict, read_decisions, verdicts_of, write_decisions
 from services.training.data.hearing import Hearing
-from services.training.data.listening import Ears
+from services.training.data.listening import EAR_RATE, Ears
 from services.training.data.reading import MAX_LISTED_PROBLEMS, Survey, survey
 from services.training.data.recordings import Recording
 from shared.audio import Audio, loudness_lufs, read_audio, write_wav
@@ -489,6 +489,20 @@ def test_of_two_equal_recordings_one_without_a_fault_stays(tmp_path: Path) -> No
     found = by_name(looked_at(root, tmp_path)[1])
     assert (found["first"].action, kinds(found["first"])) == (DROP, {"characters", "duplicate"})
     assert found["second"].action != DROP
+
+
+def test_the_same_sound_is_known_where_its_ends_are_heard_a_little_differently(tmp_path: Path) -> None:
+    """As it is with a short silence at an end, which voice activity takes for speech."""
+    root = tmp_path / "set"
+    (root / "audio").mkdir(parents=True)
+    sound = sentence(2)
+    write_wav(root / "audio/first.wav", sound, RATE)
+    write_wav(root / "audio/second.wav", np.pad(0.4 * sound, (0, RATE // 20)), RATE)
+    rows = ["file_name,text", *(f'audio/{name}.wav,"{SENTENCES[2]}"' for name in ("first", "second"))]
+    (root / "metadata.csv").write_text("\n".join(rows), encoding="utf-8")
+    everything = Ears(speech=lambda samples: [(0.0, len(samples) / EAR_RATE)])
+    found = by_name(looked_at(root, tmp_path, everything)[1])
+    assert kinds(found["second"]) == {"duplicate"}
 
 
 def test_the_command_that_is_suggested_reads_the_dataset_as_it_was_read(tmp_path: Path) -> None:

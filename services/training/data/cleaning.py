@@ -42,8 +42,8 @@ ALPHABETS = {"es": "abcdefghijklmnñopqrstuvwxyzáéíóúü", "en": "abcdefghij
 #: Two recordings whose speech differs by less than this in length may be the same. Voice activity is found in steps of
 #: 32 ms, at either end, and where there is speech to the end it has what little silence follows, too.
 _SAME_LENGTH_SECONDS = 0.1
-#: How far their loudness profiles may be apart, on average: about 3 where ends differ so much, mostly more where sounds do.
-#: It spares other pairs the comparison by which it is decided.
+#: How far their loudness profiles may be apart, on average: about 3 where ends differ so much, mostly more where sounds
+#: do. It spares other pairs the comparison by which it is decided.
 _SAME_PROFILE_DB = 5.0
 #: How alike their waveforms are then.
 _SAME_CORRELATION = 0.9

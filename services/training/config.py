@@ -9,6 +9,7 @@ once. Where a configuration comes from is in ``config_sources``; what becomes of
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
@@ -619,7 +620,7 @@ class TrainingConfig(BaseModel):
             problems.append(
                 f"max_frames_per_batch {self.max_frames_per_batch} has no room for one recording of "
                 f"max_duration_in_seconds {self.max_duration_in_seconds}, which is {longest} frames or more: raise the "
-                f"one or lower the other to {self.max_frames_per_batch / _FEWEST_FRAMES_PER_SECOND:.3g}"
+                f"one or lower the other to {longest_duration(self.max_frames_per_batch):g}"
             )
         return problems
 
@@ -734,6 +735,11 @@ class TrainingConfig(BaseModel):
     def run_id(self) -> str:
         """The run's name in the store."""
         return self.run_name or f"{self.published_name}-{slug(self.output_dir.name)}"
+
+
+def longest_duration(frames: int) -> float:
+    """The largest ``max_duration_in_seconds``, in hundredths, that ``max_frames_per_batch`` has room for."""
+    return math.floor(100 * frames / _FEWEST_FRAMES_PER_SECOND) / 100
 
 
 def slug(text: str) -> str:

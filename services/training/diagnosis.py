@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from services.training.config import SEGMENT_SAMPLES, Stage, TrainingConfig
+from services.training.config import SEGMENT_SAMPLES, Stage, TrainingConfig, longest_duration
 from shared.wording import counted
 
 if TYPE_CHECKING:
@@ -372,7 +372,7 @@ def remedies(config: TrainingConfig, tried: Size, fitted: Size | None, *, frame_
         f"fewer held-out recordings: {_fewer_held_out(config)}",
     )
     if tried.recordings == 1:  # there is no smaller batch
-        shorter = _shorter(tried, fitted, frame_seconds)
+        shorter = _shorter(config, tried, fitted, frame_seconds)
         told = [precision, recomputing, *_shorter_slices(config), shorter, held_out, *_fewer_judges(config)]
         return [f"{number}. {line}" for number, line in enumerate(told, start=1)]
     smaller, more = _smaller(config, tried, fitted)
@@ -395,12 +395,17 @@ def evaluation_remedies(config: TrainingConfig) -> list[str]:
     )
     told = [
         *([smaller] if batch > 1 else []),
-        f"shorter recordings: --max_duration_in_seconds {length / 2:g} (now {length:g}), of both splits",
+        f"shorter recordings: {_no_longer(config, length / 2)} (now {length:g}), of both splits",
         f"fewer held-out recordings, if long ones are not the first: {_fewer_held_out(config)}",
         "shorter sentences to speak: full_generation_sample_text and eval_sample_texts are spoken in one piece",
     ]
     if config.do_train:  # without do_eval the sentences would still be spoken
-        unset = " --eval_steps null" if config.eval_steps else ""
+        needing = {
+            "load_best_model_at_end": "false",
+            "keep_best": "0",
+            "early_stopping_patience": "null",
+        }
+        unset = "".join(f" --{key} {value}" for key, value in needing.items() if getattr(config, key))
         told.append(f"no evaluations at all: --eval_strategy no{unset}")
     return [f"{number}. {line}" for number, line in enumerate(told, start=1)]
 
@@ -412,6 +417,12 @@ def _fewer_held_out(config: TrainingConfig) -> str:
     return f"--max_eval_samples {min(5, max(1, now // 2))} (now {now})"
 
 
+def _no_longer(config: TrainingConfig, seconds: float) -> str:
+    """What leaves longer recordings out, whatever is left out for being short."""
+    unset = " --min_duration_in_seconds 0" if seconds <= config.min_duration_in_seconds else ""
+    return f"--max_duration_in_seconds {seconds:g}{unset}"
+
+
 def _smaller(config: TrainingConfig, tried: Size, fitted: Size | None) -> tuple[str, str]:
     """Batches that would fit, and how to take the same step in more of them."""
     half = tried.recordings // 2
@@ -420,9 +431,12 @@ def _smaller(config: TrainingConfig, tried: Size, fitted: Size | None) -> tuple[
     accumulation = math.ceil(whole / batch)
     budget = fitted.area if fitted and fitted.area < tried.area else tried.area // 2
     known = "went through" if fitted and fitted.area < tried.area else "is half of it"
+    frames = max(budget, tried.frames)
+    longest = longest_duration(frames)  # a budget has room for the longest recording, or is refused
+    shorter = f" {_no_longer(config, longest)}" if longest < config.max_duration_in_seconds else ""
     smaller = (
         f"smaller batches: --per_device_train_batch_size {batch} (this one had {tried.recordings}), or "
-        f"--max_frames_per_batch {max(budget, tried.frames)} (this one had {tried.area}; so much {known})"
+        f"--max_frames_per_batch {frames}{shorter} (this one had {tried.area}; so much {known})"
     )
     more = (
         f"the same step in more batches: --gradient_accumulation_steps {accumulation} with batches of {batch}"
@@ -430,12 +444,12 @@ def _smaller(config: TrainingConfig, tried: Size, fitted: Size | None) -> tuple[
     return smaller, more
 
 
-def _shorter(tried: Size, fitted: Size | None, frame_seconds: float) -> str:
+def _shorter(config: TrainingConfig, tried: Size, fitted: Size | None, frame_seconds: float) -> str:
     """A length of recordings that would fit."""
     frames = fitted.frames if fitted and fitted.frames < tried.frames else tried.frames // 2
     seconds = math.floor(10 * frames * frame_seconds) / 10
     return (
-        f"shorter recordings: --max_duration_in_seconds {max(seconds, 0.1):g} (this one has "
+        f"shorter recordings: {_no_longer(config, max(seconds, 0.1))} (this one has "
         f"{tried.frames * frame_seconds:.3g} s); 'vits data prepare' cuts long ones up"
     )
 

@@ -517,6 +517,16 @@ def test_what_only_looks_like_a_contradiction_is_accepted(values: dict[str, Any]
     assert {key: getattr(config, key) for key in ours} == ours
 
 
+@pytest.mark.parametrize("frames", [30, 1249, 1799, 2001])
+def test_a_budget_of_frames_has_room_for_the_length_that_its_refusal_advises(frames: int) -> None:
+    (told,) = problems(MINIMAL | {"max_frames_per_batch": frames, "max_duration_in_seconds": 40})
+    advised = told.rpartition(" ")[2]
+    config = resolve(
+        MINIMAL | {"max_frames_per_batch": frames, "max_duration_in_seconds": advised}, origin="it"
+    )
+    assert frames / 62.5 - 0.01 < config.max_duration_in_seconds <= frames / 62.5
+
+
 _JSON = st.recursive(
     st.none()
     | st.booleans()

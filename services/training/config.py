@@ -631,21 +631,16 @@ class TrainingConfig(BaseModel):
                 f"warmup_steps {self.warmup_steps} is beyond max_steps {self.max_steps}: the learning rate would never "
                 "arrive"
             )
-        evaluates = self.do_eval and self.eval_strategy != "no"
         if self.eval_strategy in {"steps", "epoch"} and not self.do_eval:
             problems.append(
                 f"eval_strategy {self.eval_strategy!r} contradicts do_eval false: drop one of them"
             )
         if self.eval_strategy == "steps" and self.eval_steps is None:
             problems.append("eval_strategy 'steps' needs eval_steps")
-        if self.eval_strategy in {"no", "epoch"} and self.eval_steps is not None:
-            problems.append(
-                f"eval_steps {self.eval_steps} contradicts eval_strategy {self.eval_strategy!r}: drop one of them"
-            )
         problems += [
             f"{key} needs evaluations to tell which is best: set do_eval, and no eval_strategy 'no'"
             for key in ("load_best_model_at_end", "keep_best")
-            if getattr(self, key) and not evaluates
+            if getattr(self, key) and not self.evaluates
         ]
         if self.load_best_model_at_end and self.save_strategy == "no":
             problems.append(
@@ -660,7 +655,7 @@ class TrainingConfig(BaseModel):
 
     def _problems_of_the_strategy(self) -> list[str]:
         problems = []
-        if self.early_stopping_patience and not (self.do_eval and self.eval_strategy != "no"):
+        if self.early_stopping_patience and not self.evaluates:
             problems.append(
                 "early_stopping_patience needs evaluations to judge by: set do_eval, and no eval_strategy 'no'"
             )
@@ -694,6 +689,11 @@ class TrainingConfig(BaseModel):
             if self.frozen_modules(start) == set(MODULES)
         ]
         return problems
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether held-out recordings are listened to while it trains."""
+        return self.do_eval and self.eval_strategy != "no"
 
     def judge_stands_still(self, joint: int) -> bool:
         """Whether a discriminator that is to judge before it learns would not learn in so many joint steps."""

@@ -62,7 +62,8 @@ vits train --config spa.json --config low-memory.json --dataset_name ./my-record
 - Secrets come from the environment: `HF_TOKEN` to read from the hub, `HUB_TOKEN` to write to it (`HF_TOKEN` when
   it is not set), and `WANDB_API_KEY`, which Weights & Biases reads itself. A token that stands in a file or on the
   command line is used, with a warning, and neither shown nor stored.
-- Everything that is wrong is said at once, before anything is loaded.
+- Everything that is wrong is said at once, before anything is loaded. A key that has no effect beside the others, such
+  as `eval_steps` where nothing is evaluated, is accepted with a line that says why, and what it needs.
 - `--print-config` shows the whole configuration, and under `_resolved` what its defaults come to. The
   configuration is stored with every checkpoint as `training_config.json`, which can be given to `--config` again.
 """

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from services.training.config import SECRETS
+from services.training import config_sources
+from services.training.config import SECRETS, TrainingConfig, resolve
 from services.training.config_sources import load, read_json, read_overrides
 from shared.errors import ConfigError
+from shared.runs import CONFIG_FILE
 
 MINIMAL: dict[str, Any] = {"model_name_or_path": "base", "dataset_name": "data"}
 
@@ -23,6 +25,10 @@ def _no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def remarks(**values: Any) -> list[str]:
     return load([], MINIMAL | values)[1]
+
+
+def without_effect(**values: Any) -> list[str]:
+    return [told for told in remarks(**values) if "no effect: " in told]
 
 
 # -- Files -----------------------------------------------------------------------------------------
@@ -221,11 +227,8 @@ def test_a_key_that_is_not_needed_gets_one_line_wherever_it_stands(tmp_path: Pat
     ("values", "told"),
     [
         ({"optim": "adamw_hf"}, "optim adamw_hf is read as adamw_torch"),
-        ({"lr_scheduler_type": "cosine"}, "has no effect unless do_step_schedule_per_epoch is false"),
-        ({"wandb_project": "voices"}, "wandb_project has no effect unless report_to has wandb"),
         ({"weight_disc": 2}, "weight_disc 2 has next to no effect"),
         ({"weight_disc": 2}, "Set discriminator_learning_rate instead"),
-        ({"do_normalize": True, "loudness": -23}, "do_normalize has no effect with loudness -23"),
         ({"keep_best": 3, "do_eval": True, "save_total_limit": 2}, "keep_best adds up to 3 more"),
         (
             {"push_to_hub": True, "hub_model_id": "vits-spanish-{speaker-name}"},
@@ -248,6 +251,115 @@ def test_what_does_nothing_or_not_what_one_might_think_is_told(values: dict[str,
 )  # fmt: skip
 def test_what_does_what_it_says_is_not_remarked_upon(values: dict[str, Any]) -> None:
     assert not remarks(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "told", "mended"),
+    [
+        ({"eval_steps": 50, "max_eval_share": 0.1}, "eval_steps, max_eval_share have no effect", {"do_eval": True}),
+        ({"max_eval_samples": 5}, "max_eval_samples has no effect: do_eval is false; set it true", {"do_eval": True}),
+        ({"eval_split_name": "dev", "per_device_eval_batch_size": 2}, "do_eval is false", {"do_eval": True}),
+        (
+            {"eval_strategy": "no", "eval_steps": 50, "do_eval": True, "eval_sample_texts": "Hola"},
+            "eval_steps, eval_sample_texts have no effect: eval_strategy is no",
+            {"eval_strategy": None},
+        ),
+        (
+            {"eval_strategy": "no", "do_eval": False, "max_eval_samples": 5},
+            "leave it out, and set do_eval true",
+            {"eval_strategy": None, "do_eval": True},
+        ),
+        (
+            {"eval_strategy": "epoch", "eval_steps": 50},
+            "eval_steps has no effect: eval_strategy is epoch; set it to steps",
+            {"eval_strategy": "steps"},
+        ),
+        ({"do_eval": True, "metric_for_best_model": "kl"}, "nothing asks which is best", {"keep_best": 1}),
+        (
+            {"do_eval": True, "greater_is_better": False},
+            "greater_is_better has no effect",
+            {"load_best_model_at_end": True},
+        ),
+        (
+            {"do_eval": True, "metric_for_best_model": "mel"},
+            "metric_for_best_model has no effect",
+            {"early_stopping_patience": 5},
+        ),
+        ({"save_strategy": "epoch", "save_steps": 500}, "save_strategy is epoch", {"save_strategy": "steps"}),
+        ({"logging_strategy": "no", "logging_steps": 10}, "logging_strategy is no", {"logging_strategy": "steps"}),
+        (
+            {"do_step_schedule_per_epoch": False, "lr_decay": 0.99},
+            "lr_decay has no effect",
+            {"do_step_schedule_per_epoch": True},
+        ),
+        (
+            {"lr_scheduler_type": "cosine"},
+            "lr_scheduler_type has no effect: do_step_schedule_per_epoch is true",
+            {"do_step_schedule_per_epoch": False},
+        ),
+        (
+            {"optim": "sgd", "adam_beta1": 0.8, "adam_beta2": 0.99, "adam_epsilon": 1e-9},
+            "adam_beta1, adam_beta2, adam_epsilon have no effect: optim is sgd",
+            {"optim": "adamw_torch"},
+        ),
+        ({"augment_probability": 0.5}, "nothing is varied", {"augment_speed": 0.05}),
+        (
+            {"do_normalize": True, "loudness": -23},
+            "do_normalize has no effect: every recording is brought to loudness -23",
+            {"loudness": None},
+        ),
+        ({"wandb_project": "voices"}, "report_to has no wandb", {"report_to": "wandb"}),
+        ({"hub_private_repo": True}, "push_to_hub is false", {"push_to_hub": True, "hub_model_id": "ana/voz"}),
+        (
+            {"curriculum_epochs": 2, "curriculum_start": 0.5},
+            "curriculum_epochs, curriculum_start have no effect: there is no curriculum; set curriculum length",
+            {"curriculum": "length"},
+        ),
+        ({"alignment_noise_steps": 9}, "there is no alignment_noise", {"alignment_noise": 0.01}),
+        (
+            {"early_stopping_min_delta": 0.1, "early_stopping_smoothing": 0.5},
+            "there is no early_stopping_patience",
+            {"early_stopping_patience": 5, "do_eval": True},
+        ),
+        (
+            {"reconstruction_stage_learning_rate": 1e-3, "reconstruction_stage_weight_kl": 1e-3},
+            "there is no reconstruction_stage_steps",
+            {"reconstruction_stage_steps": 900},
+        ),
+        ({"text_stage_learning_rate": 1e-4}, "there is no text_stage_steps", {"text_stage_steps": 900}),
+        ({"metrics_host": "10.0.0.1"}, "there is no metrics_port", {"metrics_port": 9100}),
+    ],
+)  # fmt: skip
+def test_a_key_without_effect_is_told_until_what_it_needs_is_set(
+    values: dict[str, Any], told: str, mended: dict[str, Any]
+) -> None:
+    found = without_effect(**values)
+    assert len(found) == 1
+    assert told in found[0]
+    assert not without_effect(**values | mended)
+
+
+def test_every_key_that_can_be_without_effect_is_one() -> None:
+    for row in config_sources._IDLE:
+        assert set(row.keys) <= TrainingConfig.model_fields.keys()
+
+
+def test_evaluations_that_only_speak_come_when_they_are_told_to() -> None:
+    assert not remarks(eval_steps=50, max_eval_share=0.1, full_generation_sample_text="Hola.")
+
+
+def test_what_nobody_chose_is_not_remarked_upon(tmp_path: Path) -> None:
+    """Neither a default, nor what a run's stored configuration has because it has everything."""
+    assert not remarks(optim="sgd", do_step_schedule_per_epoch=False, save_strategy="epoch")
+    stored, layer = tmp_path / CONFIG_FILE, tmp_path / "layer.json"
+    config = resolve(MINIMAL | {"save_strategy": "epoch", "optim": "sgd"}, origin="it")
+    stored.write_text(config.model_dump_json(exclude=set(SECRETS)), encoding="utf-8")
+    layer.write_text('{"save_steps": 500}', encoding="utf-8")
+    assert not load([stored], {})[1]
+    chosen = ["save_steps has no effect: save_strategy is epoch; set it to steps"]
+    assert load([stored, layer], {})[1] == chosen
+    assert load([stored], {"save_steps": "500"})[1] == chosen
+    assert not load([layer, stored], {})[1]
 
 
 def test_a_placeholder_is_nobodys_business_unless_it_is_pushed() -> None:

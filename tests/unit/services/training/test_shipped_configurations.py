@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from services.training.config_sources import PRESETS, load, read_json
+from services.training.config_sources import PRESETS, load, read_json, read_overrides
+from services.training.diagnosis import Size, evaluation_remedies, remedies
 from shared.errors import ConfigError
 
 FOLDER = Path(__file__).parents[4] / "configs"
@@ -123,6 +125,52 @@ def test_a_preset_is_a_shipped_layer_below_the_command_line(
 def test_a_misspelt_preset_meets_the_others() -> None:
     with pytest.raises(ConfigError, match="no preset '8g', did you mean '8gb'"):
         load([FOLDER / "eng.json"], {"preset": "8g"})
+
+
+def test_a_preset_that_is_not_at_hand_says_what_it_is_and_where_it_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VITS_CONFIGS", raising=False)
+    with pytest.raises(
+        ConfigError, match=r"--preset 8gb is the shipped configuration low-memory\.json"
+    ) as raised:
+        load([FOLDER / "eng.json"], {"preset": "8GB"})
+    looked, remedy = raised.value.problems
+    assert looked == f"looked for {tmp_path / 'low-memory.json'} and {tmp_path / 'configs/low-memory.json'}"
+    assert "set $VITS_CONFIGS to the folder" in remedy
+    monkeypatch.setenv("VITS_CONFIGS", str(FOLDER))
+    assert load([FOLDER / "eng.json"], {"preset": "8gb"})[0].per_device_train_batch_size == 4
+
+
+@pytest.mark.parametrize("layer", [None, *LAYERS], ids=lambda file: file.name if file else "alone")
+@pytest.mark.parametrize("file", WHOLE, ids=lambda file: file.name)
+def test_what_is_advised_where_memory_is_short_can_be_done(file: Path, layer: Path | None) -> None:
+    """Each remedy by itself, over the configuration that it is given for."""
+    paths = [file, *([layer] if layer else [])]
+    for given in ({}, {"min_duration_in_seconds": 7.0}, {"early_stopping_patience": 5}):
+        config, _ = load(paths, given)
+        told = evaluation_remedies(config)
+        for tried, fitted in ((Size(4, 300), None), (Size(16, 1000), Size(16, 400)), (Size(1, 60), None)):
+            told += remedies(config, tried, fitted, frame_seconds=0.016)
+        advised = [
+            words
+            for line in told
+            if line[0].isdecimal()
+            for words in re.findall(r"--\w+ \S*[^\s,](?: --\w+ \S*[^\s,])*", line)
+        ]
+        assert len(advised) > 12
+        for words in advised:
+            load(paths, given | read_overrides(words.split())[1])
+
+
+def test_a_strategy_goes_over_the_steps_of_a_file_with_a_remark() -> None:
+    config, told = load([FOLDER / "spa.json"], {"eval_strategy": "epoch", "save_strategy": "epoch"})
+    assert (config.evaluation_interval(7), config.save_interval(7)) == (7, 7)
+    assert told == [
+        "eval_steps has no effect: eval_strategy is epoch; set it to steps",
+        "save_steps has no effect: save_strategy is epoch; set it to steps",
+    ]
 
 
 @pytest.fixture

@@ -239,7 +239,11 @@ class TrainingConfig(BaseModel):
         None, description="a folder with audio and metadata, or a dataset on the hub (required)"
     )
     dataset_config_name: str | None = Field(None, description="configuration of a hub dataset")
-    train_split_name: str = Field("train", description="split to train on")
+    train_split_name: str = Field(
+        "train",
+        description="split to train on; where the dataset names none, train is all but 5 % held out as validation and "
+        "5 % as test, whether they are evaluated or not, and all is everything",
+    )
     eval_split_name: str = Field("test", description="split to evaluate on")
     audio_column_name: str = Field("audio", description="column with the recordings")
     text_column_name: str = Field("text", description="column with the transcripts")

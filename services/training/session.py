@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from accelerate import Accelerator
@@ -18,9 +18,10 @@ from services.training.activations import remember_once
 from services.training.base import Base, Origin, fit_speakers, load_base
 from services.training.checkpointing import enable_gradient_checkpointing
 from services.training.config import Stage, TrainingConfig
-from services.training.data import read_recordings
 from services.training.data.augmentation import WARNING
 from services.training.data.card import read_card
+from services.training.data.reading import Survey, survey
+from services.training.data.recordings import Columns, canonical_split
 from services.training.dataset import (
     Dropped,
     Examples,
@@ -318,23 +319,15 @@ def _prepare_data(
 
     The base is made one of the data's speakers on the way.
     """
-    reading: dict[str, Any] = {
-        "config_name": config.dataset_config_name,
-        "audio_column": config.audio_column_name,
-        "text_column": config.text_column_name,
-        "speaker_column": config.speaker_id_column_name,
-        "cache_dir": config.cache_dir,
-        "token": config.token,
-    }
     splits = {"training": (config.train_split_name, config.max_train_samples)}
     if config.do_eval:
         splits["evaluation"] = (config.eval_split_name, config.max_eval_samples)
+    surveys = {role: _survey(config, split) for role, (split, _) in splits.items()}
+    if speaks and config.do_train and (note := _held_out(config, surveys["training"])):
+        print(note)
     recordings = {
         role: keep_speaker(
-            read_recordings(str(config.dataset_name), split=split, **reading),
-            config.filter_on_speaker_id,
-            role=role,
-            split=split,
+            surveys[role].only(split).recordings, config.filter_on_speaker_id, role=role, split=split
         )
         for role, (split, _) in splits.items()
     }
@@ -356,6 +349,42 @@ def _prepare_data(
                 augmentation=config.augmentation if role == "training" else None,
             )
     return examples, dropped
+
+
+def _survey(config: TrainingConfig, split: str) -> Survey:
+    """The dataset, as far as it has to be read for one of its splits.
+
+    Raises:
+        DataError: A row cannot be read, or there is none.
+    """
+    columns = Columns(config.audio_column_name, config.text_column_name, config.speaker_id_column_name)
+    found = survey(
+        str(config.dataset_name), split=split, columns=columns, config_name=config.dataset_config_name,
+        cache_dir=config.cache_dir, token=config.token, refuse_empty_texts=False,
+    )  # fmt: skip
+    found.raise_problems()
+    return found
+
+
+def _held_out(config: TrainingConfig, found: Survey) -> str | None:
+    """What to say of recordings that are not trained on because the dataset names no splits, if there are any."""
+    if not found.is_split_here or canonical_split(config.train_split_name) != "train":
+        return None
+    wanted = config.filter_on_speaker_id
+    splits = Counter(
+        split
+        for recording, split in zip(found.recordings, found.splits, strict=True)
+        if wanted is None or recording.speaker == str(wanted)
+    )
+    held = [f"{count} as {split}" for split, count in sorted(splits.items()) if split != "train"]
+    if not held:
+        return None
+    evaluated = f"; {config.eval_split_name} is evaluated" if config.do_eval else "; nothing evaluates now"
+    return (
+        f"{config.dataset_name} has no splits but train: {splits.total() - splits['train']} of "
+        f"{counted(splits.total(), 'recording')} held out ({', '.join(held)}{evaluated}). "
+        "--train_split_name all trains on them too, and leaves none to measure the voice on."
+    )
 
 
 def _report_data(

@@ -98,6 +98,7 @@ class Survey:
         splits: The split of each of them.
         problems: What is wrong with the bad rows, a sentence for each.
         unusable: The same by the row's id.
+        is_split_here: Whether the dataset names no splits, so that ``splits`` is what was held out of it.
     """
 
     source: str
@@ -105,6 +106,7 @@ class Survey:
     splits: tuple[str, ...]
     problems: tuple[str, ...]
     unusable: Mapping[str, str]
+    is_split_here: bool = False
 
     def only(self, split: str) -> Survey:
         """One split of it, or itself for ``"all"``.
@@ -224,9 +226,10 @@ def _survey_rows(source: str, rows: Sequence[Row], *, verify: bool, refuse_empty
         if wrong:
             problems.append(recording.fault("; ".join(wrong)))
             unusable[recording.id] = problems[-1]
-    if all(row.split is None for row in rows):
+    is_split_here = all(row.split is None for row in rows)
+    if is_split_here:
         named_splits = hold_out([(recording.id, recording.speaker) for recording in recordings])
-    return Survey(source, tuple(recordings), tuple(named_splits), tuple(problems), unusable)
+    return Survey(source, tuple(recordings), tuple(named_splits), tuple(problems), unusable, is_split_here)
 
 
 def _problem_with_text(text: str, *, refuse_empty: bool) -> str | None:

@@ -130,3 +130,43 @@ def test_an_evaluation_split_with_nothing_usable_is_said_before_anything_is_trai
     ]
     assert "--eval_split_name" in remedy
     assert ("--do_eval false" in remedy) == trains
+
+
+def test_what_is_held_out_of_a_dataset_without_splits_is_said(
+    make_config: MakeConfig,
+    make_dataset: Callable[..., Path],
+    small_discriminator: None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And is the same whether it is evaluated or not: what a run has learnt must not be evaluated when it goes on."""
+    monkeypatch.setenv("VITS_CACHE", str(tmp_path / "cache"))
+    folder = make_dataset(20)
+    table = folder / "metadata.csv"
+    rows = [line.split(",") for line in table.read_text(encoding="utf-8").splitlines()]
+    lines = [",".join([*row[:-2], row[-1]]) for row in rows]
+    (tmp_path / "output").mkdir()
+
+    def begun(**changes: Any) -> tuple[set[str], str]:
+        session = begin(make_config(dataset_name=str(folder), **changes), Accelerator(cpu=True))
+        return {example.id for example in session.train.examples}, capsys.readouterr().out
+
+    assert "held out" not in begun()[1]
+    table.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    trained, told = begun()
+    assert len(trained) == 18
+    assert (
+        "no splits but train: 2 of 20 recordings held out (1 as test, 1 as validation; nothing evaluates now)"
+        in told
+    )
+    assert "--train_split_name all" in told
+    evaluating, told = begun(do_eval=True, eval_split_name="validation")
+    assert evaluating == trained
+    assert "1 as validation; validation is evaluated)" in told
+    everything, told = begun(train_split_name="all")
+    assert len(everything) == 20
+    assert "held out" not in told
+    who = {"speaker_id_column_name": "speaker"}
+    assert "1 of 10 recordings held out (1 as test;" in begun(filter_on_speaker_id="luis", **who)[1]
+    assert "1 of 10 recordings held out (1 as validation;" in begun(filter_on_speaker_id="ana", **who)[1]

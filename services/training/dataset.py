@@ -5,7 +5,6 @@ Shapes: B batch, T tokens, F frames, S samples.
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 import unicodedata
@@ -30,12 +29,13 @@ from services.training.data.writing import write_table
 from services.training.features import FeatureSettings
 from shared.audio import from_pcm16
 from shared.errors import DataError, TextError
-from shared.text import FrontEnd
-
-_log = logging.getLogger(__name__)
+from shared.text import FrontEnd, Tokens
+from shared.wording import counted
 
 #: Names listed on the screen; the file has all.
 _MAX_LISTED = 20
+#: The same of those that are shown with their transcripts.
+_MAX_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,10 @@ class Example:
     """First sample in the cache."""
     samples: int
     """Length in the cache."""
+    unspoken: tuple[str, ...] = ()
+    """Letters, marks and digits of the text that the model has no token for, and learns to leave out."""
+    row: str = ""
+    """Where the dataset lists it."""
 
 
 @dataclass(frozen=True)
@@ -331,7 +335,6 @@ def prepare(
     starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).tolist()
     examples: list[Example] = []
     dropped: list[Dropped] = []
-    unknown: Counter[str] = Counter()
     for recording, start, samples in zip(recordings, starts, lengths, strict=False):
         text = normalise_text(recording.text, config)
         fault = _fault_of_text(text) or _fault_of_speaker(recording, speakers)
@@ -345,16 +348,13 @@ def prepare(
         if fault is not None:
             dropped.append(Dropped(recording.id, *fault, recording.row))
             continue
-        unknown.update(
-            symbol for symbol in set(tokens.unknown) if unicodedata.category(symbol[0])[0] in "LMN"
-        )
         speaker = speakers.get(recording.speaker or "", 0)
-        examples.append(Example(recording.id, text, tokens.ids, speaker, len(examples), start, samples))
-    if unknown:
-        listed = ", ".join(f"{symbol!r} ({count})" for symbol, count in unknown.most_common(20))
-        _log.warning(
-            "the model has no token for these letters and leaves them out (in so many recordings): %s", listed
-        )
+        examples.append(
+            Example(
+                recording.id, text, tokens.ids, speaker, len(examples), start, samples, unspoken(tokens),
+                recording.row,
+            )
+        )  # fmt: skip
     usable = Examples(
         examples[:limit],
         pcm,
@@ -364,6 +364,11 @@ def prepare(
         segment_size=config.segment_size,
     )
     return usable, dropped
+
+
+def unspoken(tokens: Tokens) -> tuple[str, ...]:
+    """Letters, marks and digits of a text that the model has no token for; punctuation is no loss."""
+    return tuple(symbol for symbol in tokens.unknown if unicodedata.category(symbol[0])[0] in "LMN")
 
 
 #: What is wrong in general, and in particular.
@@ -439,6 +444,50 @@ def write_dropped(path: Path, dropped: Mapping[str, Sequence[Dropped]]) -> None:
         for item in items
     ]
     write_table(path, ["split", "id", "row", "kind", "reason"], rows)
+
+
+def describe_unspoken(examples: Mapping[str, Examples], listed_in: str) -> list[str]:
+    """Transcripts that say more than the model has tokens for, for the screen: the characters, then the first names.
+
+    Args:
+        examples: By the name of the split.
+        listed_in: Where all of them are listed, as the end of a sentence.
+    """
+    lacking = [example for usable in examples.values() for example in usable.examples if example.unspoken]
+    if not lacking:
+        return []
+    symbols = Counter(symbol for example in lacking for symbol in example.unspoken)
+    told = ", ".join(f"{symbol!r} ({count})" for symbol, count in symbols.most_common(_MAX_LISTED))
+    summary = (
+        f"{counted(len(lacking), 'transcript')} with characters that the model has no token for, so that it learns to "
+        f"leave out what is said there: {told}{listed_in}"
+    )
+    lines = [
+        summary,
+        *(f"  {example.row} ({example.id}): {example.text}" for example in lacking[:_MAX_NAMED]),
+    ]
+    if len(lacking) > _MAX_NAMED:
+        lines.append(f"  … and {len(lacking) - _MAX_NAMED:,} more")
+    return lines
+
+
+def write_unspoken(path: Path, examples: Mapping[str, Examples]) -> None:
+    """Write every transcript that says more than the model has tokens for, a CSV line each; no file without any.
+
+    Args:
+        path: The file; one from an earlier run is replaced.
+        examples: By the name of the split.
+    """
+    rows = [
+        [split, example.id, example.row, " ".join(example.unspoken), example.text]
+        for split, usable in examples.items()
+        for example in usable.examples
+        if example.unspoken
+    ]
+    if rows:
+        write_table(path, ["split", "id", "row", "characters", "text"], rows)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from collections import Counter
@@ -28,9 +29,13 @@ from services.training.dataset import (
     HeldOut,
     decoding_progress,
     describe_dropped,
+    describe_unspoken,
     keep_speaker,
+    normalise_text,
     prepare,
+    unspoken,
     write_dropped,
+    write_unspoken,
 )
 from services.training.discriminator import RESOLUTIONS, Discriminator
 from services.training.ema import Ema
@@ -40,11 +45,12 @@ from services.training.sampler import BucketSampler, Curriculum, difficulty
 from services.training.steps import new_discriminator
 from shared.cache import default_cache
 from shared.consent import refuse_withdrawn
-from shared.errors import ConfigError, DataError
+from shared.errors import ConfigError, DataError, TextError
 from shared.modeling import VitsForTraining
 from shared.provenance import Provenance, commercial_warning
 from shared.runs import Run
 from shared.store import Store, default_store_url
+from shared.text import FrontEnd
 from shared.wording import counted
 
 #: Measures that are the discriminator's verdict, or have it in them.
@@ -184,6 +190,7 @@ def begin(config: TrainingConfig, accelerator: Accelerator, origin: Origin | Non
         for note in base.notes:
             print(note)
         _report_data(config, examples, dropped)
+        _report_unspoken(config, examples, base.front_end)
         if config.augmentation:
             print(f"Note: {WARNING}")
     if base.untrained and {name.partition(".")[0] for name in base.untrained} <= set(config.freeze):
@@ -405,6 +412,29 @@ def _report_data(
         )
         for line in describe_dropped(dropped[role]):
             print(f"  {line}")
+
+
+def _report_unspoken(config: TrainingConfig, examples: Mapping[str, Examples], front_end: FrontEnd) -> None:
+    """Name the transcripts and sample sentences that say more than the model has tokens for, such as digits; the
+    transcripts are listed as :func:`_report_data` lists what was left out.
+    """
+    path = config.output_dir / "unspoken.csv"
+    writes = config.do_train or not path.exists()
+    if writes:
+        write_unspoken(path, examples)
+    lines = describe_unspoken(examples, f"; all listed in {path}" if writes else "")
+    if lines:
+        print("\n".join([f"Warning: {lines[0]}", *lines[1:]]))
+        print(
+            "  Write them as they are spoken, numbers in words: 'vits data clean' with --model FOLDER finds these rows "
+            "and takes the text that you correct in its table. Letters of the language: --vocabulary_additions."
+        )
+    for text in filter(None, [config.full_generation_sample_text, *config.eval_sample_texts]):
+        with contextlib.suppress(TextError):  # the evaluation says of such a one that it cannot be spoken
+            if lacking := unspoken(front_end.tokenize(normalise_text(text, config))):
+                print(
+                    f"Warning: the sample sentence {text!r} is spoken without {', '.join(map(repr, lacking))}"
+                )
 
 
 def _nothing_held_out(config: TrainingConfig, dropped: Sequence[Dropped]) -> DataError:

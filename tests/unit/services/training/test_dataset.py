@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import itertools
-import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,10 +23,12 @@ from services.training.dataset import (
     Examples,
     decoding_progress,
     describe_dropped,
+    describe_unspoken,
     keep_speaker,
     normalise_text,
     prepare,
     write_dropped,
+    write_unspoken,
 )
 from services.training.features import FeatureSettings, linear_spectrogram
 from services.training.session import _prepare_data, begin
@@ -245,16 +246,48 @@ def test_what_is_left_out_is_counted_then_named_and_all_of_it_is_in_a_file(tmp_p
     assert not path.exists()
 
 
-def test_characters_without_a_token_are_named(
-    own: list[Recording], spanish_model: Path, settings: FeatureSettings, make_config: MakeConfig, tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
-    some = [replace(own[0], text="¡hola ΩΩ!"), replace(own[1], text="hola Ω")]
+def test_transcripts_with_characters_without_a_token_are_named(
+    own: list[Recording],
+    spanish_model: Path,
+    settings: FeatureSettings,
+    make_config: MakeConfig,
+    tmp_path: Path,
+) -> None:
+    """A digit that the model lacks is said in the recording, and missing from what it is taught to say."""
+    said = ("¡hola!", "tengo 3 gatos y 15 perros", "¡hola ΩΩ, 3!")
+    some = [
+        replace(own[0], id=f"clip{number}", text=text, row=f"m.csv:{number}")
+        for number, text in enumerate(said)
+    ]
     examples, dropped = prepared(some, spanish_model, settings, make_config(), cache=tmp_path / "cache")
-    assert (len(examples), dropped) == (2, [])
-    assert "'ω' (2)" in caplog.text.lower()
-    assert "!" not in caplog.text  # that an MMS model has no punctuation is no news
-    assert caplog.records[0].levelno == logging.WARNING
+    assert (len(examples), dropped) == (3, [])
+    summary, *names = describe_unspoken({"training": examples}, "; all listed in there")
+    assert "2 transcripts with characters that the model has no token for" in summary
+    assert summary.endswith("'3' (2), '1' (1), '5' (1), 'ω' (1); all listed in there")
+    assert names == ["  m.csv:1 (clip1): tengo 3 gatos y 15 perros", "  m.csv:2 (clip2): ¡hola ΩΩ, 3!"]
+    path = tmp_path / "unspoken.csv"
+    write_unspoken(path, {"training": examples, "evaluation": examples})
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["split"] for row in rows] == ["training", "training", "evaluation", "evaluation"]
+    assert rows[0] == {
+        "split": "training", "id": "clip1", "row": "m.csv:1", "characters": "3 1 5", "text": said[1],
+    }  # fmt: skip
+    spoken, _ = prepared(some[:1], spanish_model, settings, make_config(), cache=tmp_path / "cache")
+    assert (
+        describe_unspoken({"training": spoken}, "") == []
+    )  # that an MMS model has no punctuation is no news
+    write_unspoken(path, {"training": spoken})
+    assert not path.exists()
+
+
+def test_of_many_such_transcripts_the_first_are_shown(
+    small_examples: Examples, settings: FeatureSettings
+) -> None:
+    lacking = [replace(example, unspoken=("7",)) for example in small_examples.examples]
+    lines = describe_unspoken({"training": Examples(lacking, small_examples.pcm, settings)}, "")
+    assert len(lines) == 1 + 5 + 1
+    assert lines[-1] == f"  … and {len(lacking) - 5} more"
 
 
 def test_every_text_is_normalised_by_one_rule(

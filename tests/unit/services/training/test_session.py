@@ -170,3 +170,33 @@ def test_what_is_held_out_of_a_dataset_without_splits_is_said(
     who = {"speaker_id_column_name": "speaker"}
     assert "1 of 10 recordings held out (1 as test;" in begun(filter_on_speaker_id="luis", **who)[1]
     assert "1 of 10 recordings held out (1 as validation;" in begun(filter_on_speaker_id="ana", **who)[1]
+
+
+def test_digits_that_nobody_will_speak_are_said_by_row_and_of_sample_sentences(
+    make_config: MakeConfig,
+    make_dataset: Callable[..., Path],
+    small_discriminator: None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("VITS_CACHE", str(tmp_path / "cache"))
+    folder, output = make_dataset(6), tmp_path / "output"
+    table = folder / "metadata.csv"
+    lines = table.read_text(encoding="utf-8").splitlines()
+    file = lines[2].partition(",")[0]
+    lines[2] = f"{file},tengo 3 gatos,train,ana"
+    table.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    output.mkdir()
+    changes: dict[str, Any] = {"dataset_name": str(folder), "full_generation_sample_text": "a las 7, hola"}
+    begin(make_config(**changes), Accelerator(cpu=True))
+    told = capsys.readouterr().out
+    assert f"'3' (1); all listed in {output / 'unspoken.csv'}" in told
+    assert "metadata.csv:3 (" in told
+    assert "vits data clean" in told
+    assert "Warning: the sample sentence 'a las 7, hola' is spoken without '7'" in told
+    assert "tengo 3 gatos" in (output / "unspoken.csv").read_text(encoding="utf-8")
+    (output / "unspoken.csv").write_text("the run's", encoding="utf-8")
+    begin(make_config(**changes, do_train=False, do_eval=True), Accelerator(cpu=True))
+    assert "unspoken.csv" not in capsys.readouterr().out
+    assert (output / "unspoken.csv").read_text(encoding="utf-8") == "the run's"

@@ -79,6 +79,10 @@ class TrainerState:
     sampler_epoch: int = 0
     """The epoch whose batches are being drawn, and how many of them have been."""
     sampler_batch: int = 0
+    sampler_settings: dict[str, Any] | None = None
+    """What the batches follow from that are counted; nothing in older states."""
+    sampler_left: list[int] | None = None
+    """The recordings that the counted batches are made of, where the epoch was begun with others; else all."""
     curriculum_epoch: int = 0
     """The sampler's epoch with which joint training began; a curriculum counts from it."""
     best: list[dict[str, Any]] = field(default_factory=list)

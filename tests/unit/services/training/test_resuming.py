@@ -24,6 +24,7 @@ from services.training.base import find_base
 from services.training.checkpoints import TrainerState, take_snapshot, write_state
 from services.training.config import resolve
 from services.training.resuming import already_finished, catch_sigterm, find_origin, resume
+from services.training.sampler import BucketSampler
 from services.training.session import Plan, Session
 from shared.errors import ConfigError, StoreError, UserError, VitsError
 from shared.runs import Run
@@ -71,6 +72,7 @@ class Disk:
             "state": TrainerState(),
             "run": None,
             "ema": None,
+            "sampler": BucketSampler([9] * 100, batch_size=config.per_device_train_batch_size, seed=42),
         }
         return cast("Session", _Session(**parts))
 
@@ -186,6 +188,38 @@ def test_everything_that_is_not_a_weight_comes_back_too(disk: Disk) -> None:
     assert session.plan.warm_up == 5
     assert not session.state.finished
     assert session.state.max_steps == 105
+
+
+@pytest.mark.parametrize(
+    ("before", "batch", "left", "told"),
+    [
+        (4, 3, None, ""),
+        (16, 3, 52, "(per_device_train_batch_size): it goes on with the 52 recordings that it has left"),
+        (16, 0, None, ""),  # none of the epoch has been seen
+    ],
+)
+def test_what_an_epoch_has_left_comes_in_the_batches_of_now(
+    disk: Disk, capsys: pytest.CaptureFixture[str], before: int, batch: int, left: int | None, told: str
+) -> None:
+    settings = BucketSampler([9] * 100, batch_size=before, seed=42).settings
+    disk.checkpoint(3, sampler_epoch=2, sampler_batch=batch, sampler_settings=settings)
+    session = disk.session(per_device_train_batch_size=4)
+    resume(session)
+    state = session.state
+    assert (state.sampler_epoch, state.sampler_batch) == (2, 0 if told else batch)
+    assert (None if state.sampler_left is None else len(state.sampler_left)) == left
+    assert state.sampler_settings == session.sampler.settings
+    said = capsys.readouterr().out.splitlines()[1:]
+    assert said == [f"the batches have changed in the midst of an epoch {told}"] * bool(told)
+
+
+def test_an_epoch_of_other_recordings_begins_anew(disk: Disk, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = BucketSampler([9] * 90, batch_size=4, seed=42).settings
+    disk.checkpoint(3, sampler_epoch=2, sampler_batch=3, sampler_settings=settings, sampler_left=[5, 6])
+    session = disk.session(per_device_train_batch_size=4)
+    resume(session)
+    assert (session.state.sampler_batch, session.state.sampler_left) == (0, None)
+    assert "in the midst of an epoch (recordings): it begins anew" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

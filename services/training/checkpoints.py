@@ -88,6 +88,10 @@ class TrainerState:
     best: list[dict[str, Any]] = field(default_factory=list)
     """The best checkpoints, the best first: ``step``, ``value`` of the metric at the step ``evaluated``, which may
     be an earlier one, and ``version`` once published."""
+    held_out: str | None = None
+    """Digest of what evaluations are over; nothing in older states, and before there are any."""
+    held_out_from: int = 0
+    """The first step whose evaluation was over that; those before were over something else."""
     evaluation_seconds: float = 0.0
     evaluation_owed: bool = False
     """Whether the step is still to be evaluated, for which a stop left no time."""

@@ -5,6 +5,7 @@ Shapes: B batch, T tokens, F frames, S samples.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import re
@@ -232,6 +233,18 @@ class HeldOut(Sequence[Batch]):
     def recordings(self) -> list[int]:
         """All of them in the batches' order, each to be asked for by :meth:`alone`."""
         return [index for batch in self.batches for index in batch]
+
+    def digest(self) -> str | None:
+        """Tells what the figures depend on beside the model: recordings, their texts, the slices' length. None
+        without recordings.
+        """
+        if not self.batches or self.examples is None:
+            return None
+        digest = hashlib.sha256(f"{self.examples.segment_size}\n".encode())
+        for example in self.examples.examples:
+            digest.update(f"{example.token_ids} {example.speaker_id} {example.samples}\n".encode())
+            digest.update(self.examples.pcm[example.start : example.start + example.samples].tobytes())
+        return digest.hexdigest()
 
     def alone(self, recording: int) -> Batch:
         """A batch of one recording, which nothing pads."""

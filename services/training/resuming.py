@@ -23,6 +23,7 @@ from services.training import checkpoints as ckpt
 from services.training.base import Origin
 from services.training.config import SECRETS, TrainingConfig
 from services.training.publishing import deliver
+from services.training.ranking import rank_anew
 from services.training.sampler import BucketSampler
 from services.training.session import Session
 from services.training.together import same_failure
@@ -246,6 +247,7 @@ def resume(session: Session) -> None:
     )
     session.state.base = session.base.reference
     session.state.sampler_settings = session.sampler.settings
+    held_out = session.state.held_out = session.evaluation.digest()
     chosen = _on_main_process(accelerator, lambda: _begin_to_go_on(session))
     if chosen is None:
         return
@@ -265,7 +267,7 @@ def resume(session: Session) -> None:
     plan.reconstruction, plan.text = state.reconstruction_steps, state.text_steps
     plan.new_modules = state.warm_up_steps - plan.reconstruction - plan.text
     session.state.max_steps, session.state.finished = session.plan.total, False
-    notes = _fit_position(state, session.sampler)
+    notes = [*_fit_position(state, session.sampler), *_note_held_out(state, held_out)]
     optimizers = saved["optimizers"]
     session.base.resumed_optimizers = optimizers and [laid_out(session, state) for state in optimizers]
     if accelerator.is_main_process:
@@ -277,6 +279,7 @@ def resume(session: Session) -> None:
             )
         for note in notes:
             print(note)
+        rank_anew(session)
 
 
 def _fit_position(state: ckpt.TrainerState, sampler: BucketSampler) -> list[str]:
@@ -295,6 +298,24 @@ def _fit_position(state: ckpt.TrainerState, sampler: BucketSampler) -> list[str]
         "it begins anew" if left is None else f"it goes on with the {len(left)} recordings that it has left"
     )
     return [f"the batches have changed in the midst of an epoch ({changed}): {what}"]
+
+
+def _note_held_out(state: ckpt.TrainerState, held_out: str | None) -> list[str]:
+    """Compare no evaluations over different recordings; what to say of it.
+
+    Args:
+        state: Where the run goes on from.
+        held_out: Digest of what evaluations are over now; None without any.
+    """
+    before, state.held_out = state.held_out, held_out or state.held_out
+    if before in (None, state.held_out):
+        return []
+    state.held_out_from = state.global_step + (not state.evaluation_owed)
+    note = (
+        "evaluations are over other recordings, texts or slices than before: those from step "
+        f"{state.held_out_from} on are not compared with the earlier ones"
+    )
+    return [note]
 
 
 def _kept_stages(session: Session) -> list[str]:

@@ -124,7 +124,7 @@ class Session:
         In the stages before joint training only a part learns, and what is measured of it may be better than it ever
         is of the whole: posterior encoder and decoder alone repeat what no text can foretell.
         """
-        joint = self.plan.warm_up + 1 if self.plan.warm_up else 0
+        joint = max(self.plan.warm_up + 1 if self.plan.warm_up else 0, self.state.held_out_from)
         return max(joint, self.judged_from) if measure in _JUDGED else joint
 
 

@@ -11,7 +11,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ from services.training.data.writing import write_table
 from services.training.features import FeatureSettings
 from shared.audio import from_pcm16
 from shared.errors import DataError, TextError
-from shared.text import FrontEnd
+from shared.text import FrontEnd, Tokens
 
 _log = logging.getLogger(__name__)
 
@@ -311,6 +311,7 @@ def prepare(
     config: TrainingConfig,
     *,
     speakers: Mapping[str, int],
+    trained: Collection[str] = (),
     cache: Path,
     limit: int | None = None,
     progress: Progress | None = None,
@@ -324,13 +325,14 @@ def prepare(
         settings: The model's view of audio.
         config: Its filters and its limits.
         speakers: Ids of the speakers' names; empty for a model of one.
+        trained: Who speaks in the training split; nobody where it names none.
         cache: Folder of the PCM16 caches.
-        limit: Keep only the first so many usable ones.
+        limit: Keep only the first so many usable ones; what comes after them is not looked at.
         progress: Told of each recording, when there is anything to decode.
         augmentation: How the split is varied when it is trained on.
 
     Returns:
-        The usable examples, and every recording that was left out with its reason.
+        The usable examples, and every recording that was left out of those looked at, with its reason.
 
     Raises:
         DataError: Recordings cannot be decoded.
@@ -338,38 +340,53 @@ def prepare(
     treatment = Treatment(
         settings.sampling_rate, config.trim_silence, config.loudness, normalize=config.do_normalize
     )
+
+    def judged(number: int, samples: int) -> Tokens | _Fault:
+        """A recording's tokens, or what makes it unusable."""
+        recording = recordings[number]
+        text = normalise_text(recording.text, config)
+        fault = _fault_of_text(text) or _fault_of_speaker(recording, speakers, trained)
+        if fault is not None:
+            return fault
+        try:
+            tokens = front_end.tokenize(text)
+        except TextError as error:
+            return "nothing in the text that the model can speak", str(error)
+        return _fault_of_length(len(tokens.ids), samples, settings, config) or tokens
+
     pcm, lengths = decode(
-        recordings, treatment, cache=cache, workers=config.preprocessing_num_workers, progress=progress
+        recordings,
+        treatment,
+        cache=cache,
+        workers=config.preprocessing_num_workers,
+        progress=progress,
+        limit=limit,
+        counts=lambda number, samples: not isinstance(judged(number, samples), tuple),
     )
-    starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).tolist()
     examples: list[Example] = []
     dropped: list[Dropped] = []
     unknown: Counter[str] = Counter()
-    for recording, start, samples in zip(recordings, starts, lengths, strict=False):
-        text = normalise_text(recording.text, config)
-        fault = _fault_of_text(text) or _fault_of_speaker(recording, speakers)
-        if fault is None:
-            try:
-                tokens = front_end.tokenize(text)
-            except TextError as error:
-                fault = "nothing in the text that the model can speak", str(error)
-            else:
-                fault = _fault_of_length(len(tokens.ids), samples, settings, config)
-        if fault is not None:
-            dropped.append(Dropped(recording.id, *fault, recording.row))
-            continue
-        unknown.update(
-            symbol for symbol in set(tokens.unknown) if unicodedata.category(symbol[0])[0] in "LMN"
-        )
-        speaker = speakers.get(recording.speaker or "", 0)
-        examples.append(Example(recording.id, text, tokens.ids, speaker, len(examples), start, samples))
+    start = 0
+    for number, samples in enumerate(lengths):
+        if len(examples) == limit:  # the cache may have more
+            break
+        recording, found = recordings[number], judged(number, samples)
+        if isinstance(found, tuple):
+            dropped.append(Dropped(recording.id, *found, recording.row))
+        else:
+            unknown.update(
+                symbol for symbol in set(found.unknown) if unicodedata.category(symbol[0])[0] in "LMN"
+            )
+            text, speaker = normalise_text(recording.text, config), speakers.get(recording.speaker or "", 0)
+            examples.append(Example(recording.id, text, found.ids, speaker, len(examples), start, samples))
+        start += samples
     if unknown:
         listed = ", ".join(f"{symbol!r} ({count})" for symbol, count in unknown.most_common(20))
         _log.warning(
             "the model has no token for these letters and leaves them out (in so many recordings): %s", listed
         )
     usable = Examples(
-        examples[:limit],
+        examples,
         pcm,
         settings,
         augmentation=augmentation,
@@ -391,13 +408,17 @@ def _fault_of_text(text: str) -> _Fault | None:
     return None
 
 
-def _fault_of_speaker(recording: Recording, speakers: Mapping[str, int]) -> _Fault | None:
+def _fault_of_speaker(
+    recording: Recording, speakers: Mapping[str, int], trained: Collection[str]
+) -> _Fault | None:
     """Held-out recordings of somebody whom nobody trains: the model has no such voice."""
-    if not speakers or recording.speaker is None or recording.speaker in speakers:
+    known = speakers or trained
+    if not known or recording.speaker is None or recording.speaker in known:
         return None
+    among = f"the {len(known)}" if len(known) > 1 else "those"
     return (
         "a speaker that is not in the training split",
-        f"its speaker {recording.speaker!r} is not among the {len(speakers)} of the training split",
+        f"its speaker {recording.speaker!r} is not among {among} of the training split",
     )
 
 

@@ -211,13 +211,23 @@ def _add_finetune_hf_vits(kinds: Any) -> None:
         "  vits convert finetune-hf-vits ./vits_finetuned_spa/checkpoint-500 --output models/spa-500",
     )
     ancestor.add_argument("folder", type=Path, help="its output_dir, or a checkpoint-N folder in it")
+    ancestor.add_argument(
+        "--without-discriminator",
+        action="store_true",
+        help="convert the generator alone; training then starts with a fresh discriminator",
+    )
     _licence(ancestor)
 
 
 def _finetune_hf_vits(arguments: argparse.Namespace) -> None:
     from services.training.convert.finetune_hf_vits import convert
 
-    notes = convert(arguments.folder, arguments.output, licence=arguments.licence)
+    notes = convert(
+        arguments.folder,
+        arguments.output,
+        licence=arguments.licence,
+        with_discriminator=not arguments.without_discriminator,
+    )
     _say(arguments.output, "converted, every weight in its place", notes)
 
 

@@ -79,11 +79,19 @@ class TrainerState:
     sampler_epoch: int = 0
     """The epoch whose batches are being drawn, and how many of them have been."""
     sampler_batch: int = 0
+    sampler_settings: dict[str, Any] | None = None
+    """What the batches follow from that are counted; nothing in older states."""
+    sampler_left: list[int] | None = None
+    """The recordings that the counted batches are made of, where the epoch was begun with others; else all."""
     curriculum_epoch: int = 0
     """The sampler's epoch with which joint training began; a curriculum counts from it."""
     best: list[dict[str, Any]] = field(default_factory=list)
     """The best checkpoints, the best first: ``step``, ``value`` of the metric at the step ``evaluated``, which may
     be an earlier one, and ``version`` once published."""
+    held_out: str | None = None
+    """Digest of what evaluations are over; nothing in older states, and before there are any."""
+    held_out_from: int = 0
+    """The first step whose evaluation was over that; those before were over something else."""
     evaluation_seconds: float = 0.0
     evaluation_owed: bool = False
     """Whether the step is still to be evaluated, for which a stop left no time."""

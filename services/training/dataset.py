@@ -5,11 +5,12 @@ Shapes: B batch, T tokens, F frames, S samples.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,6 +238,18 @@ class HeldOut(Sequence[Batch]):
         """All of them in the batches' order, each to be asked for by :meth:`alone`."""
         return [index for batch in self.batches for index in batch]
 
+    def digest(self) -> str | None:
+        """Tells what the figures depend on beside the model: recordings, their texts, the slices' length. None
+        without recordings.
+        """
+        if not self.batches or self.examples is None:
+            return None
+        digest = hashlib.sha256(f"{self.examples.segment_size}\n".encode())
+        for example in self.examples.examples:
+            digest.update(f"{example.token_ids} {example.speaker_id} {example.samples}\n".encode())
+            digest.update(self.examples.pcm[example.start : example.start + example.samples].tobytes())
+        return digest.hexdigest()
+
     def alone(self, recording: int) -> Batch:
         """A batch of one recording, which nothing pads."""
         return self._collate([recording])
@@ -302,6 +315,7 @@ def prepare(
     config: TrainingConfig,
     *,
     speakers: Mapping[str, int],
+    trained: Collection[str] = (),
     cache: Path,
     limit: int | None = None,
     progress: Progress | None = None,
@@ -315,13 +329,14 @@ def prepare(
         settings: The model's view of audio.
         config: Its filters and its limits.
         speakers: Ids of the speakers' names; empty for a model of one.
+        trained: Who speaks in the training split; nobody where it names none.
         cache: Folder of the PCM16 caches.
-        limit: Keep only the first so many usable ones.
+        limit: Keep only the first so many usable ones; what comes after them is not looked at.
         progress: Told of each recording, when there is anything to decode.
         augmentation: How the split is varied when it is trained on.
 
     Returns:
-        The usable examples, and every recording that was left out with its reason.
+        The usable examples, and every recording that was left out of those looked at, with its reason.
 
     Raises:
         DataError: Recordings cannot be decoded.
@@ -329,34 +344,49 @@ def prepare(
     treatment = Treatment(
         settings.sampling_rate, config.trim_silence, config.loudness, normalize=config.do_normalize
     )
+
+    def judged(number: int, samples: int) -> Tokens | _Fault:
+        """A recording's tokens, or what makes it unusable."""
+        recording = recordings[number]
+        text = normalise_text(recording.text, config)
+        fault = _fault_of_text(text) or _fault_of_speaker(recording, speakers, trained)
+        if fault is not None:
+            return fault
+        try:
+            tokens = front_end.tokenize(text)
+        except TextError as error:
+            return "nothing in the text that the model can speak", str(error)
+        return _fault_of_length(len(tokens.ids), samples, settings, config) or tokens
+
     pcm, lengths = decode(
-        recordings, treatment, cache=cache, workers=config.preprocessing_num_workers, progress=progress
+        recordings,
+        treatment,
+        cache=cache,
+        workers=config.preprocessing_num_workers,
+        progress=progress,
+        limit=limit,
+        counts=lambda number, samples: not isinstance(judged(number, samples), tuple),
     )
-    starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).tolist()
     examples: list[Example] = []
     dropped: list[Dropped] = []
-    for recording, start, samples in zip(recordings, starts, lengths, strict=False):
-        text = normalise_text(recording.text, config)
-        fault = _fault_of_text(text) or _fault_of_speaker(recording, speakers)
-        if fault is None:
-            try:
-                tokens = front_end.tokenize(text)
-            except TextError as error:
-                fault = "nothing in the text that the model can speak", str(error)
-            else:
-                fault = _fault_of_length(len(tokens.ids), samples, settings, config)
-        if fault is not None:
-            dropped.append(Dropped(recording.id, *fault, recording.row))
-            continue
-        speaker = speakers.get(recording.speaker or "", 0)
-        examples.append(
-            Example(
-                recording.id, text, tokens.ids, speaker, len(examples), start, samples, unspoken(tokens),
-                recording.row,
-            )
-        )  # fmt: skip
+    start = 0
+    for number, samples in enumerate(lengths):
+        if len(examples) == limit:  # the cache may have more
+            break
+        recording, found = recordings[number], judged(number, samples)
+        if isinstance(found, tuple):
+            dropped.append(Dropped(recording.id, *found, recording.row))
+        else:
+            text, speaker = normalise_text(recording.text, config), speakers.get(recording.speaker or "", 0)
+            examples.append(
+                Example(
+                    recording.id, text, found.ids, speaker, len(examples), start, samples, unspoken(found),
+                    recording.row,
+                )
+            )  # fmt: skip
+        start += samples
     usable = Examples(
-        examples[:limit],
+        examples,
         pcm,
         settings,
         augmentation=augmentation,
@@ -383,13 +413,17 @@ def _fault_of_text(text: str) -> _Fault | None:
     return None
 
 
-def _fault_of_speaker(recording: Recording, speakers: Mapping[str, int]) -> _Fault | None:
+def _fault_of_speaker(
+    recording: Recording, speakers: Mapping[str, int], trained: Collection[str]
+) -> _Fault | None:
     """Held-out recordings of somebody whom nobody trains: the model has no such voice."""
-    if not speakers or recording.speaker is None or recording.speaker in speakers:
+    known = speakers or trained
+    if not known or recording.speaker is None or recording.speaker in known:
         return None
+    among = f"the {len(known)}" if len(known) > 1 else "those"
     return (
         "a speaker that is not in the training split",
-        f"its speaker {recording.speaker!r} is not among the {len(speakers)} of the training split",
+        f"its speaker {recording.speaker!r} is not among {among} of the training split",
     )
 
 

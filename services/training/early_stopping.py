@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from services.training.config import TrainingConfig
+from services.training.ranking import measured
 
 
 def without_progress(values: Sequence[float], *, min_delta: float, smoothing: float) -> int:
@@ -46,8 +47,7 @@ def out_of_patience(
     """
     if config.early_stopping_patience is None:
         return None
-    key = f"eval_{config.metric_for_best_model}"
-    values = [entry[key] for entry in history if key in entry and entry["step"] >= first_step]
+    values = [value for _, value in measured(config, history, first_step)]
     since = without_progress(
         values, min_delta=config.early_stopping_min_delta, smoothing=config.early_stopping_smoothing
     )

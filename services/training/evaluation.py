@@ -29,6 +29,7 @@ from services.training.dataset import Batch, normalise_text
 from services.training.features import MEL_BINS, FeatureSettings, log_mel_of
 from services.training.losses import adversarial_loss, discriminator_loss, feature_loss, kl_loss
 from services.training.plots import plot_alignment, plot_spectrograms
+from services.training.ranking import total_loss
 from services.training.resuming import Stop
 from services.training.session import Session
 from services.training.steps import Seen, to_device, widest
@@ -197,7 +198,7 @@ def held_out_losses(session: Session, stop: Stop | None = None) -> dict[str, flo
         two terms); and ``longest_token``: the share of a recording's frames that
         are aligned with one token, which is large while alignments are not sharp.
     """
-    accelerator, config = session.accelerator, session.config
+    accelerator = session.accelerator
     names = ("mel", "kl", "duration", "generator", "feature_maps", "discriminator", "longest_token")
     sums = torch.zeros(len(names), 2, dtype=widest(accelerator.device), device=accelerator.device)
     mine = session.evaluation[accelerator.process_index :: accelerator.num_processes]
@@ -208,14 +209,8 @@ def held_out_losses(session: Session, stop: Stop | None = None) -> dict[str, flo
         )
     sums = accelerator.reduce(sums, "sum")
     values = dict(zip(names, (sums[:, 0] / sums[:, 1]).tolist(), strict=True))
-    weights = {
-        "mel": config.weight_mel,
-        "kl": config.weight_kl,
-        "duration": config.weight_duration,
-    }
-    if session.step >= session.judged_from:
-        weights |= {"generator": config.weight_gen, "feature_maps": config.weight_fmaps}
-    return values | {"loss": sum(weight * values[name] for name, weight in weights.items())}
+    judged = session.step >= session.judged_from
+    return values | {"loss": total_loss(session.config, values, judged=judged)}
 
 
 def _batch_losses(session: Session, seen: Seen) -> dict[str, tuple[Tensor, Tensor]]:

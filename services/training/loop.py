@@ -309,7 +309,7 @@ class Course:
         """Leave the epoch that other stages have begun: a curriculum is joint training's, from its first step on."""
         state = self.session.state
         state.curriculum_epoch = state.sampler_epoch + (state.sampler_batch > 0)
-        state.sampler_epoch, state.sampler_batch = state.curriculum_epoch, 0
+        state.sampler_epoch, state.sampler_batch, state.sampler_left = state.curriculum_epoch, 0, None
         self.batches = batches(self.session)
 
     def _stage(self, stage: Stage) -> None:
@@ -613,6 +613,7 @@ def batches(session: Session) -> Iterator[Batch]:
             state.sampler_epoch,
             session.accelerator.process_index,
             first=None if session.step < session.plan.warm_up else state.curriculum_epoch,
+            of=state.sampler_left,
         )
         for batch in DataLoader(
             dataset,
@@ -623,4 +624,4 @@ def batches(session: Session) -> Iterator[Batch]:
         ):
             state.sampler_batch += 1
             yield batch
-        state.sampler_epoch, state.sampler_batch = state.sampler_epoch + 1, 0
+        state.sampler_epoch, state.sampler_batch, state.sampler_left = state.sampler_epoch + 1, 0, None

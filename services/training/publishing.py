@@ -30,6 +30,7 @@ from safetensors.torch import save_file
 from services.training import checkpoints as ckpt
 from services.training.config import SECRETS, TrainingConfig
 from services.training.model_card import CARD_FILE, write_model_card
+from services.training.ranking import best_of, measured
 from services.training.session import Session, command_to_go_on
 from services.training.steps import Steps
 from services.training.tracking import Tracker
@@ -290,19 +291,16 @@ class Publisher:
     def _note_best(self, *, after: int) -> None:
         """Rank the step that is saved by its newest evaluation, of those ``after`` the step of the save before."""
         config, state = self._session.config, self._session.state
-        keep = max(config.keep_best, int(config.load_best_model_at_end))
-        key = f"eval_{config.metric_for_best_model}"
         first = max(after + 1, self._session.comparable_from(config.metric_for_best_model))
         values = [
-            (entry["step"], entry[key])
-            for entry in state.log_history
-            if key in entry and first <= entry["step"] <= state.global_step and math.isfinite(entry[key])
+            (step, value)
+            for step, value in measured(config, state.log_history, first)
+            if step <= state.global_step and math.isfinite(value)
         ]
-        if keep and values:
+        if values:
             evaluated, value = values[-1]
-            entries = [*state.best, {"step": state.global_step, "value": value, "evaluated": evaluated}]
-            entries.sort(key=lambda entry: entry["value"])  # of all that is measured, less is better
-            state.best = entries[:keep]
+            entry = {"step": state.global_step, "value": value, "evaluated": evaluated}
+            state.best = best_of(config, [*state.best, entry])
 
     def _best_folder(self) -> tuple[Path, int]:
         """The checkpoint that becomes the final model, and its step.

@@ -23,6 +23,8 @@ from services.training import checkpoints as ckpt
 from services.training.base import Origin
 from services.training.config import SECRETS, TrainingConfig
 from services.training.publishing import deliver
+from services.training.ranking import rank_anew
+from services.training.sampler import BucketSampler
 from services.training.session import Session
 from services.training.together import same_failure
 from shared.errors import ConfigError, NotFoundError, UserError
@@ -244,6 +246,8 @@ def resume(session: Session) -> None:
         session.plan.text,
     )
     session.state.base = session.base.reference
+    session.state.sampler_settings = session.sampler.settings
+    held_out = session.state.held_out = session.evaluation.digest()
     chosen = _on_main_process(accelerator, lambda: _begin_to_go_on(session))
     if chosen is None:
         return
@@ -263,13 +267,55 @@ def resume(session: Session) -> None:
     plan.reconstruction, plan.text = state.reconstruction_steps, state.text_steps
     plan.new_modules = state.warm_up_steps - plan.reconstruction - plan.text
     session.state.max_steps, session.state.finished = session.plan.total, False
+    notes = [*_fit_position(state, session.sampler), *_note_held_out(state, held_out)]
     optimizers = saved["optimizers"]
     session.base.resumed_optimizers = optimizers and [laid_out(session, state) for state in optimizers]
     if accelerator.is_main_process:
         print(f"going on from step {session.step} of {session.plan.total}, as saved in {folder}")
         kept = _kept_stages(session)
         if kept:
-            print(f"the run keeps the stages that it began with, as its state is of them: {', '.join(kept)}")
+            notes.append(
+                f"the run keeps the stages that it began with, as its state is of them: {', '.join(kept)}"
+            )
+        for note in notes:
+            print(note)
+        rank_anew(session)
+
+
+def _fit_position(state: ckpt.TrainerState, sampler: BucketSampler) -> list[str]:
+    """Go on with what is left of an epoch whose batches were others when it began; what to say of it.
+
+    Where that cannot be told, the epoch begins anew.
+    """
+    before, state.sampler_settings = state.sampler_settings, sampler.settings
+    begun = state.sampler_batch > 0 or state.sampler_left is not None
+    if before is None or before == sampler.settings or not begun:
+        return []
+    left = sampler.left(before, state.sampler_epoch, state.sampler_batch, state.sampler_left)
+    state.sampler_batch, state.sampler_left = 0, left
+    changed = ", ".join(key for key, value in sampler.settings.items() if before[key] != value)
+    what = (
+        "it begins anew" if left is None else f"it goes on with the {len(left)} recordings that it has left"
+    )
+    return [f"the batches have changed in the midst of an epoch ({changed}): {what}"]
+
+
+def _note_held_out(state: ckpt.TrainerState, held_out: str | None) -> list[str]:
+    """Compare no evaluations over different recordings; what to say of it.
+
+    Args:
+        state: Where the run goes on from.
+        held_out: Digest of what evaluations are over now; None without any.
+    """
+    before, state.held_out = state.held_out, held_out or state.held_out
+    if before in (None, state.held_out):
+        return []
+    state.held_out_from = state.global_step + (not state.evaluation_owed)
+    note = (
+        "evaluations are over other recordings, texts or slices than before: those from step "
+        f"{state.held_out_from} on are not compared with the earlier ones"
+    )
+    return [note]
 
 
 def _kept_stages(session: Session) -> list[str]:

@@ -6,8 +6,9 @@ padding. The buckets never change; what shares a batch, and which batch comes wh
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,34 +116,92 @@ class BucketSampler:
         """Batches of one process in one epoch; the same for every process and epoch."""
         return sum(bucket.rounds for bucket in self._buckets)
 
-    def epoch(self, epoch: int, rank: int = 0, *, first: int | None = 0) -> list[list[int]]:
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What its batches follow from, beside the seed: a position means the same wherever all of it does."""
+        by_length = self._by_length["group_by_length"] or self._by_length["frame_budget"] is not None
+        return {
+            "per_device_train_batch_size": self._batch_size,
+            "processes": self._world,
+            "group_by_length": self._by_length["group_by_length"],
+            "max_frames_per_batch": self._by_length["frame_budget"],
+            "recordings": len(self._lengths),
+            "lengths": _digest(list(self._lengths)) if by_length else None,
+            "curriculum": self._curriculum and _digest(self._curriculum),
+        }
+
+    def left(
+        self, settings: Mapping[str, Any], epoch: int, batches: int, of: Sequence[int] | None
+    ) -> list[int] | None:
+        """What an epoch still has once so many batches of another sampler have been drawn of it.
+
+        Args:
+            settings: The other's.
+            epoch: From 0.
+            batches: Of each process.
+            of: The recordings that the epoch was made of; None for all.
+
+        Returns:
+            Positions of recordings; None where it cannot be told: these are other recordings, or a curriculum
+            repeats some.
+        """
+        curriculum = settings["curriculum"] or self._curriculum
+        same = settings["recordings"] == len(self._lengths)
+        if curriculum or not same or settings["lengths"] not in (None, _digest(list(self._lengths))):
+            return None
+        other = BucketSampler(
+            self._lengths,
+            batch_size=settings["per_device_train_batch_size"],
+            seed=self._seed,
+            world=settings["processes"],
+            group_by_length=settings["group_by_length"],
+            frame_budget=settings["max_frames_per_batch"],
+        )
+        drawn = {
+            index
+            for rank in range(settings["processes"])
+            for batch in other.epoch(epoch, rank, of=of)[:batches]
+            for index in batch
+        }
+        return [index for index in (range(len(self._lengths)) if of is None else of) if index not in drawn]
+
+    def epoch(
+        self, epoch: int, rank: int = 0, *, first: int | None = 0, of: Sequence[int] | None = None
+    ) -> list[list[int]]:
         """The batches of one process in one epoch, in order.
 
         Args:
             epoch: From 0.
             rank: The process, from 0.
             first: The epoch that the curriculum counts from; None for an epoch without it.
+            of: What :meth:`left` left of the epoch; None for a whole one.
 
         Returns:
             The positions of the recordings in ``lengths``, batch by batch.
         """
+        generator = np.random.default_rng([self._seed, epoch])
+        if of is not None:
+            return [[of[index] for index in batch] for batch in self._over(of)._pass(generator, rank)]
         seen = None
         if self._curriculum and first is not None:
             seen = self._curriculum.seen(epoch - first, self._batch_size * self._world)
         if seen is not None:
-            return self._epoch_of(seen, epoch, rank)
-        return self._pass(np.random.default_rng([self._seed, epoch]), rank)
+            return self._epoch_of(seen, generator, rank)
+        return self._pass(generator, rank)
 
-    def _epoch_of(self, seen: Sequence[int], epoch: int, rank: int) -> list[list[int]]:
-        """As many batches as any epoch has, of some of the recordings."""
-        some = BucketSampler(
-            [self._lengths[index] for index in seen],
+    def _over(self, some: Sequence[int]) -> BucketSampler:
+        """The same of some of the recordings, without a curriculum."""
+        return BucketSampler(
+            [self._lengths[index] for index in some],
             batch_size=self._batch_size,
             seed=self._seed,
             world=self._world,
             **self._by_length,
         )
-        generator = np.random.default_rng([self._seed, epoch])
+
+    def _epoch_of(self, seen: Sequence[int], generator: np.random.Generator, rank: int) -> list[list[int]]:
+        """As many batches as any epoch has, of some of the recordings."""
+        some = self._over(seen)
         batches: list[list[int]] = []
         while len(batches) < self.batches_per_epoch:
             batches += some._pass(generator, rank)
@@ -163,6 +222,10 @@ class BucketSampler:
         if len(self._buckets) > 1:
             batches = [batches[index] for index in generator.permutation(len(batches))]
         return batches
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()
 
 
 def _bucket(members: Sequence[int], capacity: int, world: int) -> _Bucket:

@@ -129,9 +129,10 @@ class Session:
         """The first step whose evaluation tells how good the model is, compared with those of the end.
 
         In the stages before joint training only a part learns, and what is measured of it may be better than it ever
-        is of the whole: posterior encoder and decoder alone repeat what no text can foretell.
+        is of the whole: posterior encoder and decoder alone repeat what no text can foretell. And what was measured on
+        other recordings, before the run went on with these, says nothing.
         """
-        joint = self.plan.warm_up + 1 if self.plan.warm_up else 0
+        joint = max(self.plan.warm_up + 1 if self.plan.warm_up else 0, self.state.held_out_from)
         return max(joint, self.judged_from) if measure in _JUDGED else joint
 
 
@@ -350,6 +351,7 @@ def _prepare_data(
                 settings,
                 config,
                 speakers=speakers,
+                trained=set(names),
                 cache=default_cache() / "pcm16",
                 limit=limit,
                 progress=progress,

@@ -21,6 +21,7 @@ from torch.profiler import record_function
 from transformers import AutoConfig, VitsConfig, VitsModel
 from transformers.models.vits.modeling_vits import VitsStochasticDurationPredictor
 
+from shared.errors import ModelError
 from shared.modeling.durations import stochastic_duration_loss
 
 #: Finds the alignment: (log-likelihood [B, F, T], token lengths [B], frame lengths [B]) → durations [B, T].
@@ -179,6 +180,14 @@ def slice_frames(values: Tensor, starts: Tensor, width: int) -> Tensor:
     return values.gather(2, index) * inside.unsqueeze(1)
 
 
+def _check_speakers(speaker_id: Tensor | None, texts: int) -> None:
+    """One speaker would be spread over all texts without a word."""
+    if speaker_id is not None and speaker_id.shape != (texts,):
+        raise ModelError(
+            f"speaker_id has the shape {[*speaker_id.shape]} for {texts} texts: give one id for each text, [{texts}]"
+        )
+
+
 class VitsForTraining(VitsModel):
     """VITS for synthesis (as inherited) and for training (when ``labels`` are given)."""
 
@@ -247,7 +256,11 @@ class VitsForTraining(VitsModel):
             duration_noise: [B, 2, T] standard normal; drawn when left out.
 
         A clip shorter than a slice is decoded whole, followed by zero latents.
+
+        Raises:
+            ModelError: There are not as many speakers as texts.
         """
+        _check_speakers(speaker_id, len(input_ids))
         frame_mask = sequence_mask(frame_lengths, labels.shape[2])[:, None, :].to(labels.dtype)
         prior = self.prior_forward(
             input_ids,
@@ -291,7 +304,11 @@ class VitsForTraining(VitsModel):
             speaker_id: [B] int64, for a model of several speakers.
             posterior_noise: [B, D, F] standard normal; drawn when left out.
             duration_noise: [B, 2, T] standard normal; drawn when left out.
+
+        Raises:
+            ModelError: There are not as many speakers as texts.
         """
+        _check_speakers(speaker_id, len(input_ids))
         mean, log_std = posterior_mean, posterior_log_std
         token_mask = sequence_mask(token_lengths, input_ids.shape[1])[:, None, :].to(mean.dtype)
         frame_mask = sequence_mask(frame_lengths, mean.shape[2])[:, None, :].to(mean.dtype)

@@ -26,6 +26,7 @@ from services.training.dataset import Batch
 from services.training.loop import build_steps, set_learning_rates
 from services.training.session import Session, begin
 from services.training.steps import Seen, align
+from shared.errors import ModelError
 from shared.modeling import load_model
 from shared.modeling.speakers import add_speakers
 
@@ -186,8 +187,8 @@ def test_training_reports_home_to_nobody() -> None:
 # --- 27: lengths that have to agree ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("speakers", [2, 4])
-def test_as_many_speakers_as_texts(spanish_model: Path, speakers: int) -> None:
+@pytest.mark.parametrize("speakers", [(1,), (2,), (4,), (3, 1), ()])
+def test_as_many_speakers_as_texts(spanish_model: Path, speakers: tuple[int, ...]) -> None:
     """It compares `speaker_id == len(input_ids)` inside `len(…)`, which is true whatever their numbers."""
     model = add_speakers(load_model(spanish_model), 3)
     given: dict[str, Any] = {
@@ -197,9 +198,15 @@ def test_as_many_speakers_as_texts(spanish_model: Path, speakers: int) -> None:
         "frame_lengths": torch.tensor([40, 40, 40]),
         "aligner": align,
     }
-    model.training_forward(**given, speaker_id=torch.tensor([0, 1, 2]))
-    with pytest.raises((RuntimeError, ValueError)):
-        model.training_forward(**given, speaker_id=torch.zeros(speakers, dtype=torch.long))
+    output = model.training_forward(**given, speaker_id=torch.tensor([0, 1, 2]))
+    wrong = torch.zeros(speakers, dtype=torch.long)
+    message = re.escape(f"speaker_id has the shape {[*speakers]} for 3 texts: give one id for each text, [3]")
+    with pytest.raises(ModelError, match=message):
+        model.training_forward(**given, speaker_id=wrong)
+    given["posterior_mean"] = given["posterior_log_std"] = output.posterior_log_std
+    del given["labels"]
+    with pytest.raises(ModelError, match=message):
+        model.prior_forward(**given, speaker_id=wrong)
 
 
 # --- 24: the rate on several processes -------------------------------------------------------------

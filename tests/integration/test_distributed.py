@@ -160,6 +160,29 @@ def test_gradients_are_the_large_batchs(one_and_two: tuple[Path, Path], network:
     assert_close(first, alone, 1e-4)
 
 
+def test_micro_batches_on_two_processes_are_the_large_batch(
+    one_and_two: tuple[Path, Path], still_model: Path, recordings_folder: Path, tmp_path: Path
+) -> None:
+    """Two recordings, one at a time, on each of two processes; their gradients are sent once a step, with the last."""
+    alone = one_and_two[0]
+    settings = configuration(tmp_path, still_model, recordings_folder, 2, do_eval=False, max_steps=10)
+    settings |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "report_to": []}
+    done = run(tmp_path, 2, settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for network in (1, 2):
+        first, second = (load_file(tmp_path / f"{network}-{rank}.safetensors") for rank in (0, 1))
+        assert all(first[name].equal(second[name]) for name in first)
+        assert_close(first, load_file(alone / f"{network}-0.safetensors"), 1e-4)
+        assert json.loads((tmp_path / f"{network}-0.json").read_text()) == [True]
+    ours, theirs = (
+        load_file(folder / "output/checkpoint-10/training_state.safetensors") for folder in (tmp_path, alone)
+    )
+    assert_close(ours, theirs, 1e-4)
+    state = TrainerState.read(tmp_path / "output")
+    assert state is not None
+    assert state.epoch == 10
+
+
 @pytest.mark.parametrize("network", [1, 2], ids=["discriminator", "generator"])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_gradients_are_sent_beside_the_backward_pass(

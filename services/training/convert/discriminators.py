@@ -38,12 +38,13 @@ def read_original(path: Path) -> State:
     return from_state(read_checkpoint(path), where=path)
 
 
-def from_state(state: Mapping[str, Tensor], *, where: Path) -> State:
+def from_state(state: Mapping[str, Tensor], *, where: Path, embedded: bool = False) -> State:
     """A discriminator's weights, folded and by our names, whatever their weight norm is called.
 
     Args:
         state: By original VITS's names or ours.
         where: The file that they come from, for messages.
+        embedded: Whether it is a folder of ``finetune-hf-vits``, which has the generator in it, too.
 
     Raises:
         ModelError: They are not those of VITS's discriminator.
@@ -56,7 +57,8 @@ def from_state(state: Mapping[str, Tensor], *, where: Path) -> State:
     origins = {plain_name(new): plain_name(old) for old, new in ours.items() if old != new}
     problems = mismatches(found, expected, origins)
     if problems:
-        raise ModelError(f"{where} {_what_it_is(state)}:\n{listed(problems)}")
+        what = _what_is_embedded(state) if embedded else _what_it_is(state)
+        raise ModelError(f"{where} {what}:\n{listed(problems)}")
     return {name: found[name].contiguous() for name in expected}
 
 
@@ -64,7 +66,7 @@ def _what_it_is(state: Mapping[str, Tensor]) -> str:
     """What a file that is not VITS's discriminator looks like, and what to do."""
     if any(name.startswith(_GENERATOR_PARTS) for name in state):
         return "is a generator, not a discriminator. Give the D_*.pth of the same training; its weights do not fit"
-    if any(name.endswith("weight_orig") for name in state):
+    if _has_spectral_norm(state):
         return (
             "is a discriminator under spectral norm (use_spectral_norm); only weight norm can be converted. Leave it "
             "out: training then starts with a fresh discriminator; its weights do not fit"
@@ -75,6 +77,19 @@ def _what_it_is(state: Mapping[str, Tensor]) -> str:
             "discriminator. One scale network and the periods 2, 3, 5, 7, 11 are expected"
         )
     return "is not a discriminator of VITS. Give the D_*.pth that belongs to the generator; its weights do not fit"
+
+
+def _what_is_embedded(state: Mapping[str, Tensor]) -> str:
+    """The same of what lies beside a generator, which cannot be left out by naming another file."""
+    kind = "under spectral norm" if _has_spectral_norm(state) else "that is not VITS's"
+    return (
+        f"has a discriminator {kind}. Convert the generator alone, with --without-discriminator: training then starts "
+        "with a fresh discriminator; its weights do not fit"
+    )
+
+
+def _has_spectral_norm(state: Mapping[str, Tensor]) -> bool:
+    return any(name.endswith("weight_orig") for name in state)
 
 
 def save(weights: Mapping[str, Tensor], folder: Path) -> None:

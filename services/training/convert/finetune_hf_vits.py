@@ -39,13 +39,16 @@ _FOREIGN_FIELDS = (
 _EMBEDDED = "discriminator."
 
 
-def convert(source: Path, output: Path, *, licence: str | None = None) -> list[str]:
+def convert(
+    source: Path, output: Path, *, licence: str | None = None, with_discriminator: bool = True
+) -> list[str]:
     """Convert a folder of ``finetune-hf-vits``.
 
     Args:
         source: Its output folder, or a ``checkpoint-N`` in it.
         output: The folder to write; a model folder that is there is replaced.
         licence: What to write into ``provenance.json``, where the folder does not say.
+        with_discriminator: Whether to convert its discriminator, too.
 
     Returns:
         What the user should know beside that it worked.
@@ -58,14 +61,17 @@ def convert(source: Path, output: Path, *, licence: str | None = None) -> list[s
         generator, discriminator = read_states(source)
         model = build(generator, load_config(described), where=source)
         save_model(model, folder, companions=described)
-        if discriminator:
-            discriminators.save(discriminators.from_state(discriminator, where=source), folder)
+        if discriminator and with_discriminator:
+            weights = discriminators.from_state(discriminator, where=source, embedded=True)
+            discriminators.save(weights, folder)
         provenance = Provenance.read(described)
         sources = (*provenance.sources, f"fine-tuned with finetune-hf-vits ({source.resolve().name})")
         changes = {"sources": sources} | ({"licence": licence} if licence else {})
         provenance.model_copy(update=changes).write(folder)
     notes = []
-    if not discriminator:
+    if not with_discriminator:
+        notes.append("without its discriminator: training starts with a fresh one")
+    elif not discriminator:
         notes.append("it has no discriminator (the hub's copies have none): training starts with a fresh one")
     if model.config.num_speakers > 1:
         notes.append(

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO
 from uuid import uuid4
@@ -36,6 +37,8 @@ _log = logging.getLogger(__name__)
 
 #: Called with (recordings done, recordings in all).
 Progress = Callable[[int, int], None]
+#: Called with (a recording's number, its samples): whether it counts where only so many are wanted.
+Counts = Callable[[int, int], bool]
 
 _NORMALIZED_RMS = 0.1  # -20 dBFS
 #: Raised when the same recordings and treatment give other samples than before.
@@ -99,8 +102,13 @@ def decode(
     cache: Path,
     workers: int | None = None,
     progress: Progress | None = None,
+    limit: int | None = None,
+    counts: Counts = lambda _number, _samples: True,
 ) -> tuple[NDArray[np.int16], list[int]]:
     """Every recording's samples, one after another, through a cache on disk.
+
+    With a limit it ends with the recording that reaches it, and the cache may hold just as many, until more are
+    wanted.
 
     Args:
         recordings: What to decode.
@@ -108,9 +116,11 @@ def decode(
         cache: Folder of the caches; any number of processes may share it.
         workers: Threads that decode; as many as there are processors when left out.
         progress: Told of each recording, when there is anything to decode.
+        limit: How many recordings are enough, of those that count; None for all.
+        counts: Whether a recording does, by its number and its samples.
 
     Returns:
-        All samples, memory-mapped, and the length of each recording.
+        All samples, memory-mapped, and the length of each recording; more than are enough where the cache has them.
 
     Raises:
         DataError: Recordings cannot be decoded; it lists all of them.
@@ -118,16 +128,15 @@ def decode(
     """
     name = _fingerprint(recordings, treatment)
     data, index = cache / f"{name}.pcm16", cache / f"{name}.json"
-    lengths = _read_index(data, index, len(recordings))
+    wanted = _Wanted(len(recordings), limit, counts)
+    lengths = _read_index(data, index, wanted)
     if lengths is None:
         try:
             cache.mkdir(parents=True, exist_ok=True)
             with _locked(cache / f"{name}.lock"):
-                lengths = _read_index(
-                    data, index, len(recordings)
-                )  # somebody else may have made it meanwhile
+                lengths = _read_index(data, index, wanted)  # somebody else may have made it meanwhile
                 if lengths is None:
-                    lengths = _fill(recordings, treatment, data, index, workers, progress)
+                    lengths = _fill(recordings, wanted, treatment, data, index, workers, progress)
         except OSError as error:
             hours = sum(recording.duration_seconds or 0 for recording in recordings) / 3600
             raise UserError(
@@ -149,14 +158,37 @@ def _fingerprint(recordings: Sequence[Recording], treatment: Treatment) -> str:
     return digest.hexdigest()[:32]
 
 
-def _read_index(data: Path, index: Path, recordings: int) -> list[int] | None:
-    """The lengths of a cache's recordings, or None where it is not there, not readable or not whole."""
+@dataclass(frozen=True)
+class _Wanted:
+    """How many of the first recordings are wanted: all, or as many as it takes until enough count."""
+
+    recordings: int
+    limit: int | None
+    counts: Counts
+
+    def count(self, number: int, samples: int) -> bool:
+        """Whether a recording counts; none does where all are wanted."""
+        return self.limit is not None and self.counts(number, samples)
+
+    def missing(self, counted: int) -> int:
+        """How many more have to be decoded at least, when so many count."""
+        return self.recordings if self.limit is None else max(0, self.limit - counted)
+
+    def has_enough(self, lengths: Sequence[int]) -> bool:
+        """Whether the first recordings' lengths are all that is wanted."""
+        if len(lengths) == self.recordings:
+            return True
+        return not self.missing(sum(map(self.count, range(len(lengths)), lengths)))
+
+
+def _read_index(data: Path, index: Path, wanted: _Wanted) -> list[int] | None:
+    """The lengths of a cache's recordings, or None where it is not there, not readable, not whole or too short."""
     try:
         lengths: list[int] = json.loads(index.read_text(encoding="utf-8"))
-        whole = len(lengths) == recordings and data.stat().st_size == 2 * sum(lengths)
+        whole = len(lengths) <= wanted.recordings and data.stat().st_size == 2 * sum(lengths)
     except (OSError, ValueError, TypeError):
         return None
-    return lengths if whole else None
+    return lengths if whole and wanted.has_enough(lengths) else None
 
 
 @contextmanager
@@ -176,16 +208,18 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _fill(
     recordings: Sequence[Recording],
+    wanted: _Wanted,
     treatment: Treatment,
     data: Path,
     index: Path,
     workers: int | None,
     progress: Progress | None,
 ) -> list[int]:
-    """Decode all recordings into a new cache; the length of each."""
+    """Decode the recordings that are wanted into a new cache; the length of each."""
     lengths: list[int] = []
     problems: list[str] = []
-    held_back = 0
+    done = counted_ones = held_back = 0
+    workers = workers or os.cpu_count() or 1
 
     def one(recording: Recording) -> Treated | str:
         try:
@@ -194,28 +228,26 @@ def _fill(
             return f"{recording.row or recording.id}: {error}"
 
     with _replacing(data) as file:
-        for done, treated in enumerate(
-            _in_parallel(one, recordings, workers or os.cpu_count() or 1), start=1
-        ):
+        results = _in_parallel(one, recordings, workers, lambda: wanted.missing(counted_ones))
+        for done, treated in enumerate(results, start=1):
             if isinstance(treated, str):
                 problems.append(treated)
             else:
                 file.write(treated.pcm.tobytes())
                 lengths.append(len(treated.pcm))
                 held_back += treated.held_back
+                counted_ones += wanted.count(done - 1, len(treated.pcm))
             if progress:
-                progress(done, len(recordings))
+                progress(done, min(len(recordings), done + wanted.missing(counted_ones)))
         if problems:
-            raise DataError(
-                f"{len(problems)} of {counted(len(recordings), 'recording')} cannot be decoded:", problems
-            )
+            raise DataError(f"{len(problems)} of {counted(done, 'recording')} cannot be decoded:", problems)
     with _replacing(index) as file:
         file.write(json.dumps(lengths).encode())
     if held_back:
         _log.warning(
             "%d of %d recordings stay quieter than was asked for, because their peaks would clip: they are as "
             "loud as peaks at -1 dBFS allow",
-            held_back, len(recordings),
+            held_back, len(lengths),
         )  # fmt: skip
     return lengths
 
@@ -233,14 +265,18 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _in_parallel(
-    function: Callable[[Recording], Treated | str], recordings: Sequence[Recording], workers: int
+    function: Callable[[Recording], Treated | str],
+    recordings: Sequence[Recording],
+    workers: int,
+    missing: Callable[[], int],
 ) -> Iterator[Treated | str]:
-    """Results in order, with no more than a few recordings in memory."""
+    """Results in order, with no more than a few recordings in memory, and none begun that may not be needed."""
     waiting: deque[Future[Treated | str]] = deque()
+    coming = iter(recordings)
     with ThreadPoolExecutor(workers) as pool:
-        for recording in recordings:
-            waiting.append(pool.submit(function, recording))
-            if len(waiting) > 4 * workers:
-                yield waiting.popleft().result()
-        while waiting:
+        while True:
+            for recording in islice(coming, min(4 * workers, missing()) - len(waiting)):
+                waiting.append(pool.submit(function, recording))
+            if not waiting:
+                return
             yield waiting.popleft().result()

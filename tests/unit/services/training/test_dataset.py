@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -222,6 +223,55 @@ def test_a_limit_counts_what_is_usable(
     mixed = [replace(recordings[0], id="greek", text="Ω"), *recordings]
     examples, _ = prepared(mixed, spanish_model, settings, make_config(), cache=tmp_path, limit=3)
     assert [example.id for example in examples.examples] == [recording.id for recording in recordings[:3]]
+
+
+def test_no_more_is_decoded_than_a_limit_needs(
+    recordings: list[Recording],
+    spanish_model: Path,
+    settings: FeatureSettings,
+    make_config: MakeConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Which recordings are taken stays the same, from a cache of more or of all as well."""
+    counted: list[str] = []
+    audio = Recording.audio
+
+    def counting(self: Recording, sampling_rate: int | None = None) -> Audio:
+        counted.append(self.id)
+        return audio(self, sampling_rate)
+
+    monkeypatch.setattr(Recording, "audio", counting)
+    mixed = [recordings[0], replace(recordings[1], text="Ω"), *recordings[2:]]
+    totals: list[int] = []
+
+    def taken(limit: int | None) -> list[str]:
+        counted.clear()
+        totals.clear()
+        config = make_config(preprocessing_num_workers=2)
+        examples, dropped = prepared(
+            mixed, spanish_model, settings, config, cache=tmp_path, limit=limit,
+            progress=lambda _done, total: totals.append(total),
+        )  # fmt: skip
+        assert [item.id for item in dropped] == [mixed[1].id]
+        for example in examples.examples:
+            twin = next(one for one in mixed if one.id == example.id)
+            np.testing.assert_allclose(examples.waveform(example), audio(twin, 16000).samples, atol=1e-4)
+        return [example.id for example in examples.examples]
+
+    names = [recording.id for recording in mixed]
+    assert taken(2) == [names[0], names[2]]
+    assert sorted(counted) == sorted(names[:3])
+    assert totals == [2, 3, 3]  # one more, once the second has turned out to be unusable
+    assert taken(2) == [names[0], names[2]]
+    assert counted == []
+    assert taken(3) == [names[0], *names[2:4]]
+    assert sorted(counted) == sorted(names[:4])
+    assert taken(2) == [names[0], names[2]]
+    assert counted == []
+    assert taken(None) == [names[0], *names[2:]]
+    assert taken(3) == [names[0], *names[2:4]]
+    assert counted == []
 
 
 def test_what_is_left_out_is_counted_then_named_and_all_of_it_is_in_a_file(tmp_path: Path) -> None:
@@ -465,13 +515,41 @@ def test_a_held_out_speaker_whom_nobody_trains_is_reported_and_not_spoken_by_the
         (own[1].id, "a speaker that is not in the training split")
     ]
     assert "'luis'" in dropped[0].reason
-    # A model of one speaker speaks everything; and without a speaker column there is nobody to mistake.
+    # Without a speaker column there is nobody to mistake.
     assert len(prepared(two, spanish_model, settings, config, cache=tmp_path / "cache")[0]) == 2
     unnamed = [replace(own[0], speaker=None)]
     examples, _ = prepared(
         unnamed, spanish_model, settings, config, speakers={"ana": 0, "eva": 1}, cache=tmp_path / "cache"
     )
     assert examples[0].speaker_id == 0
+
+
+def test_a_model_of_one_speaker_is_not_evaluated_on_another(
+    recordings_folder: Path,
+    spanish_model: Path,
+    settings: FeatureSettings,
+    make_config: MakeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """finetune-hf-vits, defect 8: it spoke for "luis" with the voice of "ana", whom alone it was trained on."""
+    monkeypatch.setenv("VITS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "recordings"
+    shutil.copytree(recordings_folder, folder)
+    rows = (folder / "metadata.csv").read_text(encoding="utf-8").splitlines()
+    first_held_out = next(number for number, row in enumerate(rows) if ",test," in row)
+    rows = [re.sub("(ana|luis)$", "ana", row) for row in rows]
+    rows[first_held_out] = re.sub("ana$", "luis", rows[first_held_out])
+    (folder / "metadata.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    config = make_config(dataset_name=str(folder), speaker_id_column_name="speaker", do_eval=True)
+    base = load_base(config, Store.open(str(config.store)))
+    examples, dropped = _prepare_data(config, base, settings, speaks=False)
+    assert base.speakers == {}
+    assert not dropped["training"]
+    assert len(examples["evaluation"]) == 1
+    (left_out,) = dropped["evaluation"]
+    assert left_out.kind == "a speaker that is not in the training split"
+    assert left_out.reason == "its speaker 'luis' is not among those of the training split"
 
 
 def test_the_speaker_filter_takes_numbers_and_names() -> None:

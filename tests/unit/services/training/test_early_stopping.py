@@ -154,13 +154,18 @@ def test_what_is_evaluated_before_all_of_the_model_learns_is_no_bar(
         discriminator_start_step=start,
     )
     values = {2: 0.1, 3: 0.2, 4: 0.9, 5: 0.8}
-    history = [{"step": step, f"eval_{metric}": value} for step, value in values.items()]
+    names = ("mel", "kl", "duration", "generator", "feature_maps", "loss")
+
+    def evaluated(step: int, value: float) -> dict[str, float]:
+        return {"step": step, **{f"eval_{name}": value for name in names}}
+
+    history = [evaluated(step, value) for step, value in values.items()]
     parts: dict[str, Any] = dict.fromkeys(part.name for part in fields(Session))
     parts |= {"config": config, "plan": Plan(joint=8, per_epoch=1, reconstruction=reconstruction)}
     parts |= {"state": TrainerState(log_history=history, warm_up_steps=reconstruction)}
     course: Any = SimpleNamespace(session=Session(**parts))
     assert loop.Course._enough(course) is None
-    history += [{"step": step, f"eval_{metric}": 0.8} for step in (6, 7)]
+    history += [evaluated(step, 0.8) for step in (6, 7)]
     assert loop.Course._enough(course)
 
 

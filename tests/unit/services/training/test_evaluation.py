@@ -19,7 +19,7 @@ from services.training import config as configuration
 from services.training import evaluation
 from services.training.artefacts import read_index
 from services.training.config import TrainingConfig
-from services.training.dataset import Batch
+from services.training.dataset import Batch, HeldOut
 from services.training.resuming import Stop
 from services.training.session import Session, begin
 from services.training.steps import widest
@@ -121,6 +121,20 @@ def test_losses_are_means_over_the_set_however_it_is_batched(make_session: MakeS
     expected = evaluation.held_out_losses(make_session())
     found = evaluation.held_out_losses(make_session(per_device_eval_batch_size=size))
     assert found == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"max_eval_samples": 2}, {"segment_size": 4096}, {"do_normalize": True}, {"eval_split_name": "test"}],
+)
+def test_what_an_evaluation_is_over_is_known_by_its_digest(
+    make_session: MakeSession, change: dict[str, Any]
+) -> None:
+    """And not by how it is batched; without recordings there is none."""
+    whole = make_session().evaluation.digest()
+    assert whole == make_session(per_device_eval_batch_size=1).evaluation.digest()
+    assert make_session(**change).evaluation.digest() not in (whole, None)
+    assert HeldOut(None, 1).digest() is None
 
 
 @pytest.mark.parametrize(("step", "judged"), [(0, False), (2, False), (3, True)])

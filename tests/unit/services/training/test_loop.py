@@ -23,6 +23,7 @@ from services.training.config import TrainingConfig
 from services.training.dataset import Batch, Examples
 from services.training.ema import Ema
 from services.training.loop import build_steps, set_learning_rates
+from services.training.ranking import total_loss
 from services.training.session import Session, begin, precision
 from services.training.steps import Seen, Steps, align
 from shared.errors import ConfigError, ConsentError, DivergenceError, StoreError, UserError
@@ -93,6 +94,48 @@ def test_batches_that_a_worker_reads_are_those_that_the_run_would_read(
         assert own.ids[1:] == ahead.ids[1:]
         assert torch.equal(own.padded_waveform, ahead.padded_waveform)
     assert positions[0] == positions[1]
+
+
+def test_what_is_left_of_an_epoch_is_read_and_then_whole_ones(make_config: MakeConfig) -> None:
+    session = begun(make_config(per_device_train_batch_size=4))
+    session.state = replace(session.state, sampler_epoch=3, sampler_left=[1, 6, 4])
+    reading = loop.batches(session)
+    assert sorted(next(reading).index.tolist()) == [1, 4, 6]
+    assert (session.state.sampler_batch, session.state.sampler_left) == (1, [1, 6, 4])
+    assert sorted(index for _ in range(2) for index in next(reading).index.tolist()) == [*range(8)]
+    assert (session.state.sampler_epoch, session.state.sampler_batch, session.state.sampler_left) == (
+        4,
+        2,
+        None,
+    )
+
+
+def test_a_run_that_goes_on_with_another_measure_publishes_the_best_by_that(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Step 2 has the lowest mel loss, which is lower than any whole loss; step 4 has the lowest of these."""
+    names = ("mel", "kl", "duration", "generator", "feature_maps", "discriminator")
+
+    def losses(session: Session, *_: object) -> dict[str, float]:
+        mel, kl = {0: (9.0, 9e9), 2: (5.0, 900.0)}.get(session.step, (6.0, 0.0))
+        values = dict.fromkeys(names, 0.0) | {"mel": mel, "kl": kl}
+        return values | {"loss": total_loss(session.config, values)}
+
+    monkeypatch.setattr(evaluation, "held_out_losses", losses)
+    changes: dict[str, Any] = {
+        "do_eval": True,
+        "eval_steps": 2,
+        "save_steps": 2,
+        "keep_best": 1,
+        "report_to": [],
+    }
+    loop.train(make_config(**changes, max_steps=2))
+    changes |= {"max_steps": 4, "metric_for_best_model": "loss", "load_best_model_at_end": True}
+    output = loop.train(make_config(**changes))
+    state = checkpoints.TrainerState.read(output)
+    assert state is not None
+    assert [(best["step"], best["value"]) for best in state.best] == [(4, 210.0)]
+    assert "the final model is the best checkpoint's, of step 4: loss 210" in capsys.readouterr().out
 
 
 # -- What ends a run -------------------------------------------------------------------------------

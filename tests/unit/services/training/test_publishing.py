@@ -484,6 +484,12 @@ def test_an_error_of_the_loop_is_not_hidden_by_one_of_the_store(make_trial: Make
 VALUES = [5.0, 2.0, 3.0, 1.5, 4.0, 6.0]
 
 
+def evaluated(step: int, value: float) -> dict[str, float]:
+    """An evaluation of which every loss has one value."""
+    names = ("mel", "kl", "duration", "generator", "feature_maps", "discriminator", "loss", "mel_distance")
+    return {"step": step, **{f"eval_{name}": value for name in names}}
+
+
 def run_through(trial: Trial) -> None:
     with trial.publisher() as publisher:
         for value in VALUES:
@@ -548,7 +554,7 @@ def test_what_is_evaluated_before_all_of_the_model_learns_is_never_the_best(
     with trial.publisher() as publisher:
         for step in range(1, 6):
             trial.step()
-            trial.session.state.log_history.append({"step": step, f"eval_{metric}": float(step)})
+            trial.session.state.log_history.append(evaluated(step, float(step)))
             publisher.save(trial.steps)
     assert [entry["evaluated"] for entry in trial.session.state.best] == ranked
 

@@ -24,6 +24,7 @@ from services.training.base import find_base
 from services.training.checkpoints import TrainerState, take_snapshot, write_state
 from services.training.config import resolve
 from services.training.resuming import already_finished, catch_sigterm, find_origin, resume
+from services.training.sampler import BucketSampler
 from services.training.session import Plan, Session
 from shared.errors import ConfigError, StoreError, UserError, VitsError
 from shared.runs import Run
@@ -44,7 +45,8 @@ class Disk:
         self.store = Store.open(store or str(root / "store"))
 
     def session(self, accelerator: object | None = None, **changes: Any) -> Session:
-        """A session that begins, with one weight in each network."""
+        """A session that begins, with one weight in each network, evaluated over what ``held_out`` stands for."""
+        held_out = changes.pop("held_out", None)
         config = resolve(
             {
                 "model_name_or_path": "base",
@@ -71,6 +73,8 @@ class Disk:
             "state": TrainerState(),
             "run": None,
             "ema": None,
+            "evaluation": SimpleNamespace(digest=lambda: held_out),
+            "sampler": BucketSampler([9] * 100, batch_size=config.per_device_train_batch_size, seed=42),
         }
         return cast("Session", _Session(**parts))
 
@@ -113,6 +117,12 @@ class Disk:
 
 
 class _Session(SimpleNamespace):
+    comparable_from = Session.comparable_from
+
+    @property
+    def judged_from(self) -> int:
+        return Session.judged_from.__get__(self)  # type: ignore[no-any-return]
+
     @property
     def step(self) -> int:
         return cast("int", self.state.global_step)
@@ -130,6 +140,83 @@ def went_on(session: Session) -> float:
 
 
 # -- Going on --------------------------------------------------------------------------------------
+
+#: Evaluations of three steps: by mel the first is the best, by kl the second.
+EVALUATED = [
+    {"step": step, "eval_mel": mel, "eval_kl": kl, "eval_duration": 0.0, "eval_generator": 0.0}
+    | {"eval_feature_maps": 0.0, "eval_loss": 35 * mel + 1.5 * kl}
+    for step, mel, kl in [(1, 5.0, 9.0), (2, 6.0, 7.0), (3, 7.0, 8.0)]
+]
+
+
+def ranked(disk: Disk, **changes: Any) -> list[tuple[int, float]]:
+    """The best of a run of three evaluated steps, of which step 1 was the best by mel, as it goes on."""
+    best = [{"step": 1, "value": 5.0, "evaluated": 1, "version": "one"}]
+    for step in (1, 2, 3):
+        disk.checkpoint(step, best=best, log_history=EVALUATED[:step], held_out="before")
+    settings: dict[str, Any] = {"do_eval": True, "keep_best": 1, "held_out": "before"}
+    session = disk.session(**settings | changes)
+    resume(session)
+    assert [entry["version"] for entry in session.state.best if entry["step"] == 1] in ([], ["one"])
+    return [(entry["step"], entry["value"]) for entry in session.state.best]
+
+
+def test_a_run_that_goes_on_unchanged_keeps_its_best_and_says_nothing(
+    disk: Disk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ranked(disk) == [(1, 5.0)]
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "best"),
+    [
+        ({"metric_for_best_model": "kl"}, [(2, 7.0)]),
+        ({"metric_for_best_model": "kl", "keep_best": 2}, [(2, 7.0), (3, 8.0)]),
+        ({"metric_for_best_model": "loss"}, [(1, 188.5)]),
+        (
+            {"metric_for_best_model": "loss", "weight_mel": 0.0},
+            [(2, 10.5)],
+        ),  # not what was logged as the loss
+        ({"metric_for_best_model": "mel_distance"}, []),
+    ],
+)
+def test_a_run_that_goes_on_by_another_measure_ranks_by_it_what_it_has_saved(
+    disk: Disk, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], best: list[tuple[int, float]]
+) -> None:
+    """A mel loss of 5.39 was taken for a whole loss, which is never as low: no later step could be the best."""
+    assert ranked(disk, **changes) == best
+    listed = ", ".join(f"checkpoint-{step} ({value:.4g})" for step, value in best) or "none yet"
+    said = capsys.readouterr().out.splitlines()[1:]
+    assert said[0] == f"the best checkpoints by {changes['metric_for_best_model']} are now: {listed}"
+    stays = 1 in dict(best)
+    gone = "no longer one of them, so that save_total_limit may remove it: checkpoint-1"
+    assert said[1:] == ([] if stays else [gone])
+
+
+@pytest.mark.parametrize("owed", [False, True])
+def test_evaluations_over_other_recordings_are_not_compared(
+    disk: Disk, capsys: pytest.CaptureFixture[str], owed: bool
+) -> None:
+    assert ranked(disk, held_out="other") == []
+    assert "from step 4 on are not compared with the earlier ones" in capsys.readouterr().out
+    disk.checkpoint(4, log_history=EVALUATED, held_out="before", evaluation_owed=owed)
+    session = disk.session(do_eval=True, held_out="other")
+    resume(session)
+    first = 4 if owed else 5  # what is owed is made up for over the recordings of now
+    assert session.comparable_from("mel") == session.comparable_from("loss") == first
+    assert session.state.held_out == "other"
+
+
+@pytest.mark.parametrize(("before", "now"), [(None, "now"), ("before", None)])
+def test_a_run_of_an_older_release_and_one_without_evaluations_change_nothing(
+    disk: Disk, before: str | None, now: str | None
+) -> None:
+    disk.checkpoint(4, log_history=EVALUATED, held_out=before)
+    session = disk.session(do_eval=now is not None, held_out=now)
+    resume(session)
+    assert session.comparable_from("mel") == 0
+    assert session.state.held_out == (now or before)
 
 
 def test_a_run_keeps_the_base_that_it_began_from(disk: Disk) -> None:
@@ -186,6 +273,38 @@ def test_everything_that_is_not_a_weight_comes_back_too(disk: Disk) -> None:
     assert session.plan.warm_up == 5
     assert not session.state.finished
     assert session.state.max_steps == 105
+
+
+@pytest.mark.parametrize(
+    ("before", "batch", "left", "told"),
+    [
+        (4, 3, None, ""),
+        (16, 3, 52, "(per_device_train_batch_size): it goes on with the 52 recordings that it has left"),
+        (16, 0, None, ""),  # none of the epoch has been seen
+    ],
+)
+def test_what_an_epoch_has_left_comes_in_the_batches_of_now(
+    disk: Disk, capsys: pytest.CaptureFixture[str], before: int, batch: int, left: int | None, told: str
+) -> None:
+    settings = BucketSampler([9] * 100, batch_size=before, seed=42).settings
+    disk.checkpoint(3, sampler_epoch=2, sampler_batch=batch, sampler_settings=settings)
+    session = disk.session(per_device_train_batch_size=4)
+    resume(session)
+    state = session.state
+    assert (state.sampler_epoch, state.sampler_batch) == (2, 0 if told else batch)
+    assert (None if state.sampler_left is None else len(state.sampler_left)) == left
+    assert state.sampler_settings == session.sampler.settings
+    said = capsys.readouterr().out.splitlines()[1:]
+    assert said == [f"the batches have changed in the midst of an epoch {told}"] * bool(told)
+
+
+def test_an_epoch_of_other_recordings_begins_anew(disk: Disk, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = BucketSampler([9] * 90, batch_size=4, seed=42).settings
+    disk.checkpoint(3, sampler_epoch=2, sampler_batch=3, sampler_settings=settings, sampler_left=[5, 6])
+    session = disk.session(per_device_train_batch_size=4)
+    resume(session)
+    assert (session.state.sampler_batch, session.state.sampler_left) == (0, None)
+    assert "in the midst of an epoch (recordings): it begins anew" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

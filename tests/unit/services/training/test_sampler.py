@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -107,6 +107,49 @@ def test_a_restart_in_the_middle_goes_on_with_the_rest(group_by_length: bool) ->
     stopped_at = (1, 7)
     rest = plan().epoch(1)[7:] + plan().epoch(2)
     assert whole[stopped_at[0] * plan().batches_per_epoch + stopped_at[1] :] == rest
+
+
+@pytest.mark.parametrize("by_length", [{}, {"group_by_length": True}, {"frame_budget": 2000}])
+@pytest.mark.parametrize(
+    ("first", "then"), [((16, 1), (4, 1)), ((4, 1), (16, 1)), ((4, 2), (2, 1)), ((3, 1), (2, 3))]
+)
+def test_other_batches_in_the_midst_of_an_epoch_are_of_what_it_has_left(
+    first: tuple[int, int], then: tuple[int, int], by_length: dict[str, Any]
+) -> None:
+    """Of 100 recordings, 60 of 80 were seen again from batches of 16 to those of 4, and 20 never from 4 to 16."""
+    lengths = np.random.default_rng(1).integers(10, 500, 100).tolist()
+
+    def sampler(size: int, world: int) -> BucketSampler:
+        return BucketSampler(lengths, batch_size=size, seed=3, world=world, **by_length)
+
+    def drawn(one: BucketSampler, world: int, batches: int | None, of: list[int] | None) -> list[int]:
+        plans = [one.epoch(1, rank, of=of)[:batches] for rank in range(world)]
+        return [index for plan in plans for batch in plan for index in batch]
+
+    before, now = sampler(*first), sampler(*then)
+    seen = drawn(before, first[1], 5, None)
+    left = now.left(before.settings, 1, 5, None)
+    assert left == [index for index in range(100) if index not in seen]
+    assert set(drawn(now, then[1], None, left)) == set(left)
+    # And once more, from these to the first ones.
+    seen += drawn(now, then[1], 2, left)
+    left = before.left(now.settings, 1, 2, left)
+    assert left == [index for index in range(100) if index not in seen]
+    assert before.left(now.settings, 1, 10**6, left) == []
+    assert before.epoch(1, of=[]) == []
+
+
+@pytest.mark.parametrize("where", ["before", "now"])
+def test_what_is_left_cannot_be_told_of_other_recordings_or_of_a_curriculum(where: str) -> None:
+    lengths = [9, 8, 7, 6]
+    plain = BucketSampler(lengths, batch_size=2, seed=0)
+    others = BucketSampler([9, 8, 7], batch_size=2, seed=0)
+    longer = BucketSampler([9, 8, 7, 7], batch_size=2, seed=0, group_by_length=True)
+    easy = BucketSampler(lengths, batch_size=2, seed=0, curriculum=Curriculum((1, 2, 3, 4), 2, 0.5))
+    for other in (others, longer, easy):
+        before, now = (other, plain) if where == "before" else (plain, other)
+        known = other is longer and where == "now"  # lengths meant nothing to the batches before
+        assert (now.left(before.settings, 0, 1, None) is not None) == known
 
 
 @pytest.mark.parametrize("budget", [None, 50])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from accelerate import Accelerator
 
+from services.training.checkpoints import TrainerState
 from services.training.config import TrainingConfig
 from services.training.data.cache import decode
 from services.training.session import Plan, Session, begin, command_to_go_on
@@ -79,9 +80,11 @@ def test_the_first_evaluation_that_can_be_compared(
     """Of the whole model, and where the measure is the discriminator's, once there is one."""
     parts: dict[str, Any] = dict.fromkeys(part.name for part in fields(Session))
     parts |= {"config": make_config(discriminator_start_step=start)}
-    session = Session(**parts | {"plan": Plan(joint=1000, per_epoch=10, **stages)})
+    session = Session(**parts | {"plan": Plan(joint=1000, per_epoch=10, **stages), "state": TrainerState()})
     assert session.comparable_from("mel") == session.comparable_from("mel_distance") == by_mel
     assert session.comparable_from("loss") == session.comparable_from("feature_maps") == by_loss
+    session.state.held_out_from = 950
+    assert session.comparable_from("mel") == session.comparable_from("loss") == 950
 
 
 @pytest.mark.parametrize(

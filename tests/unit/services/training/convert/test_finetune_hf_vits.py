@@ -213,6 +213,29 @@ def test_weights_of_another_model(source: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.parametrize("what", ["spectral norm", "not VITS's"])
+def test_a_discriminator_that_cannot_be_converted_can_be_left_out(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    """It is inside the folder: the advice to leave it out could not be followed."""
+    output = write_output(source, tmp_path / "trained")
+    state = load_file(output / "model.safetensors")
+    layer = "discriminator.discriminators.1.convs.0"
+    state[f"{layer}.weight_orig" if what == "spectral norm" else f"{layer}.other"] = state.pop(
+        f"{layer}.weight"
+    )
+    save_file(state, output / "model.safetensors", {"format": "pt"})
+    command = ["convert", "finetune-hf-vits", str(output), "--output", str(tmp_path / "model")]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert what in error
+    assert "--without-discriminator" in error
+    assert main([*command, "--without-discriminator"]) == 0
+    assert "training starts with a fresh one" in capsys.readouterr().out
+    assert read_discriminator(tmp_path / "model") is None
+    load_model(tmp_path / "model")
+
+
 def test_command_line(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_output(source, tmp_path / "output")
     command = ["convert", "finetune-hf-vits", str(folder), "--output"]

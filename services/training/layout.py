@@ -1,7 +1,7 @@
 """What makes training fast on processors: convolutions in the memory layout that they like, and memory kept.
 
 oneDNN computes a convolution over channels-last memory in half to a fifth of the time that it takes for
-channels-first in bfloat16, and in nine tenths in float32 (grouped ones excepted); torch's one-dimensional
+channels-first in bfloat16, and in nine tenths in float32 (ones of many groups excepted); torch's one-dimensional
 convolution insists on channels-first. So here it is computed as a two-dimensional one of height 1. The numbers
 are the same up to rounding; elementwise operations keep the layout, so that it is set up once and not at every
 layer.
@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import MethodType
 from typing import Any, TypeVar, cast
 
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 from transformers.models.vits.modeling_vits import VitsDilatedDepthSeparableConv
+
+from services.training import winograd
 
 #: Names in glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -37,16 +40,37 @@ def keep_freed_memory() -> None:
             mallopt(option, 2**31 - 1)
 
 
-def use_channels_last(network: nn.Module, *, grouped: bool) -> None:
-    """Let every one-dimensional convolution below ``network`` work on channels-last memory, in place.
+#: Groups of a convolution from which on channels-last memory costs it two to three times the time.
+_MANY_GROUPS = 64
 
-    Args:
-        network: Its weights, their names and its results stay as they are.
-        grouped: Grouped convolutions too. They gain in bfloat16, and lose in float32.
+
+def use_channels_last(network: nn.Module) -> None:
+    """Let the one-dimensional convolutions below ``network`` that gain by it work on channels-last memory, in place.
+
+    Its weights, their names and its results stay as they are.
     """
     for layer in network.modules():
-        if isinstance(layer, nn.Conv1d) and layer.padding_mode == "zeros" and (grouped or layer.groups == 1):
+        if isinstance(layer, nn.Conv1d) and layer.padding_mode == "zeros" and layer.groups < _MANY_GROUPS:
             layer._conv_forward = _channels_last(layer)  # type: ignore[method-assign,assignment]
+
+
+def use_quick_dropout(network: nn.Module) -> None:
+    """Let every dropout below ``network`` draw 16 random bits an element, in place.
+
+    On processors PyTorch draws a double for each, one after the other, which is a third of the time of a text encoder's
+    forward pass. Probabilities are whole 65,536ths here.
+    """
+    for layer in network.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.forward = MethodType(_dropout, layer)  # type: ignore[method-assign]
+
+
+def _dropout(layer: nn.Dropout, hidden: Tensor) -> Tensor:
+    if not layer.training or layer.p == 0:
+        return hidden
+    drawn = torch.empty(-(-hidden.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    kept = drawn.view(torch.int16)[: hidden.numel()].view(hidden.shape) >= round(layer.p * 2**16) - 2**15
+    return hidden * (kept / (1 - layer.p)).to(hidden.dtype)
 
 
 def use_tokens_of_channels(predictor: nn.Module) -> None:
@@ -94,8 +118,11 @@ def _channels_last(layer: nn.Conv1d) -> Callable[[Tensor, Tensor, Tensor | None]
     stride, dilation, groups = (1, *layer.stride), (1, *layer.dilation), layer.groups
     assert not isinstance(layer.padding, str)  # noqa: S101 - VITS has numbers everywhere
     padding = (0, *layer.padding)
+    minimal = stride == (1, 1) and winograd.suits(layer)
 
     def convolve(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if minimal and hidden.dtype in winograd.PRECISIONS and not torch.is_autocast_enabled("cpu"):
+            return winograd.convolve(hidden.transpose(1, 2), weight.transpose(1, 2), bias).transpose(1, 2)
         hidden = hidden.unsqueeze(2).contiguous(memory_format=torch.channels_last)
         return functional.conv2d(
             hidden, weight.unsqueeze(2), bias, stride, padding, dilation, groups
@@ -151,8 +178,55 @@ class WideConv1d(nn.Conv1d):
         return convolve_along_width(self, hidden.unsqueeze(2)).squeeze(2)
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """What a convolution along time makes of its direction ``v``, [O, K, I].
+
+    Attributes:
+        norm: ``‖v‖``, [O].
+        kernel: ``v`` as it is multiplied: [O, K, I] in the precision of the activations, or `winograd`'s [M, O, I].
+        minimal: Whether it is the latter.
+    """
+
+    norm: Tensor
+    kernel: Tensor
+    minimal: bool
+
+
+#: What layers have made of their weights, by the weight, while these stay what they are.
+_prepared: dict[int, _Prepared] | None = None
+
+
+@contextlib.contextmanager
+def weights_as_they_are() -> Iterator[None]:
+    """Inside, weights do not change, and what layers make of them is made once: folded, cast, transformed kernels."""
+    global _prepared
+    _prepared = {}
+    try:
+        with parametrize.cached():
+            yield
+    finally:
+        _prepared = None
+
+
+@torch.no_grad()
+def _prepare(convolution: nn.Conv1d | nn.Conv2d, direction: Tensor, hidden: Tensor) -> _Prepared:
+    """What is needed of ``direction``, [O, K, I], to be multiplied with ``hidden``."""
+    if _prepared is not None and id(convolution) in _prepared:
+        return _prepared[id(convolution)]
+    minimal = hidden.dtype in winograd.PRECISIONS and winograd.suits(convolution)
+    prepared = _Prepared(
+        torch.linalg.vector_norm(direction, dim=(1, 2)),
+        winograd.transform(direction, convolution.stride[0]) if minimal else direction.to(hidden.dtype),
+        minimal,
+    )
+    if _prepared is not None:
+        _prepared[id(convolution)] = prepared
+    return prepared
+
+
 class _TimeConvolution(torch.autograd.Function):
-    """A convolution along time as one matrix product, which for wide layers is what a processor is best at.
+    """A convolution along time as matrix products, which for wide layers is what a processor is best at.
 
     Its weight norm is in it, ``W = m · v / ‖v‖``: what is scaled is the result, which is ten times smaller than the
     kernel. With ``s = m / ‖v‖``, ``r`` the result before that and ``G`` the gradient at ``s · v``'s place, from
@@ -164,42 +238,72 @@ class _TimeConvolution(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, magnitude: Tensor, direction: Tensor, bias: Tensor, stride: int
+        ctx: Any,
+        hidden: Tensor,
+        magnitude: Tensor,
+        direction: Tensor,
+        bias: Tensor,
+        prepared: _Prepared,
+        stride: int,
     ) -> Tensor:
         """[B, P, L, I], [O], [O, K, I] and [O] → [B·P·N, O], in the precision of ``hidden``."""
-        norm = torch.linalg.vector_norm(direction, dim=(1, 2))
-        kernel = direction.to(hidden.dtype)
-        unscaled = _patches(hidden, kernel.shape[1], stride) @ kernel.flatten(1).t()
+        if prepared.minimal:
+            unscaled = winograd.correlate(hidden.flatten(0, 1), prepared.kernel, stride).flatten(0, 1)
+        else:
+            unscaled = _patches(hidden, prepared.kernel.shape[1], stride) @ prepared.kernel.flatten(1).t()
         ctx.save_for_backward(
-            hidden, magnitude, direction, kernel, norm, unscaled if ctx.needs_input_grad[2] else None
+            hidden,
+            magnitude,
+            direction,
+            prepared.kernel,
+            prepared.norm,
+            unscaled if ctx.needs_input_grad[2] else None,
         )
-        ctx.stride = stride
-        return torch.addcmul(bias, unscaled, magnitude / norm).to(hidden.dtype)
+        ctx.stride, ctx.minimal = stride, prepared.minimal
+        return torch.addcmul(bias, unscaled, magnitude / prepared.norm).to(hidden.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
-        """Of the four tensors, where they are wanted; the patches are cut again rather than kept."""
+        """Of the four tensors, where they are wanted; patches and tiles are cut again rather than kept."""
         (rows,) = gradients
         hidden, magnitude, direction, kernel, norm, unscaled = ctx.saved_tensors
-        size, stride, length = kernel.shape[1], ctx.stride, hidden.shape[2]
         scale = magnitude / norm
         scaled = (rows * scale).to(rows.dtype)
-        to_hidden = to_magnitude = to_direction = None
-        if ctx.needs_input_grad[0]:
-            shares = (scaled @ kernel.flatten(1)).view(*hidden.shape[:2], -1, size, hidden.shape[3])
-            padded = hidden.new_zeros(*hidden.shape[:2], length + 2 * (size // 2), hidden.shape[3])
-            last = stride * (shares.shape[2] - 1) + 1
-            for place in range(size):
-                padded[:, :, place : place + last : stride] += shares[:, :, :, place]
-            to_hidden = padded[:, :, size // 2 : size // 2 + length]
-        if ctx.needs_input_grad[2]:
+        wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[2])
+        if ctx.minimal:
+            per_row = scaled.view(hidden.shape[0] * hidden.shape[1], -1, scaled.shape[1])
+            to_hidden, gradient = winograd.gradients(
+                per_row, hidden.flatten(0, 1), kernel, *wanted, ctx.stride
+            )
+            to_hidden = None if to_hidden is None else to_hidden.view_as(hidden)
+        else:
+            to_hidden, gradient = _gradients_of_patches(scaled, hidden, kernel, ctx.stride, *wanted)
+        to_magnitude = to_direction = None
+        if gradient is not None:
             along = (rows.to(norm.dtype) * unscaled).sum(0)
             to_magnitude = along / norm
-            gradient = (scaled.t() @ _patches(hidden, size, stride)).to(direction.dtype)
-            gradient.addcmul_(direction.flatten(1), (along * scale / -norm.square())[:, None])
-            to_direction = gradient.view_as(direction)
+            to_direction = gradient.to(direction.dtype)
+            to_direction.addcmul_(direction, (along * scale / -norm.square())[:, None, None])
         to_bias = rows.sum(0) if ctx.needs_input_grad[3] else None
-        return to_hidden, to_magnitude, to_direction, to_bias, None
+        return to_hidden, to_magnitude, to_direction, to_bias, None, None
+
+
+def _gradients_of_patches(
+    rows: Tensor, hidden: Tensor, kernel: Tensor, stride: int, to_hidden: bool, to_kernel: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """[B·P·N, O] → the gradients [B, P, L, I] and [O, K, I] of ``_patches(hidden) @ kernelᵀ``, where wanted."""
+    size, length = kernel.shape[1], hidden.shape[2]
+    by_hidden = by_kernel = None
+    if to_hidden:
+        shares = (rows @ kernel.flatten(1)).view(*hidden.shape[:2], -1, size, hidden.shape[3])
+        padded = hidden.new_zeros(*hidden.shape[:2], length + 2 * (size // 2), hidden.shape[3])
+        last = stride * (shares.shape[2] - 1) + 1
+        for place in range(size):
+            padded[:, :, place : place + last : stride] += shares[:, :, :, place]
+        by_hidden = padded[:, :, size // 2 : size // 2 + length]
+    if to_kernel:
+        by_kernel = (rows.t() @ _patches(hidden, size, stride)).view_as(kernel)
+    return by_hidden, by_kernel
 
 
 def _patches(hidden: Tensor, kernel: int, stride: int) -> Tensor:
@@ -225,11 +329,13 @@ def convolve_along_width(convolution: nn.Module, hidden: Tensor) -> Tensor:
     if torch.is_autocast_enabled("cpu"):
         hidden = hidden.to(torch.get_autocast_dtype("cpu"))
     parts = cast("Any", convolution.parametrizations).weight
+    direction = parts.original1.flatten(2).transpose(1, 2)
     result: Tensor = _TimeConvolution.apply(  # type: ignore[no-untyped-call]
         hidden.permute(0, 2, 3, 1),
         parts.original0.flatten(),
-        parts.original1.flatten(2).transpose(1, 2),
+        direction,
         bias,
+        _prepare(convolution, direction, hidden),
         stride,
     )
     return result.view(len(hidden), hidden.shape[2], -1, len(bias)).permute(0, 3, 1, 2)

@@ -22,7 +22,8 @@ class AdamW(torch.optim.AdamW):
         for place, parameter in enumerate(lists[0]):
             strides = parameter.stride()
             order = sorted(range(parameter.ndim), key=lambda dimension: -strides[dimension])
-            for tensors in lists[:4]:  # parameters, gradients, first and second moments
-                tensors[place] = tensors[place].permute(order)
+            if order != list(range(parameter.ndim)):
+                for tensors in lists[:4]:  # parameters, gradients, first and second moments
+                    tensors[place] = tensors[place].permute(order)
             lists[1][place] = lists[1][place].contiguous()
         return complex_there

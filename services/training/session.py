@@ -40,9 +40,15 @@ from services.training.dataset import (
 from services.training.discriminator import RESOLUTIONS, Discriminator
 from services.training.ema import Ema
 from services.training.features import FeatureSettings
-from services.training.layout import keep_freed_memory, use_channels_last, use_tokens_of_channels
+from services.training.layout import (
+    keep_freed_memory,
+    use_channels_last,
+    use_quick_dropout,
+    use_tokens_of_channels,
+)
 from services.training.sampler import BucketSampler, Curriculum, difficulty
 from services.training.steps import new_discriminator
+from services.training.wavenet import waste_nothing
 from shared.cache import default_cache
 from shared.consent import refuse_withdrawn
 from shared.errors import ConfigError, DataError, TextError
@@ -286,11 +292,13 @@ def _prepare_networks(config: TrainingConfig, base: Base, accelerator: Accelerat
     if base.discriminator is not None:
         discriminator.load_folded(base.discriminator)
     remember_once(model)
+    waste_nothing(model)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
         for network in (model.decoder, model.posterior_encoder, model.flow, discriminator):
-            use_channels_last(network, grouped=accelerator.mixed_precision == "bf16")
+            use_channels_last(network)
         use_tokens_of_channels(model.duration_predictor)
+        use_quick_dropout(model)
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     if config.torch_compile:

@@ -25,7 +25,6 @@ import torch.distributed
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils import parametrize
 from torch.profiler import record_function
 
 from monotonic_align import LikelihoodError, maximum_path
@@ -39,6 +38,7 @@ from services.training.features import (
     log_mel_of,
     silence,
 )
+from services.training.layout import weights_as_they_are
 from services.training.losses import adversarial_loss, discriminator_loss, feature_loss, kl_loss, mel_loss
 from services.training.reducing import Reducer
 from shared.errors import DivergenceError
@@ -514,7 +514,7 @@ class Steps:
         generated = output.waveform.detach().requires_grad_()
         totals: dict[str, Tensor] = {}
         for network in self.discriminator.discriminators:
-            with parametrize.cached():  # both passes share the folded weights
+            with weights_as_they_are():  # for both passes
                 with torch.no_grad():
                     true = self._judge(network, real)
                 judged = self._judge(network, generated)

@@ -23,11 +23,10 @@ from transformers import VitsConfig, VitsModel
 
 from benchmarks import plain
 from services.training import discriminator as judges
-from services.training import session
+from services.training import layout, session, winograd
 from services.training.config import TrainingConfig, resolve
 from services.training.dataset import Batch, Example, Examples
 from services.training.features import FeatureSettings
-from services.training.layout import use_channels_last
 from services.training.steps import Seen, Steps, align
 from shared.modeling import VitsForTraining
 from shared.modeling.initialization import initialize
@@ -198,7 +197,6 @@ def make_ours(stock: VitsModel, config: TrainingConfig) -> Ours:
     generator.load_state_dict(stock.state_dict())
     base: Any = SimpleNamespace(model=generator, discriminator=None)
     discriminator = session._prepare_networks(config, base, Accelerator(cpu=True))
-    use_channels_last(discriminator, grouped=True)  # as with bfloat16
     return Ours(generator.train(), discriminator.to(dtype).train(), dtype)
 
 
@@ -364,6 +362,7 @@ def without_moot(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in gradients.items() if not name.endswith("k_proj.bias")}
 
 
+@pytest.mark.parametrize("wide", [False, True], ids=["narrow", "wide"])
 @pytest.mark.parametrize(
     ("dtype", "parts"),
     [
@@ -374,12 +373,21 @@ def without_moot(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
     ids=["float64", "float32", "float64 accumulated"],
 )
 def test_losses_and_gradients(
-    kind: dict[str, Any], dtype: torch.dtype, parts: list[tuple[int, ...]], tmp_path: Path
+    kind: dict[str, Any],
+    dtype: torch.dtype,
+    parts: list[tuple[int, ...]],
+    wide: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Two steps, so that their order and what they leave behind count too.
 
     Micro-batches that are accumulated must give what the plain step gives for all their recordings at once.
+    ``wide``: computed as layers of hundreds of channels are, by matrix products and minimal filtering.
     """
+    if wide:
+        monkeypatch.setattr(layout, "_WIDE", 0)
+        monkeypatch.setattr(winograd, "_WIDE", 0)
     stock = stock_model(dtype, **kind)
     config = make_config(tmp_path, gradient_checkpointing=len(parts) > 1)
     ours = make_ours(stock, config)

@@ -63,7 +63,7 @@ def test_residual_blocks_compute_the_same_and_keep_half(kind: str, channels_last
     remember_once(ours)
     for block in (plain, ours):
         if channels_last:
-            use_channels_last(block, grouped=True)
+            use_channels_last(block)
     values = torch.randn(2, 64, 8).transpose(1, 2)  # channels last, as one block hands it to the next
     if not channels_last:
         values = values.contiguous()

@@ -12,12 +12,14 @@ from torch.nn.utils.parametrizations import weight_norm
 from transformers import VitsConfig
 from transformers.models.vits.modeling_vits import VitsDilatedDepthSeparableConv
 
-from services.training import layout
+from services.training import layout, winograd
 from services.training.layout import (
     convolve_along_width,
     use_channels_last,
+    use_quick_dropout,
     use_tokens_of_channels,
     weight_norm_along_width,
+    weights_as_they_are,
 )
 
 
@@ -37,7 +39,7 @@ def test_channels_last_convolutions_compute_the_same(
         nn.Conv1d(8, 4, 1),
     ).double()
     ours = copy.deepcopy(plain)
-    use_channels_last(ours, grouped=True)
+    use_channels_last(ours)
     values = torch.randn(3, 8, 90, dtype=torch.float64)
     inputs = [values.clone().requires_grad_() for _ in range(2)]
     results = [network(one) for network, one in zip((plain, ours), inputs, strict=True)]
@@ -49,28 +51,37 @@ def test_channels_last_convolutions_compute_the_same(
     assert results[1].stride(1) == 1  # the layout goes on to the next layer
 
 
-def test_grouped_convolutions_can_be_left_alone() -> None:
-    network = nn.Sequential(nn.Conv1d(8, 8, 3, groups=4), nn.Conv1d(8, 8, 3))
-    use_channels_last(network, grouped=False)
+def test_convolutions_of_many_groups_are_left_alone() -> None:
+    network = nn.Sequential(nn.Conv1d(64, 64, 3, groups=64), nn.Conv1d(8, 8, 3))
+    use_channels_last(network)
     assert "_conv_forward" not in vars(network[0])
     assert "_conv_forward" in vars(network[1])
 
 
 def test_a_copy_of_a_converted_network_uses_its_own_weights() -> None:
     network = nn.Conv1d(4, 4, 3)
-    use_channels_last(network, grouped=True)
+    use_channels_last(network)
     other = copy.deepcopy(network)
     nn.init.zeros_(other.weight)
     assert network(torch.ones(1, 4, 5)).ne(other(torch.ones(1, 4, 5))).any()
 
 
-@pytest.mark.parametrize("wide", [True, False])
+def compute_by(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """Let layers of any width compute as wide ones do, or as narrow ones."""
+    monkeypatch.setattr(layout, "_WIDE", 10**9 if way == "convolution" else 0)
+    monkeypatch.setattr(winograd, "_WIDE", 0 if way == "minimal filtering" else 10**9)
+
+
+WAYS = ["convolution", "product", "minimal filtering"]
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("stride", "length"), [(3, 31), (3, 32), (3, 33), (1, 31)])
 def test_along_the_width_is_along_the_height(
-    monkeypatch: pytest.MonkeyPatch, stride: int, length: int, wide: bool
+    monkeypatch: pytest.MonkeyPatch, stride: int, length: int, way: str
 ) -> None:
-    """Against torch's weight norm and convolution of the images as they stand, by convolution and by product."""
-    monkeypatch.setattr(layout, "_WIDE", 0 if wide else 10**9)
+    """Against torch's weight norm and convolution of the images as they stand."""
+    compute_by(monkeypatch, way)
     plain = nn.Conv2d(6, 10, (5, 1), (stride, 1), (2, 0)).double()
     ours = weight_norm_along_width(copy.deepcopy(plain))
     plain = weight_norm(plain)
@@ -90,9 +101,9 @@ def test_along_the_width_is_along_the_height(
         torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("wide", [True, False])
-def test_one_row_is_an_image_of_one(monkeypatch: pytest.MonkeyPatch, wide: bool) -> None:
-    monkeypatch.setattr(layout, "_WIDE", 0 if wide else 10**9)
+@pytest.mark.parametrize("way", WAYS)
+def test_one_row_is_an_image_of_one(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    compute_by(monkeypatch, way)
     plain = nn.Conv1d(6, 10, 5, padding=2).double()
     ours = weight_norm_along_width(layout.WideConv1d(6, 10, 5, padding=2).double())
     plain = weight_norm(plain)
@@ -140,3 +151,72 @@ def test_separable_convolutions_compute_the_same_token_by_token(conditioned: boo
         gradients(plain, inputs[0], results[0]), gradients(ours, inputs[1], results[1]), strict=True
     ):
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_weights_as_they_are_are_prepared_once(
+    monkeypatch: pytest.MonkeyPatch, way: str, kind: torch.dtype
+) -> None:
+    """Inside, the second pass takes what the first has made; afterwards a changed weight is seen."""
+    compute_by(monkeypatch, way)
+    convolution = weight_norm_along_width(nn.Conv2d(6, 10, (5, 1), padding=(2, 0)))
+    values = torch.randn(2, 6, 3, 31)
+
+    def compute() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=kind == torch.bfloat16):
+            return convolve_along_width(convolution, values)
+
+    with weights_as_they_are():
+        with torch.no_grad():
+            first = compute()
+        second = compute()
+        assert len(layout._prepared or {}) == (way != "convolution")
+    torch.testing.assert_close(second, first, rtol=0, atol=0)
+    torch.testing.assert_close(compute(), first, rtol=0, atol=0)
+    with torch.no_grad():
+        dict(convolution.named_parameters())["parametrizations.weight.original1"][0] += 1
+    assert compute()[:, 0].ne(first[:, 0]).any()
+
+
+def test_half_precision_is_not_for_minimal_filtering(monkeypatch: pytest.MonkeyPatch) -> None:
+    compute_by(monkeypatch, "minimal filtering")
+    network = nn.Conv1d(6, 6, 5, padding=2)
+    use_channels_last(network)
+    monkeypatch.setattr(winograd, "correlate", lambda *_: pytest.fail("by minimal filtering"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert network(torch.randn(1, 6, 9)).dtype == torch.bfloat16
+    with pytest.raises(pytest.fail.Exception, match="by minimal filtering"):
+        network(torch.randn(1, 6, 9))
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.93])
+def test_quick_dropout_drops_and_scales_as_often_as_told(p: float) -> None:
+    """Each element, whatever its place: those of a machine word share one draw."""
+    dropout = nn.Dropout(p)
+    use_quick_dropout(dropout)
+    torch.manual_seed(0)
+    values = torch.full((200, 100, 5), 3.0, requires_grad=True)  # not a whole number of fours in a row
+    result = dropout(values)
+    kept = result != 0
+    torch.testing.assert_close(result[kept], torch.full_like(result[kept], 3 / (1 - p)))
+    for place in range(4):
+        share = kept.flatten()[place::4].double().mean().item()
+        assert abs(share - (1 - p)) < 5 * (p * (1 - p) / 25_000) ** 0.5
+    (gradient,) = torch.autograd.grad(result.sum(), values)
+    torch.testing.assert_close(gradient, kept / (1 - p))
+    neighbours = kept.flatten().view(-1, 4).double()
+    assert torch.corrcoef(neighbours.t()).fill_diagonal_(0).abs().max() < 0.04
+
+
+def test_quick_dropout_depends_on_the_seed_alone_and_rests_in_evaluation() -> None:
+    dropout = nn.Dropout(0.3)
+    use_quick_dropout(dropout)
+    values = torch.randn(7, 3, dtype=torch.bfloat16)
+    results = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        results.append(dropout(values))
+    assert results[0].dtype == torch.bfloat16
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
+    torch.testing.assert_close(dropout.eval()(values), values, rtol=0, atol=0)

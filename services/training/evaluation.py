@@ -221,7 +221,7 @@ def held_out_losses(session: Session, stop: Stop | None = None) -> dict[str, flo
 def _batch_losses(session: Session, seen: Seen) -> dict[str, tuple[Tensor, Tensor]]:
     """Each loss of a batch: its mean, and of how many."""
     batch, settings, device = seen.batch, session.settings, session.accelerator.device
-    kind, width = widest(device), session.config.segment_size // settings.hop_length
+    kind, width = widest(device), settings.frames(session.config.segment_size)
     output = _forward(session, seen, to_device(slice_starts(seen.host, width), device), width)
     real, mel = seen.slices(output.slice_starts, width, settings)
     inside = sequence_mask(batch.frame_lengths - output.slice_starts, width)[:, None]

@@ -405,6 +405,21 @@ def evaluation_remedies(config: TrainingConfig) -> list[str]:
     return [f"{number}. {line}" for number, line in enumerate(told, start=1)]
 
 
+def network_remedies(config: TrainingConfig) -> list[str]:
+    """What to do where the networks alone find no room, in the order in which to try it.
+
+    Neither batches nor precision change what they take: weights are kept in float32.
+    """
+    told = [
+        "end what else is in that memory, such as another run",
+        *([] if config.ema_decay is None else ["no averaged weights: --ema_decay null"]),
+        *(["no judges of spectrograms: --stft_discriminator false"] if config.stft_discriminator else []),
+        *_fewer_judges(config),
+        "a smaller base, as --model_name_or_path; 'vits doctor' estimates what one takes",
+    ]
+    return [f"{number}. {line}" for number, line in enumerate(told, start=1)]
+
+
 def _fewer_held_out(config: TrainingConfig) -> str:
     now = config.max_eval_samples
     if now is None:

@@ -272,6 +272,7 @@ class Diagnosis:
         self._dominance = Dominance(len(self._session.discriminator.discriminators))
         self._reconstruction = Reconstruction(key, getattr(self._session.config, key))
         self._sharpening = Sharpening()
+        self._stage = stage
 
     def waited(self, seconds: float) -> None:
         """A batch was waited for."""
@@ -294,7 +295,8 @@ class Diagnosis:
 
     def evaluated(self, values: Mapping[str, float]) -> None:
         """An evaluation's figures are at hand."""
-        found = self._sharpening.look(values)
+        sharp = self._stage != "reconstruction"  # which learns nothing of texts
+        found = self._sharpening.look(values) if sharp else None
         if found:
             self._tell("alignment", *found)
 

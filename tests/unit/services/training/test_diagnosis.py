@@ -15,7 +15,7 @@ from torch import Tensor
 
 from services.training import diagnosis, evaluation, loop
 from services.training.checkpoints import TrainerState
-from services.training.config import MODULES, TrainingConfig
+from services.training.config import MODULES, Stage, TrainingConfig
 from services.training.config_sources import read_overrides
 from services.training.diagnosis import (
     FINDINGS,
@@ -199,6 +199,26 @@ def test_alignments_that_stay_blurred_are_heard() -> None:
 @pytest.mark.parametrize("shares", [[0.8, 0.7, 0.55, 0.4], [0.12] * 9, [0.7, 0.2, 0.15], [0.9, 0.8]])
 def test_alignments_that_become_or_are_sharp_are_not(shares: list[float]) -> None:
     assert sharpening(shares) is None
+
+
+@pytest.mark.parametrize(("stage", "heard"), [("reconstruction", False), ("text", True), ("joint", True)])
+def test_alignments_are_not_asked_for_before_texts_are_learnt(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, stage: Stage, heard: bool
+) -> None:
+    """What the reconstruction stage was told to mend could not be mended there, and was told of no later stage."""
+    from accelerate import Accelerator
+
+    from services.training.session import begin
+
+    config = make_config(report_to=[])
+    config.output_dir.mkdir()
+    session = begin(config, Accelerator(cpu=True))
+    told = Told(session, monkeypatch)
+    found = Diagnosis(session, told.tracker)
+    found.begin_stage(stage)
+    for _ in range(4):
+        found.evaluated({"longest_token": 0.7})
+    assert any("alignments do not become sharp" in line for line in told.lines) == heard
 
 
 def test_the_share_of_the_longest_token_is_what_the_search_gave_it(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 #: Everything that can be found, as the metric and the report call it.
 FINDINGS = (
     "small_dataset", "data_starvation", "discriminator_dominance", "generator_dominance", "collapse",
-    "learning_rate", "alignment", "divergence", "out_of_memory",
+    "learning_rate", "standstill", "alignment", "divergence", "out_of_memory",
 )  # fmt: skip
 
 #: Logged values that a detector looks at together: one alone is noise.
@@ -38,6 +38,11 @@ _FEW = 80
 _WAITING, _BUSY = 0.3, 0.8
 #: Steps that a look at the clock takes in, at least.
 _CLOCKED = 20
+#: The share of what an evaluation's losses were that they differ by where a model has changed at all; and evaluations,
+#: steps and the share of a stage's steps before it can be said that it has not.
+_STILL, _LOOKS, _STEPS, _SHARE = 0.001, 4, 200, 0.1
+#: What an evaluation logs of which some part is what a stage teaches.
+_TAUGHT = frozenset({"eval_mel", "eval_kl", "eval_duration"})
 #: The key that is a stage's learning rate.
 _RATES: dict[Stage, str] = {
     "new_modules": "new_modules_learning_rate",
@@ -213,6 +218,37 @@ class Reconstruction:
         return None
 
 
+def standstill(
+    evaluations: Sequence[Mapping[str, float]], least: float, key: str, rate: float
+) -> tuple[str, str] | None:
+    """Whether steps change next to nothing.
+
+    Of one model evaluations are the same to the last digits, and AdamW moves weights by the rate whatever the gradient:
+    so what is measured moves, up or down, unless the rate is too small for that. A model that has learnt all there is
+    to learn moves, too; a step's own losses are too noisy to tell.
+
+    Args:
+        evaluations: The stage's until now, as they are logged.
+        least: Steps that they have to span.
+        key: The key that is the learning rate.
+        rate: What it is.
+    """
+    if len(evaluations) < _LOOKS or evaluations[-1]["step"] - evaluations[0]["step"] < least:
+        return None
+    begun = evaluations[0]
+    for name in _TAUGHT:
+        if any(abs(one[name] - begun[name]) > _STILL * abs(begun[name]) for one in evaluations):
+            return None
+    steps = evaluations[-1]["step"] - begun["step"]
+    finder = "; 'vits tune lr' finds one" if key == _RATES["joint"] else ""
+    return (
+        (
+            f"in {steps:.0f} steps no loss of an evaluation has changed by {_STILL:.1%}: training does next to nothing"
+        ),
+        f"raise {key}, such as to {10 * rate:.1g} (now {rate:.2g}){finder}",
+    )
+
+
 class Sharpening:
     """Whether alignments become sharp.
 
@@ -299,6 +335,18 @@ class Diagnosis:
         found = self._sharpening.look(values) if sharp else None
         if found:
             self._tell("alignment", *found)
+        still = self._standstill()
+        if still:
+            self._tell("standstill", *still)
+
+    def _standstill(self) -> tuple[str, str] | None:
+        """Of the stage since its beginning, whichever run that was in."""
+        session, key = self._session, _RATES[self._stage]
+        span, ema = session.plan.span(self._stage), session.ema
+        least = max(_STEPS, _SHARE * len(span), 1 / (1 - ema.decay) if ema else 0)  # averages lag behind
+        history = session.state.log_history
+        evaluations = [entry for entry in history if entry.keys() >= _TAUGHT and entry["step"] >= span.start]
+        return standstill(evaluations, least, key, getattr(session.config, key))
 
     def failed(self, name: str, error: Exception) -> None:
         """The run ends by an error that says itself what to do."""

@@ -28,6 +28,7 @@ from services.training.diagnosis import (
     evaluation_remedies,
     remedies,
     small_dataset,
+    standstill,
 )
 from services.training.steps import Steps
 from shared.errors import ConfigError, DataError, DivergenceError
@@ -180,6 +181,114 @@ def test_a_real_run_at_a_rate_far_too_high_hears_so(
     assert [finding["name"] for finding in state.findings] == ["small_dataset", "collapse"]
     assert "the model has lost what it had" in state.findings[1]["what"]
     assert "lower learning_rate, such as to 0.4 (now 2)" in capsys.readouterr().out
+
+
+# -- Whether anything changes ----------------------------------------------------------------------
+
+
+def evaluations(steps: Iterable[int], **losses: Callable[[int], float]) -> list[dict[str, float]]:
+    """Evaluations whose losses stand still, but for those that are given as a function of the step."""
+    still = {"mel": 0.8, "kl": 2.0, "duration": 1.5}
+    return [
+        {"step": step}
+        | {f"eval_{name}": losses[name](step) if name in losses else value for name, value in still.items()}
+        for step in steps
+    ]
+
+
+def test_a_run_that_changes_nothing_is_heard() -> None:
+    found = standstill(
+        evaluations(range(0, 400, 100), mel=lambda step: 0.8 - step * 1e-6), 300, "learning_rate", 2e-8
+    )
+    assert found == (
+        "in 300 steps no loss of an evaluation has changed by 0.1%: training does next to nothing",
+        "raise learning_rate, such as to 2e-07 (now 2e-08); 'vits tune lr' finds one",
+    )
+    still = standstill(evaluations(range(0, 400, 100)), 300, "text_stage_learning_rate", 5e-9)
+    assert still is not None
+    assert still[1] == "raise text_stage_learning_rate, such as to 5e-08 (now 5e-09)"
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        evaluations(range(0, 400, 100), mel=lambda step: 0.8 - step * 1e-5),  # slowly, but it learns
+        evaluations(
+            range(0, 400, 100), kl=lambda step: 2 + step * 1e-4
+        ),  # the wrong way, for another detector
+        evaluations(range(0, 400, 100), duration=lambda step: 1.5 - step * 1e-4),  # all else is frozen
+        evaluations(range(0, 2000, 100), mel=lambda step: 0.8 - min(step, 100) * 1e-4),  # all is learnt
+        evaluations(range(0, 290, 10)),  # too early to say
+        evaluations((0, 400, 800)),  # too few
+        [],
+    ],
+    ids=["slow", "worse", "duration", "learnt", "early", "few", "none"],
+)
+def test_a_run_that_changes_something_is_not(history: list[dict[str, float]]) -> None:
+    assert standstill(history, 300, "learning_rate", 2e-5) is None
+
+
+@pytest.mark.parametrize(
+    ("stages", "rates", "told"),
+    [
+        ({"max_steps": 8}, {"learning_rate": 1e-12}, "raise learning_rate, such as to 1e-11 (now 1e-12)"),
+        ({"max_steps": 8}, {}, None),
+        (
+            {"text_stage_steps": 8, "max_steps": 1},
+            {"text_stage_learning_rate": 1e-12},
+            "raise text_stage_learning_rate, such as to 1e-11 (now 1e-12)",
+        ),
+        ({"text_stage_steps": 8, "max_steps": 1}, {}, None),
+        ({"reconstruction_stage_steps": 8, "max_steps": 1}, {}, None),
+    ],
+    ids=["joint", "joint learns", "text", "text learns", "reconstruction learns"],
+)
+def test_a_real_run_at_a_rate_far_too_low_hears_so(
+    make_config: MakeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    stages: dict[str, int],
+    rates: dict[str, float],
+    told: str | None,
+) -> None:
+    monkeypatch.setattr(diagnosis, "_STEPS", 6)
+    config = make_config(**stages | rates, do_eval=True, eval_steps=2, save_steps=99, report_to=[])
+    state = TrainerState.read(loop.train(config))
+    assert state is not None
+    found = [finding["remedy"] for finding in state.findings if finding["name"] == "standstill"]
+    assert [remedy.partition(";")[0] for remedy in found] == ([told] if told else [])
+
+
+@pytest.mark.parametrize(
+    ("stages", "decay", "heard"),
+    [
+        ({}, None, True),
+        ({"text": 100}, None, True),  # of 300 steps it has the last 200
+        ({"text": 101}, None, False),
+        ({"joint": 3000}, None, True),
+        ({"joint": 3001}, None, False),  # its first tenth is not over
+        ({}, 0.996, True),  # an average of 250 steps
+        ({}, 0.999, False),
+    ],
+)
+def test_a_stage_is_given_time_to_change_something(
+    make_config: MakeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    stages: dict[str, int],
+    decay: float | None,
+    heard: bool,
+) -> None:
+    from accelerate import Accelerator
+
+    from services.training.session import Plan, begin
+
+    config = make_config(report_to=[], ema_decay=decay)
+    config.output_dir.mkdir()
+    session = begin(config, Accelerator(cpu=True))
+    session.plan = Plan(**{"joint": 1000, "per_epoch": 1} | stages)
+    session.state.log_history = evaluations(range(0, 301, 50))
+    told = Told(session, monkeypatch)
+    Diagnosis(session, told.tracker).evaluated({})
+    assert any("training does next to nothing" in line for line in told.lines) == heard
 
 
 # -- Alignments ------------------------------------------------------------------------------------

@@ -173,8 +173,11 @@ class Dominance:
         return None
 
 
-class Reconstruction:
-    """Whether the mel loss is going the wrong way: lost again, or never found.
+class Descent:
+    """Whether a loss that should fall is going the wrong way: lost again, or never found.
+
+    It is the mel loss, or in the text stage, which decodes nothing, the divergence. That is estimated by one sample and
+    may be near to nothing: so it has to rise by more, and by some nats.
 
     Args:
         key: The key that is the learning rate.
@@ -182,6 +185,10 @@ class Reconstruction:
     """
 
     def __init__(self, key: str, rate: float) -> None:
+        reads = key == _RATES["text"]
+        self._loss, self._called = ("kl", "the divergence") if reads else ("mel", "the mel loss")
+        self._lost, self._rise, self._least = (3.0, 2.0, 5.0) if reads else (1.5, 1.2, 0.0)
+        self._or = "" if reads else ", or raise weight_mel"
         self._lower = f"lower {key}, such as to {rate / 5:.1g} (now {rate:.2g})"
         self._gently = self._lower
         if key == _RATES["joint"]:  # which alone the finder looks for, and a warm-up leads up to
@@ -193,9 +200,9 @@ class Reconstruction:
 
     def look(self, values: Mapping[str, float]) -> tuple[str, str, str] | None:
         """Take in a step's losses; which of the findings it is, what, and what to do."""
-        if "mel" not in values:
+        if self._loss not in values:
             return None
-        self._values.append(values["mel"])
+        self._values.append(values[self._loss])
         self._seen += 1
         if len(self._values) < _WINDOW:
             return None
@@ -203,16 +210,18 @@ class Reconstruction:
         if math.isinf(self._first):
             self._first = now
         self._best = min(self._best, now)
-        if self._best < 0.9 * self._first and now > 1.5 * self._best:
+        lost = now > max(self._lost * self._best, self._best + self._least)
+        if self._best < 0.9 * self._first and lost:
             return (
                 "collapse",
-                f"the mel loss was down to {self._best:.3g} and is back at {now:.3g}: the model has lost what it had",
-                f"go back to a checkpoint before that with resume_from_checkpoint; {self._lower}, or raise weight_mel",
+                f"{self._called} was down to {self._best:.3g} and is back at {now:.3g}: the model has lost what it had",
+                f"go back to a checkpoint before that with resume_from_checkpoint; {self._lower}{self._or}",
             )
-        if self._seen >= 2 * _WINDOW and self._best > 0.98 * self._first and now > 1.2 * self._first:
+        risen = now > max(self._rise * self._first, self._first + self._least)
+        if self._seen >= 2 * _WINDOW and self._best > 0.98 * self._first and risen:
             return (
                 "learning_rate",
-                f"the mel loss has only risen, from {self._first:.3g} to {now:.3g}: the learning rate is too high",
+                f"{self._called} has only risen, from {self._first:.3g} to {now:.3g}: the learning rate is too high",
                 self._gently,
             )
         return None
@@ -306,7 +315,7 @@ class Diagnosis:
         """Losses begin anew."""
         key = _RATES[stage]
         self._dominance = Dominance(len(self._session.discriminator.discriminators))
-        self._reconstruction = Reconstruction(key, getattr(self._session.config, key))
+        self._descent = Descent(key, getattr(self._session.config, key))
         self._sharpening = Sharpening()
         self._stage = stage
 
@@ -320,7 +329,7 @@ class Diagnosis:
 
     def logged(self, values: Mapping[str, float]) -> None:
         """A step's losses are at hand."""
-        for found in (self._dominance.look(values), self._reconstruction.look(values)):
+        for found in (self._dominance.look(values), self._descent.look(values)):
             if found:
                 self._tell(*found)
         starved = self._starvation.look(self._steps, self._waited, self._seconds, self._busy())

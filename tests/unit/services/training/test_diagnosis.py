@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,9 +20,9 @@ from services.training.config import MODULES, Stage, TrainingConfig
 from services.training.config_sources import read_overrides
 from services.training.diagnosis import (
     FINDINGS,
+    Descent,
     Diagnosis,
     Dominance,
-    Reconstruction,
     Sharpening,
     Size,
     Starvation,
@@ -105,20 +106,20 @@ def test_a_discriminator_that_does_not_learn_is_not_judged() -> None:
 # -- Where the mel loss goes -----------------------------------------------------------------------
 
 
-def reconstruction(mel: Iterable[float]) -> Any:
-    detector = Reconstruction("learning_rate", 2e-4)
+def descent(mel: Iterable[float]) -> Any:
+    detector = Descent("learning_rate", 2e-4)
     return first(detector.look({"mel": value}) for value in mel)
 
 
 def test_a_model_that_loses_what_it_had_is_heard() -> None:
     good = [1.0 * 0.95**at + 0.4 for at in range(30)]
-    found = reconstruction(noisy([*good, *([2.0] * 10)]))
+    found = descent(noisy([*good, *([2.0] * 10)]))
     assert found[0] == "collapse"
     assert "resume_from_checkpoint" in found[2]
 
 
 def test_a_loss_that_only_rises_is_a_learning_rate_too_high() -> None:
-    found = reconstruction(noisy([0.7 + 0.05 * at for at in range(30)]))
+    found = descent(noisy([0.7 + 0.05 * at for at in range(30)]))
     assert found[0] == "learning_rate"
     assert "lower learning_rate, such as to 4e-05 (now 0.0002)" in found[2]
 
@@ -139,7 +140,7 @@ def test_the_rate_to_lower_is_the_stages_own(
     assert said.endswith(
         "What to do: lower reconstruction_stage_learning_rate, such as to 0.0002 (now 0.001)"
     )
-    first_stage = Reconstruction("new_modules_learning_rate", 5e-4)
+    first_stage = Descent("new_modules_learning_rate", 5e-4)
     found = first(first_stage.look({"mel": value}) for value in [1.0] * 5 + [0.5] * 5 + [2.0] * 5)
     assert (
         "; lower new_modules_learning_rate, such as to 0.0001 (now 0.0005), or raise weight_mel" in found[2]
@@ -157,7 +158,7 @@ def test_the_rate_to_lower_is_the_stages_own(
 )
 def test_a_loss_that_does_what_it_should_is_not_heard(mel: list[float]) -> None:
     for seed in range(5):
-        assert reconstruction(noisy(mel, seed)) is None
+        assert descent(noisy(mel, seed)) is None
 
 
 def test_a_real_run_at_a_rate_far_too_high_hears_so(
@@ -181,6 +182,80 @@ def test_a_real_run_at_a_rate_far_too_high_hears_so(
     assert [finding["name"] for finding in state.findings] == ["small_dataset", "collapse"]
     assert "the model has lost what it had" in state.findings[1]["what"]
     assert "lower learning_rate, such as to 0.4 (now 2)" in capsys.readouterr().out
+
+
+# -- Where the divergence goes in a text stage -----------------------------------------------------
+
+
+def reading(divergence: Iterable[float]) -> Any:
+    detector = Descent("text_stage_learning_rate", 5e-4)
+    return first(detector.look({"kl": value, "duration": 1.0}) for value in divergence)
+
+
+def test_a_divergence_that_comes_back_is_heard() -> None:
+    good = [40 * 0.8**at + 5 for at in range(30)]
+    found = reading(noisy([*good, *([30.0] * 10)]))
+    assert found[0] == "collapse"
+    assert re.match(r"the divergence was down to 4\.\d+ and is back at ", found[1])
+    assert found[2] == (
+        "go back to a checkpoint before that with resume_from_checkpoint; lower text_stage_learning_rate, such as to "
+        "0.0001 (now 0.0005)"
+    )
+
+
+def test_a_divergence_that_only_rises_is_a_learning_rate_too_high() -> None:
+    found = reading(noisy([4.0 * 1.2**at for at in range(30)]))
+    assert found[0] == "learning_rate"
+    assert found[1].startswith("the divergence has only risen, from ")
+    assert found[2] == "lower text_stage_learning_rate, such as to 0.0001 (now 0.0005)"
+
+
+@pytest.mark.parametrize(
+    "divergence",
+    [
+        [
+            242.0,
+            47.0,
+            29.8,
+            20.9,
+            14.9,
+            13.2,
+            13.4,
+            11.7,
+            10.9,
+            11.0,
+            *([10.2] * 8),
+            *([8.0] * 30),
+        ],  # as a real one
+        [1.2] * 100,  # a base that reads them already
+        [*([2.0] * 4), *([3.5] * 10), *(1 + 2.5 * 0.9**at for at in range(60))],  # the first steps' stumble
+        [0.5, -0.2, 0.4, -0.1] * 25,  # one sample may be less than nothing
+    ],
+    ids=["learning", "flat", "stumbling", "low"],
+)
+def test_a_divergence_that_does_what_it_should_is_not_heard(divergence: list[float]) -> None:
+    """With five times the noise that the real one's has."""
+    for seed in range(5):
+        noise = zip(divergence, noisy(divergence, seed), strict=True)
+        assert reading(value + 3 * (other - value) for value, other in noise) is None
+
+
+@pytest.mark.parametrize(("rises", "told"), [(True, ["learning_rate"]), (False, [])])
+def test_a_text_stage_is_looked_at(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, rises: bool, told: list[str]
+) -> None:
+    """It has no mel loss, and so was not."""
+    alone = Steps.alone
+
+    def step(steps: Steps, seen: Any, number: int, losses_of: Any) -> dict[str, Tensor]:
+        losses = alone(steps, seen, number, losses_of)
+        return losses | {"kl": losses["kl"] * 1.3**number} if rises else losses
+
+    monkeypatch.setattr(Steps, "alone", step)
+    config = make_config(text_stage_steps=14, max_steps=1, logging_steps=1, report_to=[])
+    state = TrainerState.read(loop.train(config))
+    assert state is not None
+    assert [finding["name"] for finding in state.findings][1:] == told
 
 
 # -- Whether anything changes ----------------------------------------------------------------------
@@ -539,7 +614,7 @@ def test_a_healthy_run_hears_nothing(
     assert len(found._starvation._windows) == 2
     assert len(found._sharpening._values) == 3
     assert len(found._dominance._values) == diagnosis._WINDOW
-    assert found._reconstruction._seen >= 2 * diagnosis._WINDOW
+    assert found._descent._seen >= 2 * diagnosis._WINDOW
     assert "look: " not in capsys.readouterr().out
     assert "What to look at" not in (config.output_dir / "report.html").read_text()
 

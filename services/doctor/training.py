@@ -42,6 +42,9 @@ DISCRIMINATOR_PARAMETERS = 46.7e6
 BASE_BYTES, FRAME_BYTES, FRAME_BYTES_BF16 = 0.72e9, 0.76e6, 0.46e6
 #: Of which gradient checkpointing leaves so much: 3.76 GB at 16 × 400 in fp32, 2.93 GB in bf16.
 CHECKPOINTED = 0.33
+#: Bytes that a recording takes more when its slice is longer by the default ``segment_size``, and what checkpointing
+#: leaves of them; measured from 32 to 128 frames (docs/log.md).
+SLICE_BYTES, SLICE_BYTES_BF16, SLICES_CHECKPOINTED = 162e6, 90e6, 0.45
 #: Frames of a second where the model does not say: 16 kHz, hops of 256.
 FRAMES_PER_SECOND = 62.5
 #: Bytes of a checkpoint for each parameter of both networks: weights, two moments, and the model as it is published.
@@ -252,8 +255,7 @@ def _room(config: TrainingConfig, size: Size) -> Iterator[Finding]:
     fits = fitting_batch(config, size, free * 1e9)
     said = f"a step takes about {need:.1f} GB, of {free:.1f} GB free{where}"
     usual = type(config).model_fields["segment_size"].default
-    if config.segment_size != usual:
-        said += f" (with segment_size {usual}; what {config.segment_size} takes has not been measured)"
+    shorter = f"segment_size {usual}, " if config.segment_size > usual else ""
     if need <= free:
         yield ok("memory of a step", said)
     elif fits:
@@ -261,7 +263,7 @@ def _room(config: TrainingConfig, size: Size) -> Iterator[Finding]:
             "memory of a step",
             said,
             f"per_device_train_batch_size {fits} fits; gradient_accumulation_steps makes up for it. Or "
-            "gradient_checkpointing, a smaller max_duration_in_seconds, or configs/low-memory.json",
+            f"gradient_checkpointing, {shorter}a smaller max_duration_in_seconds, or configs/low-memory.json",
         )
     else:
         yield fail(
@@ -283,18 +285,19 @@ def _memory_of(config: TrainingConfig) -> tuple[float, str]:
 
 
 def step_bytes(config: TrainingConfig, size: Size, batch: int | None = None) -> float:
-    """Bytes that a step takes at its largest, about, with slices of the default ``segment_size``."""
-    frames = (
-        (batch or config.per_device_train_batch_size)
-        * config.max_duration_in_seconds
-        * size.frames_per_second
-    )
+    """Bytes that a step takes at its largest, about."""
+    recordings = batch or config.per_device_train_batch_size
+    frames = recordings * config.max_duration_in_seconds * size.frames_per_second
     if config.max_frames_per_batch:
         frames = min(frames, config.max_frames_per_batch)
-    each = FRAME_BYTES_BF16 if config.bf16 or config.fp16 else FRAME_BYTES
+    half = config.bf16 or config.fp16
+    each, slice_ = (FRAME_BYTES_BF16, SLICE_BYTES_BF16) if half else (FRAME_BYTES, SLICE_BYTES)
     if config.gradient_checkpointing:
-        each *= CHECKPOINTED
-    return BASE_BYTES + BYTES_PER_PARAMETER * (size.parameters + DISCRIMINATOR_PARAMETERS) + each * frames
+        each, slice_ = each * CHECKPOINTED, slice_ * SLICES_CHECKPOINTED
+    # What a frame takes has the default's slices in it; with shorter ones nothing shrinks by more than they do.
+    share: float = config.segment_size / type(config).model_fields["segment_size"].default
+    held = max(each * frames + slice_ * recordings * (share - 1), min(share, 1) * each * frames)
+    return BASE_BYTES + BYTES_PER_PARAMETER * (size.parameters + DISCRIMINATOR_PARAMETERS) + held
 
 
 def fitting_batch(config: TrainingConfig, size: Size, free: float) -> int:

@@ -364,7 +364,14 @@ def checkpoints(output_dir: Path) -> list[Path]:
     return sorted(found, key=lambda folder: checkpoint_step(folder) or 0)
 
 
-def write_checkpoint(output_dir: Path, step: int, write: Callable[[Path], None], *, needed: int = 0) -> Path:
+def write_checkpoint(
+    output_dir: Path,
+    step: int,
+    write: Callable[[Path], None],
+    *,
+    needed: int = 0,
+    command: str | None = None,
+) -> Path:
     """Write ``checkpoint-<step>`` whole, by way of a folder of another name.
 
     Args:
@@ -372,6 +379,7 @@ def write_checkpoint(output_dir: Path, step: int, write: Callable[[Path], None],
         step: Names the checkpoint; one of the same step is replaced.
         write: Fills a folder.
         needed: About how many bytes that takes, for the message when there is no room.
+        command: What would go on with the run, for the same message; see `room_for`.
 
     Raises:
         UserError: The disk is full. What was written is removed again, and older checkpoints are as they were.
@@ -379,7 +387,7 @@ def write_checkpoint(output_dir: Path, step: int, write: Callable[[Path], None],
     final = output_dir / f"checkpoint-{step}"
     partial = final.with_name(final.name + _PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
-    with room_for(final.name, output_dir, needed):
+    with room_for(final.name, output_dir, needed, command):
         try:
             partial.mkdir(parents=True)
             write(partial)
@@ -393,8 +401,15 @@ def write_checkpoint(output_dir: Path, step: int, write: Callable[[Path], None],
 
 
 @contextmanager
-def room_for(what: str, output_dir: Path, needed: int) -> Iterator[None]:
-    """Say of a full disk where it is, and how many bytes are needed.
+def room_for(what: str, output_dir: Path, needed: int, command: str | None = None) -> Iterator[None]:
+    """Say of a full disk where it is, how many bytes are needed, and how the run goes on.
+
+    Args:
+        what: What is written inside.
+        output_dir: The run's folder.
+        needed: About how many bytes that takes.
+        command: What goes on with the run from the newest checkpoint that is complete; None where the very command
+            that was given would do again what has failed.
 
     Raises:
         UserError: The disk is full.
@@ -404,11 +419,20 @@ def room_for(what: str, output_dir: Path, needed: int) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         if not _says_full(error):
             raise
-        left = ", ".join(folder.name for folder in checkpoints(output_dir)) or "none"
+        complete = checkpoints(output_dir)
+        again = "the same command tries again"
+        if command is not None:
+            again = f"{command} goes on from {complete[-1].name if complete else 'the beginning'}"
+            if complete:
+                again += (
+                    f"; with an --output_dir on another disk and --resume_from_checkpoint {complete[-1].resolve()}, "
+                    "it goes on there"
+                )
+        left = ", ".join(folder.name for folder in complete) or "none"
         raise UserError(
             f"The disk of {output_dir} is full: {what} needs {needed} bytes ({needed / 1e9:.2f} GB) and "
-            f"{shutil.disk_usage(output_dir).free} are free. Make room there, or set save_total_limit, and start "
-            f"the run again. Complete checkpoints: {left}"
+            f"{shutil.disk_usage(output_dir).free} are free. Make room there (a smaller --save_total_limit "
+            f"keeps fewer checkpoints); then {again}. Complete checkpoints: {left}"
         ) from error
 
 

@@ -168,12 +168,12 @@ class Examples(Dataset[Example]):
 
     def frames(self, example: Example) -> int:
         """Whole frames in an example."""
-        return example.samples // self.settings.hop_length
+        return self.settings.frames(example.samples)
 
     def most_frames(self, example: Example) -> int:
         """Whole frames that it can come to when it is varied, which a batch must have room for."""
         slowest = 1 - self.augmentation.speed if self.augmentation else 1
-        return math.ceil(example.samples / slowest) // self.settings.hop_length
+        return self.settings.frames(math.ceil(example.samples / slowest))
 
     @property
     def hours(self) -> float:
@@ -185,7 +185,7 @@ class Examples(Dataset[Example]):
         hop, padding = self.settings.hop_length, self.settings.padding
         tokens = max(len(example.token_ids) for example in examples)
         waveforms = [self.waveform(example, epoch) for example in examples]
-        frames = [len(waveform) // hop for waveform in waveforms]
+        frames = [self.settings.frames(len(waveform)) for waveform in waveforms]
         input_ids = torch.zeros(len(examples), tokens, dtype=torch.long)
         padded = torch.zeros(len(examples), max(frames) * hop + 2 * padding)
         for row, example in enumerate(examples):
@@ -430,8 +430,8 @@ def _fault_of_speaker(
 def _fault_of_length(
     tokens: int, samples: int, settings: FeatureSettings, config: TrainingConfig
 ) -> _Fault | None:
-    seconds, frames = samples / settings.sampling_rate, samples // settings.hop_length
-    segment = config.segment_size // settings.hop_length
+    seconds, frames = samples / settings.sampling_rate, settings.frames(samples)
+    segment = settings.frames(config.segment_size)
     if seconds > config.max_duration_in_seconds:
         kind = f"longer than max_duration_in_seconds {config.max_duration_in_seconds}"
         return kind, f"{seconds:.1f} s is {kind}"

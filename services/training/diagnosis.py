@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 #: Everything that can be found, as the metric and the report call it.
 FINDINGS = (
     "small_dataset", "data_starvation", "discriminator_dominance", "generator_dominance", "collapse",
-    "learning_rate", "alignment", "divergence", "out_of_memory",
+    "learning_rate", "standstill", "alignment", "divergence", "out_of_memory",
 )  # fmt: skip
 
 #: Logged values that a detector looks at together: one alone is noise.
@@ -38,6 +38,11 @@ _FEW = 80
 _WAITING, _BUSY = 0.3, 0.8
 #: Steps that a look at the clock takes in, at least.
 _CLOCKED = 20
+#: The share of what an evaluation's losses were that they differ by where a model has changed at all; and evaluations,
+#: steps and the share of a stage's steps before it can be said that it has not.
+_STILL, _LOOKS, _STEPS, _SHARE = 0.001, 4, 200, 0.1
+#: What an evaluation logs of which some part is what a stage teaches.
+_TAUGHT = frozenset({"eval_mel", "eval_kl", "eval_duration"})
 #: The key that is a stage's learning rate.
 _RATES: dict[Stage, str] = {
     "new_modules": "new_modules_learning_rate",
@@ -168,8 +173,11 @@ class Dominance:
         return None
 
 
-class Reconstruction:
-    """Whether the mel loss is going the wrong way: lost again, or never found.
+class Descent:
+    """Whether a loss that should fall is going the wrong way: lost again, or never found.
+
+    It is the mel loss, or in the text stage, which decodes nothing, the divergence. That is estimated by one sample and
+    may be near to nothing: so it has to rise by more, and by some nats.
 
     Args:
         key: The key that is the learning rate.
@@ -177,6 +185,10 @@ class Reconstruction:
     """
 
     def __init__(self, key: str, rate: float) -> None:
+        reads = key == _RATES["text"]
+        self._loss, self._called = ("kl", "the divergence") if reads else ("mel", "the mel loss")
+        self._lost, self._rise, self._least = (3.0, 2.0, 5.0) if reads else (1.5, 1.2, 0.0)
+        self._or = "" if reads else ", or raise weight_mel"
         self._lower = f"lower {key}, such as to {rate / 5:.1g} (now {rate:.2g})"
         self._gently = self._lower
         if key == _RATES["joint"]:  # which alone the finder looks for, and a warm-up leads up to
@@ -188,9 +200,9 @@ class Reconstruction:
 
     def look(self, values: Mapping[str, float]) -> tuple[str, str, str] | None:
         """Take in a step's losses; which of the findings it is, what, and what to do."""
-        if "mel" not in values:
+        if self._loss not in values:
             return None
-        self._values.append(values["mel"])
+        self._values.append(values[self._loss])
         self._seen += 1
         if len(self._values) < _WINDOW:
             return None
@@ -198,19 +210,52 @@ class Reconstruction:
         if math.isinf(self._first):
             self._first = now
         self._best = min(self._best, now)
-        if self._best < 0.9 * self._first and now > 1.5 * self._best:
+        lost = now > max(self._lost * self._best, self._best + self._least)
+        if self._best < 0.9 * self._first and lost:
             return (
                 "collapse",
-                f"the mel loss was down to {self._best:.3g} and is back at {now:.3g}: the model has lost what it had",
-                f"go back to a checkpoint before that with resume_from_checkpoint; {self._lower}, or raise weight_mel",
+                f"{self._called} was down to {self._best:.3g} and is back at {now:.3g}: the model has lost what it had",
+                f"go back to a checkpoint before that with resume_from_checkpoint; {self._lower}{self._or}",
             )
-        if self._seen >= 2 * _WINDOW and self._best > 0.98 * self._first and now > 1.2 * self._first:
+        risen = now > max(self._rise * self._first, self._first + self._least)
+        if self._seen >= 2 * _WINDOW and self._best > 0.98 * self._first and risen:
             return (
                 "learning_rate",
-                f"the mel loss has only risen, from {self._first:.3g} to {now:.3g}: the learning rate is too high",
+                f"{self._called} has only risen, from {self._first:.3g} to {now:.3g}: the learning rate is too high",
                 self._gently,
             )
         return None
+
+
+def standstill(
+    evaluations: Sequence[Mapping[str, float]], least: float, key: str, rate: float
+) -> tuple[str, str] | None:
+    """Whether steps change next to nothing.
+
+    Of one model evaluations are the same to the last digits, and AdamW moves weights by the rate whatever the gradient:
+    so what is measured moves, up or down, unless the rate is too small for that. A model that has learnt all there is
+    to learn moves, too; a step's own losses are too noisy to tell.
+
+    Args:
+        evaluations: The stage's until now, as they are logged.
+        least: Steps that they have to span.
+        key: The key that is the learning rate.
+        rate: What it is.
+    """
+    if len(evaluations) < _LOOKS or evaluations[-1]["step"] - evaluations[0]["step"] < least:
+        return None
+    begun = evaluations[0]
+    for name in _TAUGHT:
+        if any(abs(one[name] - begun[name]) > _STILL * abs(begun[name]) for one in evaluations):
+            return None
+    steps = evaluations[-1]["step"] - begun["step"]
+    finder = "; 'vits tune lr' finds one" if key == _RATES["joint"] else ""
+    return (
+        (
+            f"in {steps:.0f} steps no loss of an evaluation has changed by {_STILL:.1%}: training does next to nothing"
+        ),
+        f"raise {key}, such as to {10 * rate:.1g} (now {rate:.2g}){finder}",
+    )
 
 
 class Sharpening:
@@ -270,8 +315,9 @@ class Diagnosis:
         """Losses begin anew."""
         key = _RATES[stage]
         self._dominance = Dominance(len(self._session.discriminator.discriminators))
-        self._reconstruction = Reconstruction(key, getattr(self._session.config, key))
+        self._descent = Descent(key, getattr(self._session.config, key))
         self._sharpening = Sharpening()
+        self._stage = stage
 
     def waited(self, seconds: float) -> None:
         """A batch was waited for."""
@@ -283,7 +329,7 @@ class Diagnosis:
 
     def logged(self, values: Mapping[str, float]) -> None:
         """A step's losses are at hand."""
-        for found in (self._dominance.look(values), self._reconstruction.look(values)):
+        for found in (self._dominance.look(values), self._descent.look(values)):
             if found:
                 self._tell(*found)
         starved = self._starvation.look(self._steps, self._waited, self._seconds, self._busy())
@@ -294,9 +340,22 @@ class Diagnosis:
 
     def evaluated(self, values: Mapping[str, float]) -> None:
         """An evaluation's figures are at hand."""
-        found = self._sharpening.look(values)
+        sharp = self._stage != "reconstruction"  # which learns nothing of texts
+        found = self._sharpening.look(values) if sharp else None
         if found:
             self._tell("alignment", *found)
+        still = self._standstill()
+        if still:
+            self._tell("standstill", *still)
+
+    def _standstill(self) -> tuple[str, str] | None:
+        """Of the stage since its beginning, whichever run that was in."""
+        session, key = self._session, _RATES[self._stage]
+        span, ema = session.plan.span(self._stage), session.ema
+        least = max(_STEPS, _SHARE * len(span), 1 / (1 - ema.decay) if ema else 0)  # averages lag behind
+        history = session.state.log_history
+        evaluations = [entry for entry in history if entry.keys() >= _TAUGHT and entry["step"] >= span.start]
+        return standstill(evaluations, least, key, getattr(session.config, key))
 
     def failed(self, name: str, error: Exception) -> None:
         """The run ends by an error that says itself what to do."""
@@ -407,6 +466,21 @@ def evaluation_remedies(config: TrainingConfig) -> list[str]:
         }
         unset = "".join(f" --{key} {value}" for key, value in needing.items() if getattr(config, key))
         told.append(f"no evaluations at all: --eval_strategy no{unset}")
+    return [f"{number}. {line}" for number, line in enumerate(told, start=1)]
+
+
+def network_remedies(config: TrainingConfig) -> list[str]:
+    """What to do where the networks alone find no room, in the order in which to try it.
+
+    Neither batches nor precision change what they take: weights are kept in float32.
+    """
+    told = [
+        "end what else is in that memory, such as another run",
+        *([] if config.ema_decay is None else ["no averaged weights: --ema_decay null"]),
+        *(["no judges of spectrograms: --stft_discriminator false"] if config.stft_discriminator else []),
+        *_fewer_judges(config),
+        "a smaller base, as --model_name_or_path; 'vits doctor' estimates what one takes",
+    ]
     return [f"{number}. {line}" for number, line in enumerate(told, start=1)]
 
 

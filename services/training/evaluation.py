@@ -216,7 +216,7 @@ def held_out_losses(session: Session, stop: Stop | None = None) -> dict[str, flo
 def _batch_losses(session: Session, seen: Seen) -> dict[str, tuple[Tensor, Tensor]]:
     """Each loss of a batch: its mean, and of how many."""
     batch, settings, device = seen.batch, session.settings, session.accelerator.device
-    kind, width = widest(device), session.config.segment_size // settings.hop_length
+    kind, width = widest(device), settings.frames(session.config.segment_size)
     output = _forward(session, seen, to_device(slice_starts(seen.host, width), device), width)
     real, mel = seen.slices(output.slice_starts, width, settings)
     inside = sequence_mask(batch.frame_lengths - output.slice_starts, width)[:, None]
@@ -362,11 +362,18 @@ def _mel_of(samples: NDArray[np.float32], settings: FeatureSettings) -> NDArray[
 def _play(session: Session, tracker: Tracker, seen: Seen, spoken: NDArray[np.float32]) -> None:
     """One recording as it is spoken from its text, and, once a run, as it was recorded."""
     rate, padding = session.settings.sampling_rate, session.settings.padding
-    title = f"held out: {seen.batch.ids[0]}"
+    title = _title(session, seen)
     if not any("eval_mel" in entry for entry in session.state.log_history):
         recorded = seen.batch.padded_waveform[0, padding:-padding].cpu().numpy()
         tracker.audio(session.step, "held_out_recording", recorded, rate, title=f"{title}, as recorded")
     tracker.audio(session.step, "held_out", spoken, rate, title=title)
+
+
+def _title(session: Session, seen: Seen) -> str:
+    """What an evaluation's recording is called; splits of two names may have it in common."""
+    (name,) = seen.batch.ids
+    trained = any(example.id == name for example in session.train.examples)
+    return f"{'trained on too' if trained else 'held out'}: {name}"
 
 
 def _draw(session: Session, tracker: Tracker, seen: Seen, spoken: NDArray[np.float32]) -> None:
@@ -376,7 +383,7 @@ def _draw(session: Session, tracker: Tracker, seen: Seen, spoken: NDArray[np.flo
     speaker = model.speaker_embedding(batch.speaker_id)
     latents, _ = model.posterior(seen.spectrogram, output.frame_mask, speaker)
     decoded = log_mel_of(model.decoder(latents, speaker)[:, 0], session.settings)
-    title, step = f"held out: {batch.ids[0]}", session.step
+    title, step = _title(session, seen), session.step
     tracker.figure(step, "alignments", plot_alignment(output.durations[0].cpu().numpy()), title=title)
     figure = plot_spectrograms(
         recording=seen.mel[0].cpu().numpy(), decoded=decoded[0].cpu().numpy(), spoken_from_text=spoken

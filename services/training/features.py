@@ -39,6 +39,10 @@ class FeatureSettings:
         """Samples reflected at each end, so that S samples give exactly ⌊S / hop⌋ frames."""
         return (self.n_fft - self.hop_length) // 2
 
+    def frames(self, samples: int) -> int:
+        """Whole frames of so many samples."""
+        return samples // self.hop_length
+
 
 def slaney_mel(frequency: NDArray[np.float64]) -> NDArray[np.float64]:
     """Hz to mel: linear to 1 kHz, logarithmic above (M. Slaney, Auditory Toolbox, 1998)."""

@@ -13,7 +13,6 @@ from services.training import summary
 from services.training.config import TrainingConfig
 from services.training.session import Session
 from shared.provenance import UNKNOWN_LICENCE
-from shared.wording import counted
 
 CARD_FILE = "README.md"
 
@@ -231,20 +230,10 @@ def _evaluation(session: Session, step: int, values: Mapping[str, float]) -> str
     rows = [
         f"| `{name}` | {values[name]:.4g} | {text} |" for name, text in _MEANINGS.items() if name in values
     ]
-    head = f"On {_heard(session)}, in the evaluation at step {step}; of each, less is better."
+    head = f"On {summary.heard(session)}, in the evaluation at step {step}; of each, less is better."
     return "\n".join(
         ["## Evaluation", "", head, "", "| measure | value | what it is |", "|---|--:|---|", *rows]
     )
-
-
-def _heard(session: Session) -> str:
-    """What evaluations heard: by the recordings, since splits of two names may have some in common."""
-    heard = session.evaluation.examples
-    trained = {example.id for example in session.train.examples}
-    shared = sum(example.id in trained for example in heard.examples) if heard else 0
-    if heard and shared:
-        return f"{counted(len(heard), 'recording')}, of which {shared} were trained on too"
-    return "recordings that were held out"
 
 
 def _training(session: Session, step: int) -> str:

@@ -206,7 +206,13 @@ class Publisher:
             _write_model(session, snapshot, folder)
 
         try:
-            ckpt.write_checkpoint(output_dir, snapshot.step, write, needed=snapshot.nbytes)
+            ckpt.write_checkpoint(
+                output_dir,
+                snapshot.step,
+                write,
+                needed=snapshot.nbytes,
+                command=command_to_go_on(session.config),
+            )
         except Exception:
             self._tracker.checkpoint_failed()
             raise
@@ -381,7 +387,7 @@ def _write_final(session: Session, source: Path, step: int) -> None:
         name for name in ckpt.public_files(source) if name not in RESERVED
     ]  # of a version in a local store
     needed = sum((source / name).stat().st_size for name in names)
-    with ckpt.room_for("the final model", output_dir, needed):
+    with ckpt.room_for("the final model", output_dir, needed, command_to_go_on(session.config)):
         final.mkdir()
         for name in names:
             shutil.copyfile(source / name, final / name)

@@ -46,6 +46,7 @@ def write(session: Session) -> Path:
         splits=summary.splits(session),
         histogram=_histogram,
         newest=summary.newest_evaluation(session),
+        heard=summary.heard(session),
         charts=_charts(session),
         steps=sorted({item.step for item in artefacts}),
         speech=_rows(artefacts, "audio"),

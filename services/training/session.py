@@ -37,6 +37,7 @@ from services.training.dataset import (
     write_dropped,
     write_unspoken,
 )
+from services.training.diagnosis import is_out_of_memory, network_remedies
 from services.training.discriminator import RESOLUTIONS, Discriminator
 from services.training.ema import Ema
 from services.training.features import FeatureSettings
@@ -219,7 +220,13 @@ def begin(config: TrainingConfig, accelerator: Accelerator, origin: Origin | Non
     warning = commercial_warning(f"the model {config.published_name}", provenance.licence)
     if warning and accelerator.is_main_process:
         print(f"Warning: {warning}")
-    discriminator = _prepare_networks(config, base, accelerator)
+    try:
+        discriminator = _prepare_networks(config, base, accelerator)
+        ema = None if config.ema_decay is None else Ema(model, config.ema_decay)
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise _no_room(config) from error
+        raise
     sampler = BucketSampler(
         [training.most_frames(example) for example in training.examples],
         batch_size=config.per_device_train_batch_size,
@@ -243,7 +250,7 @@ def begin(config: TrainingConfig, accelerator: Accelerator, origin: Origin | Non
         plan=_plan(config, sampler.batches_per_epoch, has_new_modules=bool(base.untrained)),
         provenance=provenance,
         store=store,
-        ema=None if config.ema_decay is None else Ema(model, config.ema_decay),
+        ema=ema,
     )
 
 
@@ -456,6 +463,14 @@ def _nothing_held_out(config: TrainingConfig, dropped: Sequence[Dropped]) -> Dat
         remedy += ", or train without evaluations: --do_eval false"
     return DataError(
         f"No recording of the evaluation split {config.eval_split_name!r} can be used:", [*problems, remedy]
+    )
+
+
+def _no_room(config: TrainingConfig) -> ConfigError:
+    """What to say where the networks alone find no room."""
+    return ConfigError(
+        "There was no room in memory for the networks, before any step. In the order in which to try them:",
+        network_remedies(config),
     )
 
 

@@ -208,7 +208,7 @@ class Steps:
         self.first_step = first_step
         self._reducers = self._make_reducers() if accelerator.num_processes > 1 else {}
         self.latents = latents
-        self.width = config.segment_size // settings.hop_length
+        self.width = settings.frames(config.segment_size)
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:

@@ -11,6 +11,7 @@ from typing import Any
 from services.training.config import SECRETS, TrainingConfig
 from services.training.dataset import Dropped
 from services.training.session import Session
+from shared.wording import counted
 
 _PACKAGES = ("vits-suite", "torch", "transformers", "accelerate", "datasets", "numpy")
 
@@ -65,6 +66,16 @@ def splits(session: Session) -> list[Split]:
         for name, seconds in lengths.items()
         if seconds
     ]
+
+
+def heard(session: Session) -> str:
+    """What evaluations heard: by the recordings, since splits of two names may have some in common."""
+    examples = session.evaluation.examples
+    trained = {example.id for example in session.train.examples}
+    shared = sum(example.id in trained for example in examples.examples) if examples else 0
+    if examples and shared:
+        return f"{counted(len(examples), 'recording')}, of which {shared} were trained on too"
+    return "recordings that were held out"
 
 
 def _grouped(dropped: list[Dropped]) -> tuple[Reason, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import shutil
@@ -159,11 +160,19 @@ def test_splits_that_are_not_there(tmp_path: Path, model: Path, recordings: Path
     assert findings(path)["dataset"].status == "ok", "nothing is evaluated"
 
 
-def test_the_estimate_says_for_which_slices_it_is(tmp_path: Path, model: Path, recordings: Path) -> None:
+def test_slices_that_are_longer_than_the_default_are_named_where_memory_does_not_suffice(
+    tmp_path: Path, model: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     keys = {"model_name_or_path": str(model), "dataset_name": str(recordings), "output_dir": str(tmp_path)}
-    assert "segment_size" not in findings(write_config(tmp_path, **keys))["memory of a step"].said
-    said = findings(write_config(tmp_path, **keys, segment_size=16384))["memory of a step"].said
-    assert "with segment_size 8192; what 16384 takes has not been measured" in said
+    monkeypatch.setattr(training, "memory_free", lambda: 4.0)
+    usual, longer = (
+        findings(write_config(tmp_path, **keys, per_device_train_batch_size=64, segment_size=size))[
+            "memory of a step"
+        ]
+        for size in (8192, 16384)
+    )
+    assert "segment_size" not in usual.remedy
+    assert "gradient_checkpointing, segment_size 8192, a smaller" in longer.remedy
 
 
 def test_memory_that_does_not_fit_names_a_batch_that_does(
@@ -224,6 +233,34 @@ def test_the_estimate_of_memory_is_what_was_measured() -> None:
     ):
         config = make_config(bf16=bf16, gradient_checkpointing=saving, max_duration_in_seconds=frames / 62.5)
         assert training.step_bytes(config, size, batch) / 1e9 == pytest.approx(measured, rel=0.05)
+
+
+def test_the_estimate_grows_with_the_slices() -> None:
+    """What longer slices took: MMS's size, 400 frames a recording, on the CPU, as in docs/log.md."""
+    size = training.Size(36.3e6, 62.5)
+
+    def estimated(batch: int, segment: int, **changes: Any) -> float:
+        config = make_config(max_duration_in_seconds=400 / 62.5, segment_size=segment, **changes)
+        return training.step_bytes(config, size, batch) / 1e9
+
+    for batch, frames, changes, more in (
+        (8, 64, {"bf16": True}, 0.69),
+        (8, 128, {"bf16": True}, 2.20),
+        (8, 64, {"bf16": True, "gradient_checkpointing": True}, 0.33),
+        (8, 128, {"bf16": True, "gradient_checkpointing": True}, 0.94),
+        (4, 96, {}, 1.30),
+        (4, 96, {"gradient_checkpointing": True}, 0.58),
+    ):
+        grown = estimated(batch, 256 * frames, **changes) - estimated(batch, 8192, **changes)
+        assert grown == pytest.approx(more, rel=0.1)
+    empty = (training.BASE_BYTES + 16 * (size.parameters + training.DISCRIMINATOR_PARAMETERS)) / 1e9
+    assert estimated(16, 8192) == pytest.approx(
+        empty + 16 * 400 * training.FRAME_BYTES / 1e9
+    )  # the default's own
+    for other in ({}, {"bf16": True}, {"max_frames_per_batch": 400}, {"gradient_checkpointing": True}):
+        found = [estimated(16, segment, **other) for segment in (2048, 4096, 8192, 16384, 32768)]
+        assert all(less < more for less, more in itertools.pairwise(found))
+        assert found[0] > empty  # shorter slices are not less than nothing
 
 
 def test_disk_that_does_not_suffice(

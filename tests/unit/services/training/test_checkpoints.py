@@ -133,6 +133,24 @@ def test_full_disk_names_the_folder_and_the_bytes_and_keeps_the_last_good_state(
     assert (tmp_path / "checkpoint-5" / STATE_FILE).read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    "command", ["the same command", "the same command, but without overwrite_output_dir,"]
+)
+def test_full_disk_says_what_goes_on_and_from_where(tmp_path: Path, command: str) -> None:
+    """It said "start the run again", which one with overwrite_output_dir would have taken at its word."""
+    with pytest.raises(UserError, match=f"; then {command} goes on from the beginning. Complete"):
+        write_checkpoint(tmp_path, 5, no_room_for_json, command=command)
+    kept = write_checkpoint(tmp_path, 5, fill)
+    elsewhere = (
+        f"; with an --output_dir on another disk and --resume_from_checkpoint {kept}, it goes on there"
+    )
+    with pytest.raises(UserError) as caught:
+        write_checkpoint(tmp_path, 6, no_room_for_json, command=command)
+    assert f"; then {command} goes on from checkpoint-5{elsewhere}. Complete" in str(caught.value)
+    with pytest.raises(UserError, match="; then the same command tries again"):
+        write_checkpoint(tmp_path, 6, no_room_for_json)
+
+
 def test_another_failure_of_the_disk_is_not_called_full(tmp_path: Path) -> None:
     def write(folder: Path) -> None:
         raise PermissionError(errno.EACCES, "no")

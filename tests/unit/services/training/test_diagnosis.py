@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,19 +16,20 @@ from torch import Tensor
 
 from services.training import diagnosis, evaluation, loop
 from services.training.checkpoints import TrainerState
-from services.training.config import MODULES, TrainingConfig
+from services.training.config import MODULES, Stage, TrainingConfig
 from services.training.config_sources import read_overrides
 from services.training.diagnosis import (
     FINDINGS,
+    Descent,
     Diagnosis,
     Dominance,
-    Reconstruction,
     Sharpening,
     Size,
     Starvation,
     evaluation_remedies,
     remedies,
     small_dataset,
+    standstill,
 )
 from services.training.steps import Steps
 from shared.errors import ConfigError, DataError, DivergenceError
@@ -104,20 +106,20 @@ def test_a_discriminator_that_does_not_learn_is_not_judged() -> None:
 # -- Where the mel loss goes -----------------------------------------------------------------------
 
 
-def reconstruction(mel: Iterable[float]) -> Any:
-    detector = Reconstruction("learning_rate", 2e-4)
+def descent(mel: Iterable[float]) -> Any:
+    detector = Descent("learning_rate", 2e-4)
     return first(detector.look({"mel": value}) for value in mel)
 
 
 def test_a_model_that_loses_what_it_had_is_heard() -> None:
     good = [1.0 * 0.95**at + 0.4 for at in range(30)]
-    found = reconstruction(noisy([*good, *([2.0] * 10)]))
+    found = descent(noisy([*good, *([2.0] * 10)]))
     assert found[0] == "collapse"
     assert "resume_from_checkpoint" in found[2]
 
 
 def test_a_loss_that_only_rises_is_a_learning_rate_too_high() -> None:
-    found = reconstruction(noisy([0.7 + 0.05 * at for at in range(30)]))
+    found = descent(noisy([0.7 + 0.05 * at for at in range(30)]))
     assert found[0] == "learning_rate"
     assert "lower learning_rate, such as to 4e-05 (now 0.0002)" in found[2]
 
@@ -138,7 +140,7 @@ def test_the_rate_to_lower_is_the_stages_own(
     assert said.endswith(
         "What to do: lower reconstruction_stage_learning_rate, such as to 0.0002 (now 0.001)"
     )
-    first_stage = Reconstruction("new_modules_learning_rate", 5e-4)
+    first_stage = Descent("new_modules_learning_rate", 5e-4)
     found = first(first_stage.look({"mel": value}) for value in [1.0] * 5 + [0.5] * 5 + [2.0] * 5)
     assert (
         "; lower new_modules_learning_rate, such as to 0.0001 (now 0.0005), or raise weight_mel" in found[2]
@@ -156,7 +158,7 @@ def test_the_rate_to_lower_is_the_stages_own(
 )
 def test_a_loss_that_does_what_it_should_is_not_heard(mel: list[float]) -> None:
     for seed in range(5):
-        assert reconstruction(noisy(mel, seed)) is None
+        assert descent(noisy(mel, seed)) is None
 
 
 def test_a_real_run_at_a_rate_far_too_high_hears_so(
@@ -182,6 +184,188 @@ def test_a_real_run_at_a_rate_far_too_high_hears_so(
     assert "lower learning_rate, such as to 0.4 (now 2)" in capsys.readouterr().out
 
 
+# -- Where the divergence goes in a text stage -----------------------------------------------------
+
+
+def reading(divergence: Iterable[float]) -> Any:
+    detector = Descent("text_stage_learning_rate", 5e-4)
+    return first(detector.look({"kl": value, "duration": 1.0}) for value in divergence)
+
+
+def test_a_divergence_that_comes_back_is_heard() -> None:
+    good = [40 * 0.8**at + 5 for at in range(30)]
+    found = reading(noisy([*good, *([30.0] * 10)]))
+    assert found[0] == "collapse"
+    assert re.match(r"the divergence was down to 4\.\d+ and is back at ", found[1])
+    assert found[2] == (
+        "go back to a checkpoint before that with resume_from_checkpoint; lower text_stage_learning_rate, such as to "
+        "0.0001 (now 0.0005)"
+    )
+
+
+def test_a_divergence_that_only_rises_is_a_learning_rate_too_high() -> None:
+    found = reading(noisy([4.0 * 1.2**at for at in range(30)]))
+    assert found[0] == "learning_rate"
+    assert found[1].startswith("the divergence has only risen, from ")
+    assert found[2] == "lower text_stage_learning_rate, such as to 0.0001 (now 0.0005)"
+
+
+@pytest.mark.parametrize(
+    "divergence",
+    [
+        [
+            242.0,
+            47.0,
+            29.8,
+            20.9,
+            14.9,
+            13.2,
+            13.4,
+            11.7,
+            10.9,
+            11.0,
+            *([10.2] * 8),
+            *([8.0] * 30),
+        ],  # as a real one
+        [1.2] * 100,  # a base that reads them already
+        [*([2.0] * 4), *([3.5] * 10), *(1 + 2.5 * 0.9**at for at in range(60))],  # the first steps' stumble
+        [0.5, -0.2, 0.4, -0.1] * 25,  # one sample may be less than nothing
+    ],
+    ids=["learning", "flat", "stumbling", "low"],
+)
+def test_a_divergence_that_does_what_it_should_is_not_heard(divergence: list[float]) -> None:
+    """With five times the noise that the real one's has."""
+    for seed in range(5):
+        noise = zip(divergence, noisy(divergence, seed), strict=True)
+        assert reading(value + 3 * (other - value) for value, other in noise) is None
+
+
+@pytest.mark.parametrize(("rises", "told"), [(True, ["learning_rate"]), (False, [])])
+def test_a_text_stage_is_looked_at(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, rises: bool, told: list[str]
+) -> None:
+    """It has no mel loss, and so was not."""
+    alone = Steps.alone
+
+    def step(steps: Steps, seen: Any, number: int, losses_of: Any) -> dict[str, Tensor]:
+        losses = alone(steps, seen, number, losses_of)
+        return losses | {"kl": losses["kl"] * 1.3**number} if rises else losses
+
+    monkeypatch.setattr(Steps, "alone", step)
+    config = make_config(text_stage_steps=14, max_steps=1, logging_steps=1, report_to=[])
+    state = TrainerState.read(loop.train(config))
+    assert state is not None
+    assert [finding["name"] for finding in state.findings][1:] == told
+
+
+# -- Whether anything changes ----------------------------------------------------------------------
+
+
+def evaluations(steps: Iterable[int], **losses: Callable[[int], float]) -> list[dict[str, float]]:
+    """Evaluations whose losses stand still, but for those that are given as a function of the step."""
+    still = {"mel": 0.8, "kl": 2.0, "duration": 1.5}
+    return [
+        {"step": step}
+        | {f"eval_{name}": losses[name](step) if name in losses else value for name, value in still.items()}
+        for step in steps
+    ]
+
+
+def test_a_run_that_changes_nothing_is_heard() -> None:
+    found = standstill(
+        evaluations(range(0, 400, 100), mel=lambda step: 0.8 - step * 1e-6), 300, "learning_rate", 2e-8
+    )
+    assert found == (
+        "in 300 steps no loss of an evaluation has changed by 0.1%: training does next to nothing",
+        "raise learning_rate, such as to 2e-07 (now 2e-08); 'vits tune lr' finds one",
+    )
+    still = standstill(evaluations(range(0, 400, 100)), 300, "text_stage_learning_rate", 5e-9)
+    assert still is not None
+    assert still[1] == "raise text_stage_learning_rate, such as to 5e-08 (now 5e-09)"
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        evaluations(range(0, 400, 100), mel=lambda step: 0.8 - step * 1e-5),  # slowly, but it learns
+        evaluations(
+            range(0, 400, 100), kl=lambda step: 2 + step * 1e-4
+        ),  # the wrong way, for another detector
+        evaluations(range(0, 400, 100), duration=lambda step: 1.5 - step * 1e-4),  # all else is frozen
+        evaluations(range(0, 2000, 100), mel=lambda step: 0.8 - min(step, 100) * 1e-4),  # all is learnt
+        evaluations(range(0, 290, 10)),  # too early to say
+        evaluations((0, 400, 800)),  # too few
+        [],
+    ],
+    ids=["slow", "worse", "duration", "learnt", "early", "few", "none"],
+)
+def test_a_run_that_changes_something_is_not(history: list[dict[str, float]]) -> None:
+    assert standstill(history, 300, "learning_rate", 2e-5) is None
+
+
+@pytest.mark.parametrize(
+    ("stages", "rates", "told"),
+    [
+        ({"max_steps": 8}, {"learning_rate": 1e-12}, "raise learning_rate, such as to 1e-11 (now 1e-12)"),
+        ({"max_steps": 8}, {}, None),
+        (
+            {"text_stage_steps": 8, "max_steps": 1},
+            {"text_stage_learning_rate": 1e-12},
+            "raise text_stage_learning_rate, such as to 1e-11 (now 1e-12)",
+        ),
+        ({"text_stage_steps": 8, "max_steps": 1}, {}, None),
+        ({"reconstruction_stage_steps": 8, "max_steps": 1}, {}, None),
+    ],
+    ids=["joint", "joint learns", "text", "text learns", "reconstruction learns"],
+)
+def test_a_real_run_at_a_rate_far_too_low_hears_so(
+    make_config: MakeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    stages: dict[str, int],
+    rates: dict[str, float],
+    told: str | None,
+) -> None:
+    monkeypatch.setattr(diagnosis, "_STEPS", 6)
+    config = make_config(**stages | rates, do_eval=True, eval_steps=2, save_steps=99, report_to=[])
+    state = TrainerState.read(loop.train(config))
+    assert state is not None
+    found = [finding["remedy"] for finding in state.findings if finding["name"] == "standstill"]
+    assert [remedy.partition(";")[0] for remedy in found] == ([told] if told else [])
+
+
+@pytest.mark.parametrize(
+    ("stages", "decay", "heard"),
+    [
+        ({}, None, True),
+        ({"text": 100}, None, True),  # of 300 steps it has the last 200
+        ({"text": 101}, None, False),
+        ({"joint": 3000}, None, True),
+        ({"joint": 3001}, None, False),  # its first tenth is not over
+        ({}, 0.996, True),  # an average of 250 steps
+        ({}, 0.999, False),
+    ],
+)
+def test_a_stage_is_given_time_to_change_something(
+    make_config: MakeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    stages: dict[str, int],
+    decay: float | None,
+    heard: bool,
+) -> None:
+    from accelerate import Accelerator
+
+    from services.training.session import Plan, begin
+
+    config = make_config(report_to=[], ema_decay=decay)
+    config.output_dir.mkdir()
+    session = begin(config, Accelerator(cpu=True))
+    session.plan = Plan(**{"joint": 1000, "per_epoch": 1} | stages)
+    session.state.log_history = evaluations(range(0, 301, 50))
+    told = Told(session, monkeypatch)
+    Diagnosis(session, told.tracker).evaluated({})
+    assert any("training does next to nothing" in line for line in told.lines) == heard
+
+
 # -- Alignments ------------------------------------------------------------------------------------
 
 
@@ -199,6 +383,26 @@ def test_alignments_that_stay_blurred_are_heard() -> None:
 @pytest.mark.parametrize("shares", [[0.8, 0.7, 0.55, 0.4], [0.12] * 9, [0.7, 0.2, 0.15], [0.9, 0.8]])
 def test_alignments_that_become_or_are_sharp_are_not(shares: list[float]) -> None:
     assert sharpening(shares) is None
+
+
+@pytest.mark.parametrize(("stage", "heard"), [("reconstruction", False), ("text", True), ("joint", True)])
+def test_alignments_are_not_asked_for_before_texts_are_learnt(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, stage: Stage, heard: bool
+) -> None:
+    """What the reconstruction stage was told to mend could not be mended there, and was told of no later stage."""
+    from accelerate import Accelerator
+
+    from services.training.session import begin
+
+    config = make_config(report_to=[])
+    config.output_dir.mkdir()
+    session = begin(config, Accelerator(cpu=True))
+    told = Told(session, monkeypatch)
+    found = Diagnosis(session, told.tracker)
+    found.begin_stage(stage)
+    for _ in range(4):
+        found.evaluated({"longest_token": 0.7})
+    assert any("alignments do not become sharp" in line for line in told.lines) == heard
 
 
 def test_the_share_of_the_longest_token_is_what_the_search_gave_it(
@@ -410,7 +614,7 @@ def test_a_healthy_run_hears_nothing(
     assert len(found._starvation._windows) == 2
     assert len(found._sharpening._values) == 3
     assert len(found._dominance._values) == diagnosis._WINDOW
-    assert found._reconstruction._seen >= 2 * diagnosis._WINDOW
+    assert found._descent._seen >= 2 * diagnosis._WINDOW
     assert "look: " not in capsys.readouterr().out
     assert "What to look at" not in (config.output_dir / "report.html").read_text()
 

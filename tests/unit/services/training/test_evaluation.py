@@ -344,6 +344,17 @@ def test_an_evaluation_draws_two_pictures_and_speaks_each_sentence_once(
     assert "held_out_recording" not in [name for name, _ in tracker.told]  # it stays what it was
 
 
+@pytest.mark.parametrize(("trained", "called"), [(8, "trained on too"), (0, "held out")])
+def test_pictures_and_sound_say_whether_their_recording_was_trained_on(
+    make_session: MakeSession, tracker: Recorder, trained: int, called: str
+) -> None:
+    session = make_session()
+    del session.train.examples[trained:]
+    evaluation.run(session, tracker)
+    titles = {title.partition(":")[0] for _, title in tracker.told}
+    assert titles == {called}
+
+
 def test_every_known_speaker_speaks_up_to_a_bound(
     make_session: MakeSession, tracker: Recorder, tmp_path: Path
 ) -> None:

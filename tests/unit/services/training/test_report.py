@@ -116,6 +116,17 @@ def test_the_report_tells_data_losses_and_best_checkpoints(session: Session) -> 
     assert "¿Qué tal?" in text
 
 
+def test_the_report_calls_held_out_only_what_was_not_trained_on(session: Session) -> None:
+    assert "evaluation, on recordings that were held out<" in report.write(session).read_text(
+        encoding="utf-8"
+    )
+    assert session.evaluation.examples
+    session.evaluation.examples.examples.extend(session.train.examples[:2])
+    text = report.write(session).read_text(encoding="utf-8")
+    assert "evaluation, on 4 recordings, of which 2 were trained on too<" in text
+    assert not re.search(r"held[- ]out", text.partition("<h1>")[2].replace('class="held-out"', ""))
+
+
 def test_the_report_tells_no_secret_and_runs_nothing_that_it_was_given(session: Session) -> None:
     text = report.write(session).read_text(encoding="utf-8")
     assert "geheim" not in text

@@ -25,6 +25,7 @@ from sqlalchemy.exc import IntegrityError
 
 from services.training import config_sources
 from services.training.config import TrainingConfig
+from services.training.discriminator import Discriminator
 from services.training.steps import Steps
 from services.training.tuning import cli, search
 from services.training.tuning.options import Options, take_options
@@ -235,6 +236,34 @@ def test_a_trial_that_finds_no_room_does_not_end_the_search(
         told = [row["failure"] for row in csv.DictReader(file)]
     assert told == ["", "There was no room in memory at step 0"]
     assert f"failed: {told[1]}" in (best.parent / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_trial_whose_networks_find_no_room_does_not_end_the_search(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not on their way to the device either, before the trial's first step; the configuration's own do end it."""
+    move = Discriminator.to
+
+    def grow(network: Discriminator, device: torch.device) -> Discriminator:
+        if len(network.discriminators) > 6:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return move(network, device)
+
+    monkeypatch.setattr(Discriminator, "to", grow)
+    changes = {"max_steps": 2, "eval_steps": 2}
+    best = run(
+        make_config(**changes),
+        tmp_path,
+        trials=4,
+        space=space_file(tmp_path, {"stft_discriminator": [False, True]}),
+    )
+    with (best.parent / "trials.csv").open(encoding="utf-8") as file:
+        told = {row["stft_discriminator"]: row["failure"] for row in csv.DictReader(file)}
+    assert told == {"False": "", "True": "There was no room in memory for the networks, before any step"}
+    own = make_config(**changes, stft_discriminator=True, output_dir=str(tmp_path / "own"))
+    with pytest.raises(ConfigError, match="no room in memory for the networks") as raised:
+        run(own, tmp_path, trials=2)
+    assert any("--stft_discriminator false" in problem for problem in raised.value.problems)
 
 
 def test_a_trial_whose_values_contradict_each_other_does_not_end_the_search(

@@ -141,6 +141,7 @@ def _train(config: TrainingConfig, accelerator: Accelerator) -> None:
         try:
             Course(session, tracker, publisher, stop).run()
         except KeyboardInterrupt:
+            publisher.settle()
             complete = ckpt.checkpoints(config.output_dir)
             start = complete[-1].name if complete else "the beginning"
             tracker.say(f"stopped at step {session.step}; {command_to_go_on(config)} goes on from {start}")
@@ -187,6 +188,9 @@ class Saver(Protocol):
     def rank(self) -> None:
         """Rank the checkpoint that the run goes on from by an evaluation that was still owed there."""
 
+    def settle(self) -> None:
+        """Wait until what was saved is on the disk."""
+
 
 class Unsaved:
     """Saves nothing: for runs that are only looked at."""
@@ -199,6 +203,9 @@ class Unsaved:
 
     def rank(self) -> None:
         """Nothing is there."""
+
+    def settle(self) -> None:
+        """Nothing is under way."""
 
 
 class Course:
@@ -250,6 +257,7 @@ class Course:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            self.publisher.settle()  # what the run goes on from may only be on its way there
             wrong = self._out_of_memory()
             self._failed("out_of_memory", wrong)
             raise wrong from error

@@ -105,7 +105,7 @@ class Publisher:
         if not self._active:
             return
         if self._thread and wait:
-            self._written.wait()
+            self.settle()
         elif self._thread:
             self._wait_for_previous()
         self.check()
@@ -133,6 +133,11 @@ class Publisher:
         """Rank the checkpoint that the run goes on from by an evaluation that was still owed there."""
         if self._active:
             self._note_best(after=self._session.step - 1)
+
+    def settle(self) -> None:
+        """Wait until what was saved is on the disk, or has failed to come there."""
+        if self._thread:
+            self._written.wait()
 
     def check(self) -> None:
         """Raise what went wrong in the background; costs nothing.

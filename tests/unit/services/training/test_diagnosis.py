@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from services.training import checkpoints as ckpt
 from services.training import diagnosis, evaluation, loop
 from services.training.checkpoints import TrainerState
 from services.training.config import MODULES, Stage, TrainingConfig
@@ -694,7 +696,14 @@ def test_a_fault_of_the_data_is_no_divergence(
 def test_out_of_memory_says_what_to_do_in_order(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """The host's is a real one."""
+    """The host's is a real one. A checkpoint that is still being written counts."""
+    write_state = ckpt.write_state
+
+    def take_long(*arguments: Any) -> None:
+        time.sleep(0.5)
+        write_state(*arguments)
+
+    monkeypatch.setattr(ckpt, "write_state", take_long)
     config = make_config(
         max_steps=6,
         save_steps=2,

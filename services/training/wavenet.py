@@ -61,7 +61,7 @@ class _Gate(torch.autograd.Function):
         (gradient,), (signal, gate) = gradients, ctx.saved_tensors
         batch, channels, frames = signal.shape
         # As the activations lie: what comes next is a convolution over channels-last memory.
-        result = gradient.new_empty(batch, frames, 2 * channels).transpose(1, 2)
+        result: Tensor = gradient.new_empty(batch, frames, 2 * channels).transpose(1, 2)
         by_signal, by_gate = result.chunk(2, dim=1)
         torch.ops.aten.tanh_backward.grad_input(gradient * gate, signal, grad_input=by_signal)
         torch.ops.aten.sigmoid_backward.grad_input(gradient * signal, gate, grad_input=by_gate)

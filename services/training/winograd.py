@@ -66,9 +66,10 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *wanted: Any) -> tuple[Tensor | None, ...]:
         """Of all three, where they are wanted."""
+        ((gradient,), (hidden, transformed)) = wanted, ctx.saved_tensors
         to_hidden, to_kernel, to_bias = ctx.needs_input_grad
-        by_bias = wanted[0].sum((0, 1)) if to_bias else None
-        return *gradients(*wanted, *ctx.saved_tensors, to_hidden, to_kernel), by_bias
+        by_bias = gradient.sum((0, 1)) if to_bias else None
+        return *gradients(gradient, hidden, transformed, to_hidden, to_kernel), by_bias
 
 
 def transform(kernel: Tensor, stride: int = 1) -> Tensor:
@@ -148,7 +149,9 @@ def _transforms(stride: int, kind: torch.dtype) -> list[Tensor]:
 @cache
 def _matrices(stride: int) -> tuple[_Matrix, _Matrix, _Matrix]:
     """Of all phases: Aᵀ [4, M], G [M, 5] and Bᵀ [M, W]."""
-    to_results, of_kernel, of_samples = [], [], []
+    to_results: list[_Matrix] = []
+    of_kernel: list[_Matrix] = []
+    of_samples: list[_Matrix] = []
     for phase in range(stride):
         taps = len(range(phase, _TAPS, stride))
         of_phase = _filtering(taps)

@@ -33,7 +33,7 @@ def test_results_and_gradients_are_those_of_a_direct_sum(length: int, stride: in
     hidden = torch.randn(3, length, 64, generator=generator).to(kind)
     kernel = torch.randn(48, 5, 64, generator=generator).to(kind)
     transformed = winograd.transform(kernel, stride)
-    expected = [hidden.clone().requires_grad_(), kernel.clone().requires_grad_()]
+    expected = hidden.clone().requires_grad_(), kernel.clone().requires_grad_()
     sums = directly(*expected, stride)
     direction = torch.randn(sums.shape, generator=generator).to(kind)
     results = [
@@ -62,7 +62,7 @@ def test_a_convolution_has_the_gradients_that_are_wanted(bias: bool) -> None:
     def convolve(hidden: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
         return winograd.convolve(hidden, kernel, bias)
 
-    assert torch.autograd.gradcheck(convolve, inputs)  # type: ignore[no-untyped-call]
+    assert torch.autograd.gradcheck(convolve, inputs)
     for number, one in enumerate(inputs):
         alone = [other.detach() for other in inputs]
         alone[number] = one

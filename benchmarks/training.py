@@ -3,8 +3,10 @@
 `python -m benchmarks.training` measures a model of MMS's size with random weights. Every measurement is a fresh
 process: it sets training up (ours as `vits train` does, from a model folder and recordings; the plain step of
 `benchmarks.plain` over the same model), takes a step to warm up and a few on the clock, and reports its
-high-water mark of memory. Repetitions go through all cases in a new random order, so that what else the machine
-does falls on all alike. The figures of a case are the median of its steps and the largest of its marks.
+high-water mark of memory. A machine is not as fast in one minute as in the next: so the plain step and ours of one
+size take their steps in turns, in processes that wait for one another (21 GB for the largest three), and what is said
+of one over the other is the median over pairs of steps. Other cases are by themselves, and the order changes. The
+figures of a case are the median of its steps and the largest of its marks.
 
 Then one step at a time for longer and longer utterances: what memory they take, and how many frames a batch may have.
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -26,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -82,6 +85,12 @@ class Result:
         """The median step."""
         return statistics.median(self.seconds)
 
+    def times_as_fast_as(self, other: Result) -> float:
+        """The median over steps of one and of the other that were taken in turns."""
+        return statistics.median(
+            theirs / own for theirs, own in zip(other.seconds, self.seconds, strict=True)
+        )
+
 
 Results = dict[Case, Result]
 
@@ -94,8 +103,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if options.case:
         with contextlib.redirect_stdout(sys.stderr):
-            result = measure(Case(**json.loads(options.case)), options.folder, options.steps)
-        print(json.dumps(asdict(result)))
+            results = measure(Case(**json.loads(options.case)), options.folder)
+            for _, result in zip(sys.stdin, results, strict=False):
+                print(json.dumps(asdict(result)), file=sys.__stdout__, flush=True)
         return 0
     sizes = [(2, 64)] if options.quick else SIZES
     lengths = (64, 96, 128) if options.quick else LENGTHS
@@ -172,18 +182,65 @@ def length_cases(lengths: Sequence[int]) -> list[Case]:
 
 
 def repeat(cases: Sequence[Case], folder: Path, repetitions: int, steps: int) -> Results:
-    """Each case in a fresh process, as often as asked, in an order that changes."""
+    """Each case in a fresh process, as often as asked, in an order that changes; what is compared takes turns."""
     results = {case: Result([], 0) for case in cases}
     shuffle = random.Random(0).shuffle  # noqa: S311 - an order, not a secret
     for _ in range(repetitions):
-        order = list(cases)
-        shuffle(order)
-        for case in order:
-            arguments = ("--case", json.dumps(asdict(case)), "--folder", str(folder), "--steps", str(steps))
-            told = json.loads(run(*arguments))
-            results[case].seconds += told["seconds"]
-            results[case].peak_bytes = max(results[case].peak_bytes, told["peak_bytes"])
-            print(f"{case.batch} × {case.frames}, {case.name}: {told['seconds']}", file=sys.stderr)
+        groups = in_turns(cases)
+        shuffle(groups)
+        for group in groups:
+            for case, told in zip(group, run_in_turns(group, folder, steps), strict=True):
+                results[case].seconds += told.seconds
+                results[case].peak_bytes = max(results[case].peak_bytes, told.peak_bytes)
+                print(f"{case.batch} × {case.frames}, {case.name}: {told.seconds}", file=sys.stderr)
+    return results
+
+
+def in_turns(cases: Sequence[Case]) -> list[list[Case]]:
+    """The plain step of each size with ours that are held against it; every other case by itself."""
+    groups: dict[object, list[Case]] = {}
+    for case in cases:
+        alone = case.checkpointing or case.compiled or Case(case.batch, case.frames, plain=True) not in cases
+        groups.setdefault(case if alone else (case.batch, case.frames), []).append(case)
+    return list(groups.values())
+
+
+def run_in_turns(cases: Sequence[Case], folder: Path, steps: int) -> list[Result]:
+    """Each case in a process of its own, one step at a time.
+
+    Raises:
+        SystemExit: One of them failed; its errors have been shown.
+    """
+    with contextlib.ExitStack() as stack:
+        errors = stack.enter_context(tempfile.TemporaryFile("w+"))
+        processes = []
+        for case in cases:
+            arguments = command("--case", json.dumps(asdict(case)), "--folder", str(folder))
+            process = subprocess.Popen(
+                arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+            )
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            processes.append(process)
+
+        def take(process: subprocess.Popen[str]) -> Result:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            with contextlib.suppress(BrokenPipeError):
+                print(file=process.stdin, flush=True)
+            line = process.stdout.readline()
+            if not line:
+                errors.seek(0)
+                sys.stderr.write(errors.read())
+                raise SystemExit(f"a measurement failed: {process.args!r}")
+            return Result(**json.loads(line))
+
+        results = [take(process) for process in processes]  # of setting up, which is not on the clock
+        for _ in range(steps):
+            for process, result in zip(processes, results, strict=True):
+                step = take(process)
+                result.seconds += step.seconds
+                result.peak_bytes = step.peak_bytes
     return results
 
 
@@ -193,12 +250,16 @@ def run(*arguments: str) -> str:
     Raises:
         SystemExit: It failed; its errors have been shown.
     """
-    command = [sys.executable, "-m", "benchmarks.training", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command(*arguments), capture_output=True, text=True)
     if done.returncode:
         sys.stderr.write(done.stderr)
         raise SystemExit(f"a measurement failed: {' '.join(arguments)}")
     return done.stdout
+
+
+def command(*arguments: str) -> list[str]:
+    """This program with other arguments."""
+    return [sys.executable, "-m", "benchmarks.training", *arguments]
 
 
 # --- Inside a measurement's process ----------------------------------------------------------------
@@ -252,17 +313,16 @@ def tokens(frames: int, seed: int) -> list[int]:
     return random.Random(seed).choices(range(1, len(ALPHABET)), k=frames // FRAMES_PER_TOKEN)  # noqa: S311
 
 
-def measure(case: Case, folder: Path, steps: int) -> Result:
-    """Set a case up, take a step, take ``steps`` more on the clock."""
+def measure(case: Case, folder: Path) -> Iterator[Result]:
+    """Set a case up and take a step that does not count; then a step on the clock each time, with the mark so far."""
     os.environ["VITS_CACHE"] = str(folder / "cache")
     step = (plain_step if case.plain else our_step)(case, folder)
-    seconds = []
-    for number in range(steps + 1):
+    for number in itertools.count():
         start = time.perf_counter()
         losses = step(number)
-        seconds.append(time.perf_counter() - start)
+        seconds = time.perf_counter() - start
         assert all(map(math.isfinite, losses.values())), losses
-    return Result(seconds[1:], peak_bytes())
+        yield Result([seconds] if number else [], peak_bytes())
 
 
 def our_step(case: Case, folder: Path) -> Callable[[int], dict[str, float]]:
@@ -406,7 +466,7 @@ def _verdicts(size: tuple[int, int], results: Results) -> list[str]:
     for precision, target in FASTER.items():
         ours = by_name.get(f"ours, {precision}")
         if ours and plainly:
-            faster, share = plainly.step / ours.step, ours.peak_bytes / plainly.peak_bytes
+            faster, share = ours.times_as_fast_as(plainly), ours.peak_bytes / plainly.peak_bytes
             wanted = judged(faster >= target, f"{target} times", asked=size in SIZES)
             lines.append(f"{precision}: {faster:.2f} times as fast as the plain step{wanted}")
             asked = size in SIZES and precision == "bf16"

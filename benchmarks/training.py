@@ -216,10 +216,11 @@ def run_in_turns(cases: Sequence[Case], folder: Path, steps: int) -> list[Result
         processes = []
         for case in cases:
             arguments = command("--case", json.dumps(asdict(case)), "--folder", str(folder))
-            process = subprocess.Popen(
-                arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+            process = stack.enter_context(
+                subprocess.Popen(
+                    arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+                )
             )
-            stack.callback(process.wait)
             stack.callback(process.kill)
             processes.append(process)
 

@@ -73,7 +73,8 @@ _IDLE: tuple[_Idle, ...] = (
         lambda config: (
             not (config.keep_best or config.load_best_model_at_end or config.early_stopping_patience)
         ),
-        "nothing asks which is best; set keep_best, load_best_model_at_end or early_stopping_patience",
+        "nothing asks which is best; set keep_best, load_best_model_at_end or early_stopping_patience, with "
+        "do_eval true",
     ),
     _Idle(
         ("save_steps",),
@@ -127,7 +128,7 @@ _IDLE: tuple[_Idle, ...] = (
         "early_stopping_patience",
         "early_stopping_min_delta",
         "early_stopping_smoothing",
-        example="early_stopping_patience 5",
+        example="early_stopping_patience 5, with do_eval true",
     ),
     _unless(
         "reconstruction_stage_steps",
@@ -136,7 +137,11 @@ _IDLE: tuple[_Idle, ...] = (
         example="reconstruction_stage_steps 900",
     ),
     _unless("text_stage_steps", "text_stage_learning_rate", example="text_stage_steps 900"),
-    _unless("metrics_port", "metrics_host", example="metrics_port 9100"),
+    _Idle(
+        ("metrics_host",),
+        lambda config: config.metrics_port is None,  # 0 is any that is free
+        "there is no metrics_port; set metrics_port 9100",
+    ),
 )
 
 

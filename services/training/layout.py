@@ -193,7 +193,7 @@ class _Prepared:
     minimal: bool
 
 
-#: What layers have made of their weights, by the weight, while these stay what they are.
+#: What layers have made of their weights, by the layer's id, while these stay what they are.
 _prepared: dict[int, _Prepared] | None = None
 
 

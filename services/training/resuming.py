@@ -468,7 +468,8 @@ def _fetch(config: TrainingConfig, run: Run, step: int) -> Path:
 def _go_back(config: TrainingConfig, run: Run, asked: Path) -> Path:
     """Make a named checkpoint the newest of its run: a later start must not take what came after it.
 
-    On the disk later checkpoints are renamed; in the store they are deleted.
+    On the disk later checkpoints are renamed, and beside one from elsewhere all, as they may be another run's; in the
+    store later ones are deleted.
     """
     step = ckpt.checkpoint_step(asked)
     assert step is not None  # noqa: S101 - it is a complete checkpoint
@@ -477,7 +478,7 @@ def _go_back(config: TrainingConfig, run: Run, asked: Path) -> Path:
     comes_from_elsewhere = here.resolve() != asked
     for folder in ckpt.checkpoints(config.output_dir):
         found = ckpt.checkpoint_step(folder) or 0
-        if found > step or (found == step and comes_from_elsewhere):
+        if found > step or comes_from_elsewhere:
             aside = folder.with_name(folder.name + _ASIDE)
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)

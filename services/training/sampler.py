@@ -118,11 +118,14 @@ class BucketSampler:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What its batches follow from, beside the seed: a position means the same wherever all of it does."""
+        """What its batches follow from, beside the seed: a position means the same wherever all of it does.
+
+        Without regard to lengths it is the processes' batches together that count, as if one process had them.
+        """
         by_length = self._by_length["group_by_length"] or self._by_length["frame_budget"] is not None
         return {
-            "per_device_train_batch_size": self._batch_size,
-            "processes": self._world,
+            "per_device_train_batch_size": self._batch_size * (1 if by_length else self._world),
+            "processes": self._world if by_length else 1,
             "group_by_length": self._by_length["group_by_length"],
             "max_frames_per_batch": self._by_length["frame_budget"],
             "recordings": len(self._lengths),

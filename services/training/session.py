@@ -299,11 +299,11 @@ def _prepare_networks(config: TrainingConfig, base: Base, accelerator: Accelerat
     if base.discriminator is not None:
         discriminator.load_folded(base.discriminator)
     remember_once(model)
-    waste_nothing(model)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
         for network in (model.decoder, model.posterior_encoder, model.flow, discriminator):
             use_channels_last(network)
+        waste_nothing(model)
         use_tokens_of_channels(model.duration_predictor)
         use_quick_dropout(model)
     if config.gradient_checkpointing:

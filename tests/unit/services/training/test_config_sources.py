@@ -275,6 +275,7 @@ def test_what_does_what_it_says_is_not_remarked_upon(values: dict[str, Any]) -> 
             {"eval_strategy": "steps"},
         ),
         ({"do_eval": True, "metric_for_best_model": "kl"}, "nothing asks which is best", {"keep_best": 1}),
+        ({"metric_for_best_model": "kl"}, "patience, with do_eval true", {"keep_best": 1, "do_eval": True}),
         (
             {"do_eval": True, "greater_is_better": False},
             "greater_is_better has no effect",
@@ -337,6 +338,10 @@ def test_a_key_without_effect_is_told_until_what_it_needs_is_set(
     assert len(found) == 1
     assert told in found[0]
     assert not without_effect(**values | mended)
+
+
+def test_any_free_port_is_a_port() -> None:
+    assert not without_effect(metrics_port=0, metrics_host="0.0.0.0")  # noqa: S104 - nobody listens
 
 
 def test_every_key_that_can_be_without_effect_is_one() -> None:

@@ -139,6 +139,19 @@ def test_other_batches_in_the_midst_of_an_epoch_are_of_what_it_has_left(
     assert before.epoch(1, of=[]) == []
 
 
+@pytest.mark.parametrize("curriculum", [None, Curriculum(tuple(range(40)), 2, 0.5)])
+def test_more_processes_with_smaller_batches_are_at_the_same_position(curriculum: Curriculum | None) -> None:
+    """Where lengths do not matter: so there is nothing to fit, and a curriculum's epoch goes on."""
+
+    def settings(size: int, world: int, **by_length: Any) -> dict[str, Any]:
+        return BucketSampler(
+            [9, 8] * 20, batch_size=size, seed=0, world=world, curriculum=curriculum, **by_length
+        ).settings
+
+    assert settings(4, 2) == settings(8, 1) != settings(4, 1)
+    assert settings(4, 2, group_by_length=True) != settings(8, 1, group_by_length=True)
+
+
 @pytest.mark.parametrize("where", ["before", "now"])
 def test_what_is_left_cannot_be_told_of_other_recordings_or_of_a_curriculum(where: str) -> None:
     lengths = [9, 8, 7, 6]

@@ -198,3 +198,13 @@ def test_spectrogram_networks_are_stored_and_found_again(tmp_path: Path) -> None
     first.load_folded(new_discriminator(1, [2, 3]).folded_state_dict())
     name = "discriminators.3.convs.0.weight"
     torch.testing.assert_close(first.folded_state_dict()[name], fresh[name])
+
+
+@pytest.mark.usefixtures("small_discriminator")
+def test_loaded_weights_lie_in_memory_as_fresh_ones() -> None:
+    """Or else each step copies them into that order, and a run that goes on from them rounds otherwise."""
+    fresh, loaded = Discriminator(), Discriminator()
+    loaded.load_folded(fresh.folded_state_dict())
+    assert {name: value.stride() for name, value in loaded.named_parameters()} == {
+        name: value.stride() for name, value in fresh.named_parameters()
+    }

@@ -375,8 +375,8 @@ def test_keys_that_only_say_how_are_told_to_do_nothing_alone(tmp_path: Path) -> 
     path.write_text('{"model_name_or_path": "base", "dataset_name": "data"}')
     _, remarks = load([path], {"curriculum_start": "0.5", "alignment_noise_steps": "9"})
     assert remarks == [
-        "curriculum_start has no effect without curriculum",
-        "alignment_noise_steps has no effect without alignment_noise",
+        "curriculum_start has no effect: there is no curriculum; set curriculum length",
+        "alignment_noise_steps has no effect: there is no alignment_noise; set alignment_noise 0.01",
     ]
 
 

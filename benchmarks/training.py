@@ -103,8 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if options.case:
         with contextlib.redirect_stdout(sys.stderr):
-            results = measure(Case(**json.loads(options.case)), options.folder)
-            for _, result in zip(sys.stdin, results, strict=False):
+            taken = measure(Case(**json.loads(options.case)), options.folder)
+            for _, result in zip(sys.stdin, taken, strict=False):
                 print(json.dumps(asdict(result)), file=sys.__stdout__, flush=True)
         return 0
     sizes = [(2, 64)] if options.quick else SIZES

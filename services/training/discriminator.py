@@ -231,7 +231,7 @@ class Discriminator(nn.Module):
             path, _, leaf = name.rpartition(".")
             layer = network.get_submodule(path)
             if leaf == "weight":  # which lies in memory as the layer has it, not as it was stored
-                layer.weight = torch.empty_like(layer.weight).copy_(state[stored])
+                layer.weight = torch.empty_like(cast("Tensor", layer.weight)).copy_(state[stored])
             else:
                 cast("Tensor", layer.bias).data.copy_(state[stored])
 

@@ -230,8 +230,8 @@ class Discriminator(nn.Module):
         for stored, (network, name, _) in expected.items():
             path, _, leaf = name.rpartition(".")
             layer = network.get_submodule(path)
-            if leaf == "weight":  # which lies in memory as the layer has it, not as it was stored
-                layer.weight = torch.empty_like(cast("Tensor", layer.weight)).copy_(state[stored])
+            if leaf == "weight":
+                layer.weight = state[stored]
             else:
                 cast("Tensor", layer.bias).data.copy_(state[stored])
 

@@ -142,8 +142,10 @@ class _WeightNorm(nn.Module):
         return direction * (magnitude / _norm(direction))
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """A weight's magnitude and direction."""
-        return _norm(weight), weight
+        """A weight's magnitude, and its direction in the layout in which it is used, whoever sets it."""
+        kernel = _as_used(weight).contiguous(memory_format=torch.channels_last)
+        direction = kernel.squeeze(2) if weight.ndim == 3 else kernel.transpose(2, 3)
+        return _norm(direction), direction
 
 
 def _norm(kernel: Tensor) -> Tensor:
@@ -157,10 +159,6 @@ def weight_norm_along_width(convolution: _Convolution) -> _Convolution:
     It lies in memory as it is used, so that no step copies it into another order. Its state has the names and
     values that torch's ``weight_norm`` gives it.
     """
-    kernel = _as_used(convolution.weight).contiguous(memory_format=torch.channels_last)
-    convolution.weight = nn.Parameter(
-        (kernel.squeeze(2) if convolution.weight.ndim == 3 else kernel.transpose(2, 3)).detach()
-    )
     parametrize.register_parametrization(convolution, "weight", _WeightNorm())
     return convolution
 

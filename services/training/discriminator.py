@@ -17,6 +17,7 @@ from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 
 from services.training.activations import leaky_relu
+from services.training.grouped import GroupedConv1d
 from services.training.layout import WideConv1d, convolve_along_width, weight_norm_along_width
 from shared.errors import ModelError
 from shared.modeling.model import at_least_float32
@@ -61,10 +62,10 @@ class ScaleDiscriminator(_Network):
         convolutions = [nn.Conv1d(1, _SCALE_CHANNELS[1], 15, padding=7)]
         groups = 4
         for before, after in pairwise(_SCALE_CHANNELS[1:]):
-            convolutions.append(nn.Conv1d(before, after, 41, stride=4, groups=groups, padding=20))
+            convolutions.append(GroupedConv1d(before, after, 41, stride=4, groups=groups, padding=20))
             groups *= 4
         channels = _SCALE_CHANNELS[-1]
-        convolutions.append(nn.Conv1d(channels, channels, 41, stride=4, groups=groups, padding=20))
+        convolutions.append(GroupedConv1d(channels, channels, 41, stride=4, groups=groups, padding=20))
         self.convs = nn.ModuleList(weight_norm(convolution) for convolution in convolutions)
         self.convs.append(weight_norm_along_width(WideConv1d(channels, channels, 5, padding=2)))
         self.final_conv = weight_norm(nn.Conv1d(channels, 1, 3, padding=1))

@@ -1,10 +1,9 @@
 """What makes training fast on processors: convolutions in the memory layout that they like, and memory kept.
 
 oneDNN computes a convolution over channels-last memory in half to a fifth of the time that it takes for
-channels-first in bfloat16, and in nine tenths in float32 (ones of many groups excepted); torch's one-dimensional
-convolution insists on channels-first. So here it is computed as a two-dimensional one of height 1. The numbers
-are the same up to rounding; elementwise operations keep the layout, so that it is set up once and not at every
-layer.
+channels-first in bfloat16, and in nine tenths in float32; torch's one-dimensional convolution insists on
+channels-first. So here it is computed as a two-dimensional one of height 1. The numbers are the same up to rounding;
+elementwise operations keep the layout, so that it is set up once and not at every layer.
 """
 
 from __future__ import annotations
@@ -40,8 +39,8 @@ def keep_freed_memory() -> None:
             mallopt(option, 2**31 - 1)
 
 
-#: Groups of a convolution from which on channels-last memory costs it two to three times the time.
-_MANY_GROUPS = 64
+#: Taps of a transposed convolution from which on channels-last memory makes its backward pass slower.
+_MANY_TAPS = 8
 
 
 def use_channels_last(network: nn.Module) -> None:
@@ -50,8 +49,10 @@ def use_channels_last(network: nn.Module) -> None:
     Its weights, their names and its results stay as they are.
     """
     for layer in network.modules():
-        if isinstance(layer, nn.Conv1d) and layer.padding_mode == "zeros" and layer.groups < _MANY_GROUPS:
+        if isinstance(layer, nn.Conv1d) and layer.padding_mode == "zeros":
             layer._conv_forward = _channels_last(layer)  # type: ignore[method-assign,assignment]
+        elif isinstance(layer, nn.ConvTranspose1d):
+            layer.forward = MethodType(_transposed, layer)  # type: ignore[method-assign]
 
 
 def use_quick_dropout(network: nn.Module) -> None:
@@ -118,17 +119,51 @@ def _channels_last(layer: nn.Conv1d) -> Callable[[Tensor, Tensor, Tensor | None]
     stride, dilation, groups = (1, *layer.stride), (1, *layer.dilation), layer.groups
     assert not isinstance(layer.padding, str)  # noqa: S101 - VITS has numbers everywhere
     padding = (0, *layer.padding)
-    minimal = stride == (1, 1) and winograd.suits(layer)
+    ways = {kind: winograd.filtering(layer, kind) for kind in winograd.WHOLE}
 
     def convolve(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if minimal and hidden.dtype in winograd.PRECISIONS and not torch.is_autocast_enabled("cpu"):
-            return winograd.convolve(hidden.transpose(1, 2), weight.transpose(1, 2), bias).transpose(1, 2)
+        # In half precision transforms cost layers of a few hundred channels what they save.
+        way = None if torch.is_autocast_enabled("cpu") else ways.get(hidden.dtype)
+        if way is not None:
+            return winograd.convolve(way, hidden.transpose(1, 2), weight.transpose(1, 2), bias).transpose(
+                1, 2
+            )
         hidden = hidden.unsqueeze(2).contiguous(memory_format=torch.channels_last)
         return functional.conv2d(
             hidden, weight.unsqueeze(2), bias, stride, padding, dilation, groups
         ).squeeze(2)
 
     return convolve
+
+
+def _transposed(layer: nn.ConvTranspose1d, hidden: Tensor) -> Tensor:
+    """A transposed convolution whose results, at any rate, lie channels-last: what comes after would turn each copy."""
+    assert not isinstance(layer.padding, str)  # noqa: S101 - torch has no names for this one
+    if layer.kernel_size[0] < _MANY_TAPS:
+        stride, padding, more = (1, *layer.stride), (0, *layer.padding), (0, *layer.output_padding)
+        hidden = hidden.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+        image = functional.conv_transpose2d(
+            hidden,
+            layer.weight.unsqueeze(2),
+            layer.bias,
+            stride,
+            padding,
+            more,
+            layer.groups,
+            (1, *layer.dilation),
+        )
+        return image.squeeze(2)
+    result = functional.conv_transpose1d(
+        hidden,
+        layer.weight,
+        layer.bias,
+        layer.stride,
+        layer.padding,
+        layer.output_padding,
+        layer.groups,
+        layer.dilation,
+    )
+    return result.unsqueeze(2).contiguous(memory_format=torch.channels_last).squeeze(2)
 
 
 _Convolution = TypeVar("_Convolution", nn.Conv1d, nn.Conv2d)
@@ -182,13 +217,13 @@ class _Prepared:
 
     Attributes:
         norm: ``‖v‖``, [O].
-        kernel: ``v`` as it is multiplied: [O, K, I] in the precision of the activations, or `winograd`'s [M, O, I].
-        minimal: Whether it is the latter.
+        kernel: ``v`` as it is multiplied, in the precision of the activations: [O, K, I], or of ``minimally``.
+        minimally: How it is filtered with fewer multiplications, if that is faster.
     """
 
     norm: Tensor
     kernel: Tensor
-    minimal: bool
+    minimally: winograd.Filtering | None
 
 
 #: What layers have made of their weights, by the layer's id, while these stay what they are.
@@ -212,11 +247,11 @@ def _prepare(convolution: nn.Conv1d | nn.Conv2d, direction: Tensor, hidden: Tens
     """What is needed of ``direction``, [O, K, I], to be multiplied with ``hidden``."""
     if _prepared is not None and id(convolution) in _prepared:
         return _prepared[id(convolution)]
-    minimal = hidden.dtype in winograd.PRECISIONS and winograd.suits(convolution)
+    minimally = winograd.filtering(convolution, hidden.dtype)
     prepared = _Prepared(
         torch.linalg.vector_norm(direction, dim=(1, 2)),
-        winograd.transform(direction, convolution.stride[0]) if minimal else direction.to(hidden.dtype),
-        minimal,
+        minimally.transform(direction) if minimally else direction.to(hidden.dtype),
+        minimally,
     )
     if _prepared is not None:
         _prepared[id(convolution)] = prepared
@@ -245,8 +280,8 @@ class _TimeConvolution(torch.autograd.Function):
         stride: int,
     ) -> Tensor:
         """[B, P, L, I], [O], [O, K, I] and [O] → [B·P·N, O], in the precision of ``hidden``."""
-        if prepared.minimal:
-            unscaled = winograd.correlate(hidden.flatten(0, 1), prepared.kernel, stride).flatten(0, 1)
+        if prepared.minimally:
+            unscaled = prepared.minimally.correlate(hidden.flatten(0, 1), prepared.kernel).flatten(0, 1)
         else:
             unscaled = _patches(hidden, prepared.kernel.shape[1], stride) @ prepared.kernel.flatten(1).t()
         ctx.save_for_backward(
@@ -257,7 +292,7 @@ class _TimeConvolution(torch.autograd.Function):
             prepared.norm,
             unscaled if ctx.needs_input_grad[2] else None,
         )
-        ctx.stride, ctx.minimal = stride, prepared.minimal
+        ctx.stride, ctx.minimally = stride, prepared.minimally
         return torch.addcmul(bias, unscaled, magnitude / prepared.norm).to(hidden.dtype)
 
     @staticmethod
@@ -268,11 +303,9 @@ class _TimeConvolution(torch.autograd.Function):
         scale = magnitude / norm
         scaled = (rows * scale).to(rows.dtype)
         wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[2])
-        if ctx.minimal:
+        if ctx.minimally:
             per_row = scaled.view(hidden.shape[0] * hidden.shape[1], -1, scaled.shape[1])
-            to_hidden, gradient = winograd.gradients(
-                per_row, hidden.flatten(0, 1), kernel, *wanted, ctx.stride
-            )
+            to_hidden, gradient = ctx.minimally.gradients(per_row, hidden.flatten(0, 1), kernel, *wanted)
             to_hidden = None if to_hidden is None else to_hidden.view_as(hidden)
         else:
             to_hidden, gradient = _gradients_of_patches(scaled, hidden, kernel, ctx.stride, *wanted)

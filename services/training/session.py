@@ -301,7 +301,7 @@ def _prepare_networks(config: TrainingConfig, base: Base, accelerator: Accelerat
     remember_once(model)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
-        for network in (model.decoder, model.posterior_encoder, model.flow, discriminator):
+        for network in (model.decoder, model.posterior_encoder, model.flow):
             use_channels_last(network)
         waste_nothing(model)
         use_tokens_of_channels(model.duration_predictor)

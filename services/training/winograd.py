@@ -3,19 +3,23 @@
 Four neighbouring results of a filter of five taps take 20 multiplications; minimal filtering, F(4, 5), takes 8, one
 for each of as many points at which polynomials are evaluated (Winograd, 1980; Lavin and Gray, 2016,
 https://arxiv.org/abs/1509.09308, section 4): ``y = Aᵀ [(G g) ⊙ (Bᵀ d)]``. For many channels each ``⊙`` is a matrix
-product over them, which is where the time goes. A filter that steps over samples is the sum of one filter for each of
-its phases: with a stride of 3 of F(4, 2), F(4, 2) and F(4, 1), by 14 multiplications. The gradients take the same
-three transforms, transposed.
+product over them, which is where the time goes. A filter may be taken for the sum of several: one for each of its
+phases where it steps over samples (with a stride of 3, F(4, 2), F(4, 2) and F(4, 1), 14 multiplications), and in half
+precision, which eight points are too many for, F(2, 3) and F(2, 2), 7 multiplications for 10. What these multiply for
+the same results, the same column of Aᵀ, is one product over the channels of both. The gradients take the same three
+transforms, transposed.
 
-In float32 the results are off by 1e-6 of their length, where a direct sum is by 3e-7; in half precision they would be
-off by 1e-2.
+In float32 the results are off by 1e-6 of their length, where a direct sum is by 3e-7; in bfloat16 by 4e-3, where a
+direct sum, rounded once, is by 2e-3.
 
-Shapes: R rows, L samples of a row, N samples of a row of the result, I and O channels, T tiles of a row, W samples
-that a tile looks at, M multiplications (8 and 8 for a stride of 1, 14 and 14 for one of 3).
+Shapes: R rows, L samples of a row, N samples of a row of the result, K taps, I and O channels, T tiles of a row, W
+samples that a tile looks at, M multiplications, P products that they are summed up in.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -24,161 +28,268 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-#: In which this is precise enough.
-PRECISIONS = (torch.float32, torch.float64)
-
-#: Taps of the filter, on either side of its middle, and results of a tile.
-_TAPS, _REACH, _TILE = 5, 2, 4
+#: In which as many points are precise enough as F(4, 5) takes.
+WHOLE = (torch.float32, torch.float64)
 #: Where polynomials are evaluated, as many of these as it takes; and at infinity.
 _POINTS = np.array([0, 1, -1, 2, -2, 0.5, -0.5])
+#: The filter's that gains by it; of three, in F(4, 3), transforms cost what half as many multiplications save.
+_TAPS = 5
 #: Channels from which on fewer multiplications outweigh the transforms.
 _WIDE = 128
+#: Kernels of so many results are transformed at a time between two precisions: a few MB, which a cache holds.
+_AT_ONCE = 128
 
 _Matrix = np.ndarray[Any, np.dtype[np.float64]]
 
 
-def suits(convolution: nn.Conv1d | nn.Conv2d) -> bool:
-    """Whether what is here computes this layer, along its first dimension, and faster than a direct sum in float32."""
-    return (
-        convolution.kernel_size[0] == _TAPS
-        and convolution.padding[0] == _REACH
-        and convolution.stride[0] in (1, 3)
+def filtering(convolution: nn.Conv1d | nn.Conv2d, kind: torch.dtype) -> Filtering | None:
+    """How to compute this layer, along its first dimension and in this precision; None where a direct sum is faster."""
+    taps, stride, padding = convolution.kernel_size[0], convolution.stride[0], convolution.padding[0]
+    suits = (
+        taps == _TAPS
+        and isinstance(padding, int)
+        and padding >= stride - 1  # every sample is looked at
+        and stride in ((1, 3) if kind in WHOLE else (1,))
         and convolution.dilation[0] == convolution.groups == 1
         and min(convolution.in_channels, convolution.out_channels) >= _WIDE
     )
+    return Filtering(taps, stride, int(padding), *_transforms(taps, stride, kind)) if suits else None
 
 
-def convolve(hidden: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
-    """[R, L, I], [O, 5, I] and [O] → [R, L, O], with zeros around each row."""
-    result: Tensor = _Convolution.apply(hidden, kernel, bias)  # type: ignore[no-untyped-call]
+def convolve(way: Filtering, hidden: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+    """[R, L, I], [O, K, I] and [O] → [R, N, O], with zeros around each row."""
+    result: Tensor = _Convolution.apply(way, hidden, kernel, bias)  # type: ignore[no-untyped-call]
     return result
 
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, way: Filtering, hidden: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
         """As :func:`convolve`."""
-        transformed = transform(kernel)
-        result = correlate(hidden, transformed)
+        transformed = way.transform(kernel)
+        result = way.correlate(hidden, transformed)
         ctx.save_for_backward(hidden, transformed)
+        ctx.way = way
         return result if bias is None else result.add_(bias)
 
     @staticmethod
     def backward(ctx: Any, *wanted: Any) -> tuple[Tensor | None, ...]:
-        """Of all three, where they are wanted."""
+        """Of the last three, where they are wanted."""
         ((gradient,), (hidden, transformed)) = wanted, ctx.saved_tensors
-        to_hidden, to_kernel, to_bias = ctx.needs_input_grad
+        _, to_hidden, to_kernel, to_bias = ctx.needs_input_grad
         by_bias = gradient.sum((0, 1)) if to_bias else None
-        return *gradients(gradient, hidden, transformed, to_hidden, to_kernel), by_bias
+        return None, *ctx.way.gradients(gradient, hidden, transformed, to_hidden, to_kernel), by_bias
 
 
-def transform(kernel: Tensor, stride: int = 1) -> Tensor:
-    """[O, 5, I] → [M, O, I], as :func:`correlate` takes it."""
-    return torch.matmul(_transforms(stride, kernel.dtype)[1], kernel).transpose(0, 1)
+@dataclass(frozen=True, eq=False)
+class Filtering:
+    """A way to filter, in the precision of its transforms.
 
-
-def correlate(hidden: Tensor, transformed: Tensor, stride: int = 1) -> Tensor:
-    """[R, L, I] and a kernel of :func:`transform`, [M, O, I] → [R, N, O]."""
-    to_results, _, of_samples = _transforms(stride, hidden.dtype)
-    rows, length, _ = hidden.shape
-    products = torch.bmm(_transformed(of_samples, _tiles(hidden, stride)), transformed.transpose(1, 2))
-    results = (to_results @ products.flatten(1)).view(_TILE, rows, -1, products.shape[2])
-    return results.permute(1, 2, 0, 3).flatten(1, 2)[:, : _results(length, stride)]
-
-
-def gradients(
-    gradient: Tensor, hidden: Tensor, transformed: Tensor, to_hidden: bool, to_kernel: bool, stride: int = 1
-) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients [R, L, I] and [O, 5, I] of ``correlate(hidden, transform(kernel))``, where they are wanted.
-
-    Args:
-        gradient: [R, N, O] of its result.
-        hidden: [R, L, I] as it was given.
-        transformed: [M, O, I], the kernel.
-        to_hidden: Whether the first is wanted.
-        to_kernel: Whether the second is.
-        stride: As it was given.
+    Attributes:
+        taps: K.
+        stride: Samples from one result to the next.
+        padding: Zeros on either side of a row.
+        to_results: Aᵀ, [results of a tile, P].
+        of_kernel: G, [M, K].
+        of_samples: Bᵀ, [M, W].
+        sums: Of each product, the multiplications that are summed up in it; None if each is its own, P = M.
     """
-    to_results, of_kernel, of_samples = _transforms(stride, hidden.dtype)
-    rows, length, channels = hidden.shape
-    tiles = _tile_count(length, stride)
-    padded = functional.pad(gradient, (0, 0, 0, tiles * _TILE - gradient.shape[1]))
-    factors = _transformed(to_results.t(), padded.view(rows, tiles, _TILE, -1))
-    by_hidden = by_kernel = None
-    if to_hidden:
-        shares = of_samples.t() @ torch.bmm(factors, transformed).flatten(1)
-        shares = shares.view(-1, rows, tiles, channels).permute(1, 2, 0, 3)
-        step = _TILE * stride
-        blocks = hidden.new_zeros(rows, tiles + 1, step, channels)
-        blocks[:, :-1] += shares[:, :, :step]
-        blocks[:, 1:, : shares.shape[2] - step] += shares[:, :, step:]
-        by_hidden = blocks.flatten(1, 2)[:, _REACH : _REACH + length]
-    if to_kernel:
-        products = torch.bmm(factors.transpose(1, 2), _transformed(of_samples, _tiles(hidden, stride)))
-        by_kernel = (of_kernel.t() @ products.flatten(1)).view(_TAPS, -1, channels).transpose(0, 1)
-    return by_hidden, by_kernel
+
+    taps: int
+    stride: int
+    padding: int
+    to_results: Tensor
+    of_kernel: Tensor
+    of_samples: Tensor
+    sums: tuple[slice, ...] | None
+
+    def transform(self, kernel: Tensor) -> Tensor:
+        """[O, K, I], in this precision or another → [O, M·I], as :meth:`correlate` takes it."""
+        of_kernel = self.of_kernel.to(kernel.dtype)
+        with torch.autocast(kernel.device.type, enabled=False):
+            if kernel.dtype == self.of_kernel.dtype:
+                return torch.matmul(of_kernel, kernel).flatten(1)
+            transformed = self.of_kernel.new_empty(len(kernel), len(of_kernel), kernel.shape[2])
+            for some, result in zip(kernel.split(_AT_ONCE), transformed.split(_AT_ONCE), strict=True):
+                result.copy_(torch.matmul(of_kernel, some))
+        return transformed.flatten(1)
+
+    def correlate(self, hidden: Tensor, transformed: Tensor) -> Tensor:
+        """[R, L, I] and a kernel of :meth:`transform`, [O, M·I] → [R, N, O]."""
+        rows, length, channels = hidden.shape
+        samples = self._of_tiles(hidden)
+        if self.sums is None:
+            products = torch.bmm(self._apart(samples), self._apart(transformed).transpose(1, 2))
+        else:
+            products = hidden.new_empty(len(self.sums), len(samples), len(transformed))
+            for product, these in zip(products, self._columns(channels), strict=True):
+                torch.mm(samples[:, these], transformed[:, these].t(), out=product)
+        results = (self.to_results @ products.flatten(1)).view(self._tile, rows, -1, len(transformed))
+        return results.permute(1, 2, 0, 3).flatten(1, 2)[:, : self._results(length)]
+
+    def gradients(
+        self, gradient: Tensor, hidden: Tensor, transformed: Tensor, to_hidden: bool, to_kernel: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The gradients [R, L, I] and [O, K, I] of ``correlate(hidden, transform(kernel))``, where they are wanted.
+
+        Args:
+            gradient: [R, N, O] of its result.
+            hidden: [R, L, I] as it was given.
+            transformed: [O, M·I], the kernel.
+            to_hidden: Whether the first is wanted.
+            to_kernel: Whether the second is; in half precision it is float32.
+        """
+        rows, length, channels = hidden.shape
+        tiles = self._tiles(length)
+        padded = functional.pad(gradient, (0, 0, 0, tiles * self._tile - gradient.shape[1]))
+        factors = _combined(self.to_results.t(), padded.view(rows, tiles, self._tile, -1))
+        factors = factors.flatten(0, 1).transpose(0, 1)  # [P, R·T, O]
+        by_hidden = by_kernel = None
+        if to_hidden:
+            step = self._tile * self.stride
+            starts = range(0, self._width, step)
+            blocks = hidden.new_zeros(rows, tiles + len(starts) - 1, step, channels)
+            spread = self._to_samples(factors, transformed).view(rows, tiles, -1, channels)
+            for block, start in enumerate(starts):
+                share = spread[:, :, start : start + step]
+                blocks[:, block : block + tiles, : share.shape[2]] += share
+            by_hidden = blocks.flatten(1, 2)[:, self.padding : self.padding + length]
+        if to_kernel:
+            by_kernel = self._to_taps(factors, self._of_tiles(hidden))
+        return by_hidden, by_kernel
+
+    def _to_samples(self, factors: Tensor, transformed: Tensor) -> Tensor:
+        """[P, R·T, O] and [O, M·I] → what each tile gives to the samples that it looks at, [R·T, W, I]."""
+        by_sample = self.of_samples.t()
+        count, channels = factors.shape[1], transformed.shape[1] // by_sample.shape[1]
+        if self.sums is None:
+            shares = torch.bmm(factors, self._apart(transformed))
+            return (by_sample @ shares.flatten(1)).view(-1, count, channels).transpose(0, 1)
+        shares = factors.new_empty(count, transformed.shape[1])
+        for factor, these in zip(factors, self._columns(channels), strict=True):
+            torch.mm(factor, transformed[:, these], out=shares[:, these])
+        return torch.matmul(by_sample, shares.view(count, -1, channels))
+
+    def _to_taps(self, factors: Tensor, samples: Tensor) -> Tensor:
+        """[P, R·T, O] and [R·T, M·I] → the kernel's gradient, [O, K, I]."""
+        by_tap = self.of_kernel.t()
+        channels = samples.shape[1] // by_tap.shape[1]
+        if self.sums is None:
+            sums = torch.bmm(factors.transpose(1, 2), self._apart(samples))
+            return (by_tap @ sums.flatten(1)).view(self.taps, -1, channels).transpose(0, 1)
+        sums = factors.new_empty(factors.shape[2], samples.shape[1])
+        for factor, these in zip(factors, self._columns(channels), strict=True):
+            torch.mm(factor.t(), samples[:, these], out=sums[:, these])
+        by_tap = by_tap.float()
+        gradient = by_tap.new_empty(len(sums), self.taps, channels)
+        sums = sums.view(len(sums), -1, channels)
+        for some, result in zip(sums.split(_AT_ONCE), gradient.split(_AT_ONCE), strict=True):
+            torch.matmul(by_tap, some.float(), out=result)
+        return gradient
+
+    @property
+    def _tile(self) -> int:
+        """Results of a tile."""
+        return len(self.to_results)
+
+    @property
+    def _width(self) -> int:
+        """W."""
+        return self.of_samples.shape[1]
+
+    def _results(self, length: int) -> int:
+        """N of a row of so many samples."""
+        return (length + 2 * self.padding - self.taps) // self.stride + 1
+
+    def _tiles(self, length: int) -> int:
+        """T of a row of so many samples."""
+        return -(-self._results(length) // self._tile)
+
+    def _apart(self, values: Tensor) -> Tensor:
+        """[N, M·C] → [M, N, C]."""
+        return values.view(len(values), len(self.of_samples), -1).transpose(0, 1)
+
+    def _columns(self, channels: int) -> list[slice]:
+        """Where each product's multiplications are among M·C numbers."""
+        assert self.sums is not None  # noqa: S101 - asked of those alone that sum up
+        return [slice(these.start * channels, these.stop * channels) for these in self.sums]
+
+    def _of_tiles(self, hidden: Tensor) -> Tensor:
+        """[R, L, I] → [R·T, M·I]: what is multiplied, of each tile."""
+        rows, length, channels = hidden.shape
+        tiles, step = self._tiles(length), self._tile * self.stride
+        padded = functional.pad(
+            hidden, (0, 0, self.padding, (tiles - 1) * step + self._width - self.padding - length)
+        )
+        row, sample, channel = padded.stride()
+        seen = padded.as_strided((rows, tiles, self._width, channels), (row, step * sample, sample, channel))
+        return _combined(self.of_samples, seen).flatten(2).flatten(0, 1)
 
 
-def _results(length: int, stride: int) -> int:
-    return (length + 2 * _REACH - _TAPS) // stride + 1
-
-
-def _tile_count(length: int, stride: int) -> int:
-    return -(-_results(length, stride) // _TILE)
-
-
-def _tiles(hidden: Tensor, stride: int) -> Tensor:
-    """[R, L, I] → [R, T, W, I]: what the four results of each tile look at, a view of the padded rows."""
-    rows, length, channels = hidden.shape
-    tiles, step, width = _tile_count(length, stride), _TILE * stride, (_TILE - 1) * stride + _TAPS
-    padded = functional.pad(hidden, (0, 0, _REACH, (tiles - 1) * step + width - _REACH - length))
-    row, sample, channel = padded.stride()
-    return padded.as_strided((rows, tiles, width, channels), (row, step * sample, sample, channel))
-
-
-def _transformed(transform: Tensor, tiles: Tensor) -> Tensor:
-    """[M, W] and [R, T, W, I] → [M, R·T, I], whose first dimension lies in memory between the others."""
-    return torch.matmul(transform, tiles).flatten(0, 1).transpose(0, 1)
-
-
-def _transforms(stride: int, kind: torch.dtype) -> list[Tensor]:
-    """Aᵀ [4, M], G [M, 5] and Bᵀ [M, W]."""
-    return [torch.tensor(matrix, dtype=kind) for matrix in _matrices(stride)]
+def _combined(matrix: Tensor, values: Tensor) -> Tensor:
+    """[M, W] and [R, T, W, C] → their product, [R, T, M, C]."""
+    if values.dtype in WHOLE:
+        return torch.matmul(matrix, values)
+    # In half precision rows have one 1 and at most one 1 or -1 more, and sums take a third of a small product's time.
+    result = values.new_empty(*values.shape[:2], len(matrix), values.shape[3])
+    parts = values.unbind(2)
+    for row, into in zip(matrix.tolist(), result.unbind(2), strict=True):
+        one = row.index(1)
+        others = [place for place, factor in enumerate(row) if factor and place != one]
+        if others:
+            torch.add(parts[one], parts[others[0]], alpha=row[others[0]], out=into)
+        else:
+            into.copy_(parts[one])
+    return result
 
 
 @cache
-def _matrices(stride: int) -> tuple[_Matrix, _Matrix, _Matrix]:
-    """Of all phases: Aᵀ [4, M], G [M, 5] and Bᵀ [M, W]."""
+def _transforms(
+    taps: int, stride: int, kind: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, tuple[slice, ...] | None]:
+    """Aᵀ, G, Bᵀ and sums of the filters of all phases: over as many results, of as many taps, as are precise enough."""
+    whole = kind in WHOLE
+    tile = 4 if whole else 2
+    filters: list[Sequence[int]] = [range(phase, taps, stride) for phase in range(stride)]
+    if not whole:
+        filters = [those[first : first + 3] for those in filters for first in range(0, len(those), 3)]
     to_results: list[_Matrix] = []
     of_kernel: list[_Matrix] = []
     of_samples: list[_Matrix] = []
-    for phase in range(stride):
-        taps = len(range(phase, _TAPS, stride))
-        of_phase = _filtering(taps)
-        to_results.append(of_phase[0])
-        for matrices, matrix, width in (
-            (of_kernel, of_phase[1], _TAPS),
-            (of_samples, of_phase[2], (_TILE - 1) * stride + _TAPS),
-        ):
-            spread = np.zeros((len(matrix), width))
-            spread[:, phase : phase + stride * matrix.shape[1] : stride] = matrix
-            matrices.append(spread)
-    return np.concatenate(to_results, axis=1), np.concatenate(of_kernel), np.concatenate(of_samples)
+    for those in filters:
+        results, by_tap, by_sample = _minimal(tile, len(those))
+        to_results.append(results.T)
+        over_taps = np.zeros((len(by_tap), taps))
+        over_taps[:, list(those)] = by_tap
+        of_kernel.append(over_taps)
+        over_samples = np.zeros((len(by_sample), (tile - 1) * stride + taps))
+        over_samples[:, those[0] : those[0] + stride * by_sample.shape[1] : stride] = by_sample
+        of_samples.append(over_samples)
+    matrices = [np.concatenate(parts) for parts in (to_results, of_kernel, of_samples)]
+    sums = None
+    if not whole:
+        columns, product, counts = np.unique(matrices[0], axis=0, return_inverse=True, return_counts=True)
+        order = np.argsort(product, kind="stable")
+        matrices = [columns, matrices[1][order], matrices[2][order]]
+        ends = np.cumsum(counts).tolist()
+        sums = tuple(map(slice, [0, *ends], ends))
+    results_by, taps_by, samples_by = (torch.tensor(matrix, dtype=kind) for matrix in matrices)
+    return results_by.t(), taps_by, samples_by, sums
 
 
-def _filtering(taps: int) -> tuple[_Matrix, _Matrix, _Matrix]:
-    """F(4, ``taps``): evaluation of four and of ``taps`` coefficients, and interpolation's transpose.
+def _minimal(tile: int, taps: int) -> tuple[_Matrix, _Matrix, _Matrix]:
+    """Aᵀ, G and Bᵀ of F(``tile``, ``taps``): evaluation of as many coefficients, and interpolation's transpose.
 
-    A point's row of G may be any multiple if that of Bᵀ is divided by it: powers of two, which cost nothing, make
-    Bᵀ's sum to about one.
+    A point's row of G may be any multiple if that of Bᵀ is divided by it: powers of two, which cost nothing, bring the
+    largest in Bᵀ's to about one.
     """
     if taps == 1:
-        return np.eye(_TILE), np.ones((_TILE, 1)), np.eye(_TILE)
-    points = _POINTS[: _TILE + taps - 2]
+        return np.eye(tile), np.ones((tile, 1)), np.eye(tile)
+    points = _POINTS[: tile + taps - 2]
 
     def evaluation(coefficients: int) -> _Matrix:
         return np.concatenate([points[:, None] ** np.arange(coefficients), np.eye(coefficients)[-1:]])
 
-    interpolation = np.linalg.inv(evaluation(_TILE + taps - 1)).T
-    scale = 2.0 ** np.round(np.log2(np.abs(interpolation).sum(1, keepdims=True)))
-    return evaluation(_TILE).T, evaluation(taps) * scale, interpolation / scale
+    interpolation = np.linalg.inv(evaluation(tile + taps - 1)).T
+    scale = 2.0 ** np.round(np.log2(np.abs(interpolation).max(1, keepdims=True)))
+    return evaluation(tile).T, evaluation(taps) * scale, interpolation / scale

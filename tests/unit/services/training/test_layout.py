@@ -51,11 +51,21 @@ def test_channels_last_convolutions_compute_the_same(
     assert results[1].stride(1) == 1  # the layout goes on to the next layer
 
 
-def test_convolutions_of_many_groups_are_left_alone() -> None:
-    network = nn.Sequential(nn.Conv1d(64, 64, 3, groups=64), nn.Conv1d(8, 8, 3))
-    use_channels_last(network)
-    assert "_conv_forward" not in vars(network[0])
-    assert "_conv_forward" in vars(network[1])
+@pytest.mark.parametrize("kernel", [4, 16])
+def test_transposed_convolutions_compute_the_same(kernel: int) -> None:
+    """And what comes after them need not turn it."""
+    plain = nn.Sequential(nn.ConvTranspose1d(6, 4, kernel, kernel // 2, kernel // 4)).double()
+    ours = copy.deepcopy(plain)
+    use_channels_last(ours)
+    values = torch.randn(3, 6, 9, dtype=torch.float64)
+    inputs = [values.clone().requires_grad_() for _ in range(2)]
+    results = [network(one) for network, one in zip((plain, ours), inputs, strict=True)]
+    torch.testing.assert_close(results[1], results[0])
+    for expected, found in zip(
+        gradients(plain, inputs[0], results[0]), gradients(ours, inputs[1], results[1]), strict=True
+    ):
+        torch.testing.assert_close(found, expected)
+    assert results[1].stride(1) == 1
 
 
 def test_a_copy_of_a_converted_network_uses_its_own_weights() -> None:
@@ -179,11 +189,13 @@ def test_weights_as_they_are_are_prepared_once(
     assert compute()[:, 0].ne(first[:, 0]).any()
 
 
-def test_half_precision_is_not_for_minimal_filtering(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_half_precision_narrower_layers_are_not_for_minimal_filtering(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     compute_by(monkeypatch, "minimal filtering")
     network = nn.Conv1d(6, 6, 5, padding=2)
     use_channels_last(network)
-    monkeypatch.setattr(winograd, "correlate", lambda *_: pytest.fail("by minimal filtering"))
+    monkeypatch.setattr(winograd, "convolve", lambda *_: pytest.fail("by minimal filtering"))
     with torch.autocast("cpu", torch.bfloat16):
         assert network(torch.randn(1, 6, 9)).dtype == torch.bfloat16
     with pytest.raises(pytest.fail.Exception, match="by minimal filtering"):

@@ -10,7 +10,13 @@ from torch.nn import functional
 from services.training import winograd
 
 #: How far off results may be, as a share of their length.
-TOLERANCE = {torch.float64: 1e-14, torch.float32: 2e-6}
+TOLERANCE = {torch.float64: 1e-14, torch.float32: 2e-6, torch.bfloat16: 6e-3}
+
+
+def filtering(stride: int, kind: torch.dtype) -> winograd.Filtering:
+    way = winograd.filtering(nn.Conv1d(128, 128, 5, stride, 2), kind)
+    assert way is not None
+    return way
 
 
 def directly(hidden: Tensor, kernel: Tensor, stride: int) -> Tensor:
@@ -25,28 +31,66 @@ def distance(found: Tensor, expected: Tensor) -> float:
     return float((found.double() - expected).norm().detach() / expected.norm().detach())
 
 
-@pytest.mark.parametrize("kind", TOLERANCE, ids=["float64", "float32"])
-@pytest.mark.parametrize("stride", [1, 3])
+@pytest.mark.parametrize(
+    ("stride", "kind"),
+    [
+        (1, torch.float64),
+        (3, torch.float64),
+        (1, torch.float32),
+        (3, torch.float32),
+        (1, torch.bfloat16),
+    ],
+)
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 8, 11, 12, 13, 14, 37])
 def test_results_and_gradients_are_those_of_a_direct_sum(length: int, stride: int, kind: torch.dtype) -> None:
+    """Of a kernel in float32 at least, as weights are."""
     generator = torch.Generator().manual_seed(length)
     hidden = torch.randn(3, length, 64, generator=generator).to(kind)
-    kernel = torch.randn(48, 5, 64, generator=generator).to(kind)
-    transformed = winograd.transform(kernel, stride)
+    kernel = torch.randn(144, 5, 64, generator=generator).to(torch.promote_types(kind, torch.float32))
+    way = filtering(stride, kind)
+    transformed = way.transform(kernel)
     expected = hidden.clone().requires_grad_(), kernel.clone().requires_grad_()
     sums = directly(*expected, stride)
     direction = torch.randn(sums.shape, generator=generator).to(kind)
     results = [
-        winograd.correlate(hidden, transformed, stride),
-        *winograd.gradients(direction, hidden, transformed, True, True, stride),
+        way.correlate(hidden, transformed),
+        *way.gradients(direction, hidden, transformed, True, True),
     ]
-    for found, wanted in zip(
-        results, [sums, *torch.autograd.grad(sums, expected, direction.double())], strict=True
+    for found, wanted, precision in zip(
+        results,
+        [sums, *torch.autograd.grad(sums, expected, direction.double())],
+        [kind, kind, kernel.dtype],
+        strict=True,
     ):
         assert found is not None
-        assert found.dtype == kind
+        assert found.dtype == precision
         assert found.shape == wanted.shape
         assert distance(found, wanted) < TOLERANCE[kind]
+
+
+@pytest.mark.parametrize("padding", [0, 1, 4])
+def test_rows_may_have_other_zeros_around_them(padding: int) -> None:
+    way = winograd.filtering(nn.Conv1d(128, 128, 5, padding=padding), torch.float64)
+    assert way is not None
+    hidden, kernel = torch.randn(2, 11, 3, dtype=torch.float64), torch.randn(4, 5, 3, dtype=torch.float64)
+    inputs = [tensor.requires_grad_() for tensor in (hidden, kernel)]
+    results = [
+        functional.conv1d(hidden.transpose(1, 2), kernel.transpose(1, 2), padding=padding).transpose(1, 2),
+        winograd.convolve(way, hidden, kernel, None),
+    ]
+    expected, found = ([result, *torch.autograd.grad(result.square().sum(), inputs)] for result in results)
+    torch.testing.assert_close(found, expected)
+
+
+def test_autocast_leaves_the_transform_of_a_kernel_alone() -> None:
+    """Its sums are rounded once."""
+    kernel = torch.randn(8, 5, 16, generator=torch.Generator().manual_seed(0))
+    way = filtering(1, torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = way.transform(kernel)
+    assert found.dtype == torch.bfloat16
+    exact = torch.matmul(way.of_kernel.double(), kernel.double()).flatten(1)
+    assert found.equal(exact.to(torch.bfloat16))
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -60,7 +104,7 @@ def test_a_convolution_has_the_gradients_that_are_wanted(bias: bool) -> None:
     inputs = [draw(2, 9, 3), draw(4, 5, 3), *([draw(4)] if bias else [])]
 
     def convolve(hidden: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
-        return winograd.convolve(hidden, kernel, bias)
+        return winograd.convolve(filtering(1, torch.float64), hidden, kernel, bias)
 
     assert torch.autograd.gradcheck(convolve, inputs)
     for number, one in enumerate(inputs):
@@ -75,7 +119,7 @@ def test_a_convolution_has_the_gradients_that_are_wanted(bias: bool) -> None:
     "other",
     [
         nn.Conv1d(128, 128, 3, padding=1),
-        nn.Conv1d(128, 128, 5, padding=0),
+        nn.Conv1d(128, 128, 5, padding=1, stride=3),
         nn.Conv1d(128, 128, 5, padding=2, stride=2),
         nn.Conv1d(128, 128, 5, padding=2, dilation=2),
         nn.Conv1d(128, 128, 5, padding=2, groups=2),
@@ -84,6 +128,10 @@ def test_a_convolution_has_the_gradients_that_are_wanted(bias: bool) -> None:
     ],
 )
 def test_other_convolutions_do_not_suit(other: nn.Conv1d) -> None:
-    assert winograd.suits(nn.Conv1d(128, 128, 5, padding=2))
-    assert winograd.suits(nn.Conv2d(128, 128, (5, 1), (3, 1), (2, 0)))
-    assert not winograd.suits(other)
+    assert winograd.filtering(nn.Conv2d(128, 128, (5, 1), (3, 1), (2, 0)), torch.float32) is not None
+    assert winograd.filtering(nn.Conv2d(128, 128, (5, 1), (1, 1), (2, 0)), torch.bfloat16) is not None
+    assert winograd.filtering(other, torch.float32) is None
+
+
+def test_half_precision_takes_no_strides() -> None:
+    assert winograd.filtering(nn.Conv2d(128, 128, (5, 1), (3, 1), (2, 0)), torch.bfloat16) is None

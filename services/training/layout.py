@@ -1,9 +1,10 @@
 """What makes training fast on processors: convolutions in the memory layout that they like, and memory kept.
 
 oneDNN computes a convolution over channels-last memory in half to a fifth of the time that it takes for
-channels-first in bfloat16, and in nine tenths in float32; torch's one-dimensional convolution insists on
-channels-first. So here it is computed as a two-dimensional one of height 1. The numbers are the same up to rounding;
-elementwise operations keep the layout, so that it is set up once and not at every layer.
+channels-first in bfloat16, and in nine tenths in float32 (ones of many groups excepted: `services.training.grouped`);
+torch's one-dimensional convolution insists on channels-first. So here it is computed as a two-dimensional one of
+height 1. The numbers are the same up to rounding; elementwise operations keep the layout, so that it is set up once
+and not at every layer.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.nn.utils import parametrize
 from transformers.models.vits.modeling_vits import VitsDilatedDepthSeparableConv
@@ -44,9 +46,9 @@ _MANY_TAPS = 8
 
 
 def use_channels_last(network: nn.Module) -> None:
-    """Let the one-dimensional convolutions below ``network`` that gain by it work on channels-last memory, in place.
+    """Let one-dimensional convolutions below ``network``, transposed ones too, work on channels-last memory, in place.
 
-    Its weights, their names and its results stay as they are.
+    None of them may be of many groups. Its weights, their names and its results stay as they are.
     """
     for layer in network.modules():
         if isinstance(layer, nn.Conv1d) and layer.padding_mode == "zeros":
@@ -119,15 +121,14 @@ def _channels_last(layer: nn.Conv1d) -> Callable[[Tensor, Tensor, Tensor | None]
     stride, dilation, groups = (1, *layer.stride), (1, *layer.dilation), layer.groups
     assert not isinstance(layer.padding, str)  # noqa: S101 - VITS has numbers everywhere
     padding = (0, *layer.padding)
-    ways = {kind: winograd.filtering(layer, kind) for kind in winograd.WHOLE}
+    ways = {kind: winograd.filtering(layer, kind) for kind in winograd.FULL_PRECISION}
 
     def convolve(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # In half precision transforms cost layers of a few hundred channels what they save.
         way = None if torch.is_autocast_enabled("cpu") else ways.get(hidden.dtype)
         if way is not None:
-            return winograd.convolve(way, hidden.transpose(1, 2), weight.transpose(1, 2), bias).transpose(
-                1, 2
-            )
+            of_channels = winograd.convolve(way, hidden.transpose(1, 2), weight.transpose(1, 2), bias)
+            return of_channels.transpose(1, 2)
         hidden = hidden.unsqueeze(2).contiguous(memory_format=torch.channels_last)
         return functional.conv2d(
             hidden, weight.unsqueeze(2), bias, stride, padding, dilation, groups
@@ -137,33 +138,20 @@ def _channels_last(layer: nn.Conv1d) -> Callable[[Tensor, Tensor, Tensor | None]
 
 
 def _transposed(layer: nn.ConvTranspose1d, hidden: Tensor) -> Tensor:
-    """A transposed convolution whose results, at any rate, lie channels-last: what comes after would turn each copy."""
+    """A transposed convolution, [B, I, L] → [B, O, N] channels-last, as what comes after it wants it."""
+    if layer.kernel_size[0] >= _MANY_TAPS:
+        result = nn.ConvTranspose1d.forward(layer, hidden)
+        return result.unsqueeze(2).contiguous(memory_format=torch.channels_last).squeeze(2)
     assert not isinstance(layer.padding, str)  # noqa: S101 - torch has no names for this one
-    if layer.kernel_size[0] < _MANY_TAPS:
-        stride, padding, more = (1, *layer.stride), (0, *layer.padding), (0, *layer.output_padding)
-        hidden = hidden.unsqueeze(2).contiguous(memory_format=torch.channels_last)
-        image = functional.conv_transpose2d(
-            hidden,
-            layer.weight.unsqueeze(2),
-            layer.bias,
-            stride,
-            padding,
-            more,
-            layer.groups,
-            (1, *layer.dilation),
-        )
-        return image.squeeze(2)
-    result = functional.conv_transpose1d(
-        hidden,
-        layer.weight,
-        layer.bias,
-        layer.stride,
-        layer.padding,
-        layer.output_padding,
+    hidden = hidden.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+    settings = (
+        (1, *layer.stride),
+        (0, *layer.padding),
+        (0, *layer.output_padding),
         layer.groups,
-        layer.dilation,
+        (1, *layer.dilation),
     )
-    return result.unsqueeze(2).contiguous(memory_format=torch.channels_last).squeeze(2)
+    return functional.conv_transpose2d(hidden, layer.weight.unsqueeze(2), layer.bias, *settings).squeeze(2)
 
 
 _Convolution = TypeVar("_Convolution", nn.Conv1d, nn.Conv2d)
@@ -217,13 +205,13 @@ class _Prepared:
 
     Attributes:
         norm: ``‖v‖``, [O].
-        kernel: ``v`` as it is multiplied, in the precision of the activations: [O, K, I], or of ``minimally``.
-        minimally: How it is filtered with fewer multiplications, if that is faster.
+        kernel: ``v`` as it is multiplied, in the precision of the activations: [O, K, I], or as ``filtering`` takes it.
+        filtering: How it takes fewer multiplications, if that is faster.
     """
 
     norm: Tensor
     kernel: Tensor
-    minimally: winograd.Filtering | None
+    filtering: winograd.Filtering | None
 
 
 #: What layers have made of their weights, by the layer's id, while these stay what they are.
@@ -247,11 +235,12 @@ def _prepare(convolution: nn.Conv1d | nn.Conv2d, direction: Tensor, hidden: Tens
     """What is needed of ``direction``, [O, K, I], to be multiplied with ``hidden``."""
     if _prepared is not None and id(convolution) in _prepared:
         return _prepared[id(convolution)]
-    minimally = winograd.filtering(convolution, hidden.dtype)
+    results = hidden.numel() // hidden.shape[1] // convolution.stride[0]
+    filtering = winograd.filtering(convolution, hidden.dtype, results)
     prepared = _Prepared(
         torch.linalg.vector_norm(direction, dim=(1, 2)),
-        minimally.transform(direction) if minimally else direction.to(hidden.dtype),
-        minimally,
+        filtering.transform(direction) if filtering else direction.to(hidden.dtype),
+        filtering,
     )
     if _prepared is not None:
         _prepared[id(convolution)] = prepared
@@ -280,8 +269,8 @@ class _TimeConvolution(torch.autograd.Function):
         stride: int,
     ) -> Tensor:
         """[B, P, L, I], [O], [O, K, I] and [O] → [B·P·N, O], in the precision of ``hidden``."""
-        if prepared.minimally:
-            unscaled = prepared.minimally.correlate(hidden.flatten(0, 1), prepared.kernel).flatten(0, 1)
+        if prepared.filtering:
+            unscaled = prepared.filtering.correlate(hidden.flatten(0, 1), prepared.kernel).flatten(0, 1)
         else:
             unscaled = _patches(hidden, prepared.kernel.shape[1], stride) @ prepared.kernel.flatten(1).t()
         ctx.save_for_backward(
@@ -292,10 +281,11 @@ class _TimeConvolution(torch.autograd.Function):
             prepared.norm,
             unscaled if ctx.needs_input_grad[2] else None,
         )
-        ctx.stride, ctx.minimally = stride, prepared.minimally
+        ctx.stride, ctx.filtering = stride, prepared.filtering
         return torch.addcmul(bias, unscaled, magnitude / prepared.norm).to(hidden.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
         """Of the four tensors, where they are wanted; patches and tiles are cut again rather than kept."""
         (rows,) = gradients
@@ -303,9 +293,9 @@ class _TimeConvolution(torch.autograd.Function):
         scale = magnitude / norm
         scaled = (rows * scale).to(rows.dtype)
         wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[2])
-        if ctx.minimally:
+        if ctx.filtering:
             per_row = scaled.view(hidden.shape[0] * hidden.shape[1], -1, scaled.shape[1])
-            to_hidden, gradient = ctx.minimally.gradients(per_row, hidden.flatten(0, 1), kernel, *wanted)
+            to_hidden, gradient = ctx.filtering.gradients(per_row, hidden.flatten(0, 1), kernel, *wanted)
             to_hidden = None if to_hidden is None else to_hidden.view_as(hidden)
         else:
             to_hidden, gradient = _gradients_of_patches(scaled, hidden, kernel, ctx.stride, *wanted)

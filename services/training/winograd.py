@@ -12,13 +12,12 @@ transforms, transposed.
 In float32 the results are off by 1e-6 of their length, where a direct sum is by 3e-7; in bfloat16 by 4e-3, where a
 direct sum, rounded once, is by 2e-3.
 
-Shapes: R rows, L samples of a row, N samples of a row of the result, K taps, I and O channels, T tiles of a row, W
+Shapes: R rows, L samples of a row, N samples of a row of the result, I and O channels, T tiles of a row, W
 samples that a tile looks at, M multiplications, P products that they are summed up in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -26,38 +25,54 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 #: In which as many points are precise enough as F(4, 5) takes.
-WHOLE = (torch.float32, torch.float64)
+FULL_PRECISION = (torch.float32, torch.float64)
 #: Where polynomials are evaluated, as many of these as it takes; and at infinity.
 _POINTS = np.array([0, 1, -1, 2, -2, 0.5, -0.5])
-#: The filter's that gains by it; of three, in F(4, 3), transforms cost what half as many multiplications save.
+#: Of the filters here; with three, F(4, 3), the transforms cost what half as many multiplications save.
 _TAPS = 5
 #: Channels from which on fewer multiplications outweigh the transforms.
 _WIDE = 128
+#: Results from which on three multiplications in ten outweigh the kernels' transforms, which take as long for few.
+_MANY = 400
 #: Kernels of so many results are transformed at a time between two precisions: a few MB, which a cache holds.
 _AT_ONCE = 128
 
 _Matrix = np.ndarray[Any, np.dtype[np.float64]]
 
 
-def filtering(convolution: nn.Conv1d | nn.Conv2d, kind: torch.dtype) -> Filtering | None:
-    """How to compute this layer, along its first dimension and in this precision; None where a direct sum is faster."""
+def filtering(
+    convolution: nn.Conv1d | nn.Conv2d, kind: torch.dtype, results: int = _MANY
+) -> Filtering | None:
+    """How to compute this layer by minimal filtering, along its first dimension.
+
+    Args:
+        convolution: The layer, whose other dimensions are not looked at.
+        kind: Of what is convolved.
+        results: How many there will be, R·N.
+
+    Returns:
+        None where a direct sum is faster, and for what is not done here: groups, dilation, samples that nothing sees.
+    """
     taps, stride, padding = convolution.kernel_size[0], convolution.stride[0], convolution.padding[0]
+    full = kind in FULL_PRECISION
     suits = (
         taps == _TAPS
         and isinstance(padding, int)
         and padding >= stride - 1  # every sample is looked at
-        and stride in ((1, 3) if kind in WHOLE else (1,))
+        and stride in ((1, 3) if full else (1,))
         and convolution.dilation[0] == convolution.groups == 1
         and min(convolution.in_channels, convolution.out_channels) >= _WIDE
+        and (results >= _MANY or (full and stride == 1))
     )
-    return Filtering(taps, stride, int(padding), *_transforms(taps, stride, kind)) if suits else None
+    return Filtering(stride, int(padding), *_transforms(stride, kind)) if suits else None
 
 
 def convolve(way: Filtering, hidden: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
-    """[R, L, I], [O, K, I] and [O] → [R, N, O], with zeros around each row."""
+    """[R, L, I], [O, 5, I] and [O] → [R, N, O], with zeros around each row."""
     result: Tensor = _Convolution.apply(way, hidden, kernel, bias)  # type: ignore[no-untyped-call]
     return result
 
@@ -73,6 +88,7 @@ class _Convolution(torch.autograd.Function):
         return result if bias is None else result.add_(bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *wanted: Any) -> tuple[Tensor | None, ...]:
         """Of the last three, where they are wanted."""
         ((gradient,), (hidden, transformed)) = wanted, ctx.saved_tensors
@@ -86,32 +102,30 @@ class Filtering:
     """A way to filter, in the precision of its transforms.
 
     Attributes:
-        taps: K.
         stride: Samples from one result to the next.
         padding: Zeros on either side of a row.
-        to_results: Aᵀ, [results of a tile, P].
-        of_kernel: G, [M, K].
-        of_samples: Bᵀ, [M, W].
+        output_transform: Aᵀ, [results of a tile, P].
+        filter_transform: G, [M, 5].
+        input_transform: Bᵀ, [M, W].
         sums: Of each product, the multiplications that are summed up in it; None if each is its own, P = M.
     """
 
-    taps: int
     stride: int
     padding: int
-    to_results: Tensor
-    of_kernel: Tensor
-    of_samples: Tensor
+    output_transform: Tensor
+    filter_transform: Tensor
+    input_transform: Tensor
     sums: tuple[slice, ...] | None
 
     def transform(self, kernel: Tensor) -> Tensor:
-        """[O, K, I], in this precision or another → [O, M·I], as :meth:`correlate` takes it."""
-        of_kernel = self.of_kernel.to(kernel.dtype)
+        """[O, 5, I], in this precision or another → [O, M·I], as :meth:`correlate` takes it."""
+        filter_transform = self.filter_transform.to(kernel.dtype)
         with torch.autocast(kernel.device.type, enabled=False):
-            if kernel.dtype == self.of_kernel.dtype:
-                return torch.matmul(of_kernel, kernel).flatten(1)
-            transformed = self.of_kernel.new_empty(len(kernel), len(of_kernel), kernel.shape[2])
+            if kernel.dtype == self.filter_transform.dtype:
+                return torch.matmul(filter_transform, kernel).flatten(1)
+            transformed = self.filter_transform.new_empty(len(kernel), len(filter_transform), kernel.shape[2])
             for some, result in zip(kernel.split(_AT_ONCE), transformed.split(_AT_ONCE), strict=True):
-                result.copy_(torch.matmul(of_kernel, some))
+                result.copy_(torch.matmul(filter_transform, some))
         return transformed.flatten(1)
 
     def correlate(self, hidden: Tensor, transformed: Tensor) -> Tensor:
@@ -124,13 +138,13 @@ class Filtering:
             products = hidden.new_empty(len(self.sums), len(samples), len(transformed))
             for product, these in zip(products, self._columns(channels), strict=True):
                 torch.mm(samples[:, these], transformed[:, these].t(), out=product)
-        results = (self.to_results @ products.flatten(1)).view(self._tile, rows, -1, len(transformed))
+        results = (self.output_transform @ products.flatten(1)).view(self._tile, rows, -1, len(transformed))
         return results.permute(1, 2, 0, 3).flatten(1, 2)[:, : self._results(length)]
 
     def gradients(
         self, gradient: Tensor, hidden: Tensor, transformed: Tensor, to_hidden: bool, to_kernel: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        """The gradients [R, L, I] and [O, K, I] of ``correlate(hidden, transform(kernel))``, where they are wanted.
+        """The gradients [R, L, I] and [O, 5, I] of ``correlate(hidden, transform(kernel))``, where they are wanted.
 
         Args:
             gradient: [R, N, O] of its result.
@@ -142,7 +156,7 @@ class Filtering:
         rows, length, channels = hidden.shape
         tiles = self._tiles(length)
         padded = functional.pad(gradient, (0, 0, 0, tiles * self._tile - gradient.shape[1]))
-        factors = _combined(self.to_results.t(), padded.view(rows, tiles, self._tile, -1))
+        factors = _combined(self.output_transform.t(), padded.view(rows, tiles, self._tile, -1))
         factors = factors.flatten(0, 1).transpose(0, 1)  # [P, R·T, O]
         by_hidden = by_kernel = None
         if to_hidden:
@@ -160,7 +174,7 @@ class Filtering:
 
     def _to_samples(self, factors: Tensor, transformed: Tensor) -> Tensor:
         """[P, R·T, O] and [O, M·I] → what each tile gives to the samples that it looks at, [R·T, W, I]."""
-        by_sample = self.of_samples.t()
+        by_sample = self.input_transform.t()
         count, channels = factors.shape[1], transformed.shape[1] // by_sample.shape[1]
         if self.sums is None:
             shares = torch.bmm(factors, self._apart(transformed))
@@ -171,17 +185,17 @@ class Filtering:
         return torch.matmul(by_sample, shares.view(count, -1, channels))
 
     def _to_taps(self, factors: Tensor, samples: Tensor) -> Tensor:
-        """[P, R·T, O] and [R·T, M·I] → the kernel's gradient, [O, K, I]."""
-        by_tap = self.of_kernel.t()
+        """[P, R·T, O] and [R·T, M·I] → the kernel's gradient, [O, 5, I]."""
+        by_tap = self.filter_transform.t()
         channels = samples.shape[1] // by_tap.shape[1]
         if self.sums is None:
             sums = torch.bmm(factors.transpose(1, 2), self._apart(samples))
-            return (by_tap @ sums.flatten(1)).view(self.taps, -1, channels).transpose(0, 1)
+            return (by_tap @ sums.flatten(1)).view(_TAPS, -1, channels).transpose(0, 1)
         sums = factors.new_empty(factors.shape[2], samples.shape[1])
         for factor, these in zip(factors, self._columns(channels), strict=True):
             torch.mm(factor.t(), samples[:, these], out=sums[:, these])
         by_tap = by_tap.float()
-        gradient = by_tap.new_empty(len(sums), self.taps, channels)
+        gradient = by_tap.new_empty(len(sums), _TAPS, channels)
         sums = sums.view(len(sums), -1, channels)
         for some, result in zip(sums.split(_AT_ONCE), gradient.split(_AT_ONCE), strict=True):
             torch.matmul(by_tap, some.float(), out=result)
@@ -190,16 +204,16 @@ class Filtering:
     @property
     def _tile(self) -> int:
         """Results of a tile."""
-        return len(self.to_results)
+        return len(self.output_transform)
 
     @property
     def _width(self) -> int:
         """W."""
-        return self.of_samples.shape[1]
+        return self.input_transform.shape[1]
 
     def _results(self, length: int) -> int:
         """N of a row of so many samples."""
-        return (length + 2 * self.padding - self.taps) // self.stride + 1
+        return (length + 2 * self.padding - _TAPS) // self.stride + 1
 
     def _tiles(self, length: int) -> int:
         """T of a row of so many samples."""
@@ -207,7 +221,7 @@ class Filtering:
 
     def _apart(self, values: Tensor) -> Tensor:
         """[N, M·C] → [M, N, C]."""
-        return values.view(len(values), len(self.of_samples), -1).transpose(0, 1)
+        return values.view(len(values), len(self.input_transform), -1).transpose(0, 1)
 
     def _columns(self, channels: int) -> list[slice]:
         """Where each product's multiplications are among M·C numbers."""
@@ -223,58 +237,57 @@ class Filtering:
         )
         row, sample, channel = padded.stride()
         seen = padded.as_strided((rows, tiles, self._width, channels), (row, step * sample, sample, channel))
-        return _combined(self.of_samples, seen).flatten(2).flatten(0, 1)
+        return _combined(self.input_transform, seen).flatten(2).flatten(0, 1)
 
 
 def _combined(matrix: Tensor, values: Tensor) -> Tensor:
     """[M, W] and [R, T, W, C] → their product, [R, T, M, C]."""
-    if values.dtype in WHOLE:
+    if values.dtype in FULL_PRECISION:
         return torch.matmul(matrix, values)
-    # In half precision rows have one 1 and at most one 1 or -1 more, and sums take a third of a small product's time.
+    # In half precision a row is 1 at one place and at most 1 or -1 at another; sums take a third of a product's time.
     result = values.new_empty(*values.shape[:2], len(matrix), values.shape[3])
     parts = values.unbind(2)
     for row, into in zip(matrix.tolist(), result.unbind(2), strict=True):
         one = row.index(1)
-        others = [place for place, factor in enumerate(row) if factor and place != one]
-        if others:
-            torch.add(parts[one], parts[others[0]], alpha=row[others[0]], out=into)
-        else:
-            into.copy_(parts[one])
+        match [place for place, factor in enumerate(row) if factor and place != one]:
+            case []:
+                into.copy_(parts[one])
+            case [other]:
+                torch.add(parts[one], parts[other], alpha=row[other], out=into)
+            case _:
+                raise AssertionError(row)
     return result
 
 
 @cache
-def _transforms(
-    taps: int, stride: int, kind: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, tuple[slice, ...] | None]:
+def _transforms(stride: int, kind: torch.dtype) -> tuple[Tensor, Tensor, Tensor, tuple[slice, ...] | None]:
     """Aᵀ, G, Bᵀ and sums of the filters of all phases: over as many results, of as many taps, as are precise enough."""
-    whole = kind in WHOLE
-    tile = 4 if whole else 2
-    filters: list[Sequence[int]] = [range(phase, taps, stride) for phase in range(stride)]
-    if not whole:
-        filters = [those[first : first + 3] for those in filters for first in range(0, len(those), 3)]
-    to_results: list[_Matrix] = []
-    of_kernel: list[_Matrix] = []
+    full = kind in FULL_PRECISION
+    tile = 4 if full else 2
+    filters = [range(phase, _TAPS, stride) for phase in range(stride)] if full else [range(3), range(3, 5)]
+    columns: list[_Matrix] = []
+    of_taps: list[_Matrix] = []
     of_samples: list[_Matrix] = []
-    for those in filters:
-        results, by_tap, by_sample = _minimal(tile, len(those))
-        to_results.append(results.T)
-        over_taps = np.zeros((len(by_tap), taps))
-        over_taps[:, list(those)] = by_tap
-        of_kernel.append(over_taps)
-        over_samples = np.zeros((len(by_sample), (tile - 1) * stride + taps))
-        over_samples[:, those[0] : those[0] + stride * by_sample.shape[1] : stride] = by_sample
+    for taps in filters:
+        output_transform, filter_transform, input_transform = _minimal(tile, len(taps))
+        columns.append(output_transform.T)
+        over_taps = np.zeros((len(filter_transform), _TAPS))
+        over_taps[:, list(taps)] = filter_transform
+        of_taps.append(over_taps)
+        samples = range(taps[0], taps[0] + stride * input_transform.shape[1], stride)
+        over_samples = np.zeros((len(input_transform), (tile - 1) * stride + _TAPS))
+        over_samples[:, list(samples)] = input_transform
         of_samples.append(over_samples)
-    matrices = [np.concatenate(parts) for parts in (to_results, of_kernel, of_samples)]
+    matrices = [np.concatenate(parts) for parts in (columns, of_taps, of_samples)]
     sums = None
-    if not whole:
-        columns, product, counts = np.unique(matrices[0], axis=0, return_inverse=True, return_counts=True)
+    if not full:
+        distinct, product, counts = np.unique(matrices[0], axis=0, return_inverse=True, return_counts=True)
         order = np.argsort(product, kind="stable")
-        matrices = [columns, matrices[1][order], matrices[2][order]]
+        matrices = [distinct, matrices[1][order], matrices[2][order]]
         ends = np.cumsum(counts).tolist()
         sums = tuple(map(slice, [0, *ends], ends))
-    results_by, taps_by, samples_by = (torch.tensor(matrix, dtype=kind) for matrix in matrices)
-    return results_by.t(), taps_by, samples_by, sums
+    by_product, by_tap, by_sample = (torch.tensor(matrix, dtype=kind, device="cpu") for matrix in matrices)
+    return by_product.t(), by_tap, by_sample, sums
 
 
 def _minimal(tile: int, taps: int) -> tuple[_Matrix, _Matrix, _Matrix]:

@@ -388,6 +388,7 @@ def test_losses_and_gradients(
     if wide:
         monkeypatch.setattr(layout, "_WIDE", 0)
         monkeypatch.setattr(winograd, "_WIDE", 0)
+        monkeypatch.setattr(winograd, "_MANY", 0)
     stock = stock_model(dtype, **kind)
     config = make_config(tmp_path, gradient_checkpointing=len(parts) > 1)
     ours = make_ours(stock, config)

@@ -12,7 +12,7 @@ from services.training import grouped
 from services.training.grouped import GroupedConv1d
 
 #: How far off results may be, as a share of their length.
-TOLERANCE = {torch.float64: 1e-14, torch.float32: 2e-6, torch.bfloat16: 6e-3}
+TOLERANCE = {torch.float64: 1e-14, torch.float32: 2e-6, torch.bfloat16: 4e-3}
 
 
 def pair(kind: torch.dtype) -> tuple[nn.Conv1d, GroupedConv1d]:
@@ -41,6 +41,8 @@ def test_results_and_gradients_are_torchs(length: int, kind: torch.dtype) -> Non
     inputs = values.double().requires_grad_(), values.clone().requires_grad_()
     results = plain(inputs[0]), ours(inputs[1])
     assert results[1].shape == results[0].shape
+    if kind == torch.bfloat16:  # rounded once, the bias added before
+        assert distance(results[1], results[0]) < 1.9e-3
     for found, expected in zip(
         [results[1], *gradients(ours, inputs[1], results[1])],
         [results[0], *gradients(plain, inputs[0], results[0])],

@@ -52,9 +52,11 @@ def test_channels_last_convolutions_compute_the_same(
 
 
 @pytest.mark.parametrize("kernel", [4, 16])
-def test_transposed_convolutions_compute_the_same(kernel: int) -> None:
+@pytest.mark.parametrize(("more", "groups", "dilation"), [(0, 1, 1), (1, 2, 3)])
+def test_transposed_convolutions_compute_the_same(kernel: int, more: int, groups: int, dilation: int) -> None:
     """And what comes after them need not turn it."""
-    plain = nn.Sequential(nn.ConvTranspose1d(6, 4, kernel, kernel // 2, kernel // 4)).double()
+    layer = nn.ConvTranspose1d(6, 4, kernel, kernel // 2, kernel // 4, more, groups, dilation=dilation)
+    plain = nn.Sequential(layer).double()
     ours = copy.deepcopy(plain)
     use_channels_last(ours)
     values = torch.randn(3, 6, 9, dtype=torch.float64)
@@ -80,6 +82,7 @@ def compute_by(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     """Let layers of any width compute as wide ones do, or as narrow ones."""
     monkeypatch.setattr(layout, "_WIDE", 10**9 if way == "convolution" else 0)
     monkeypatch.setattr(winograd, "_WIDE", 0 if way == "minimal filtering" else 10**9)
+    monkeypatch.setattr(winograd, "_MANY", 0)
 
 
 WAYS = ["convolution", "product", "minimal filtering"]
@@ -142,6 +145,23 @@ def test_a_wide_layer_obeys_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     direction = dict(convolution.named_parameters())["parametrizations.weight.original1"]
     assert direction.grad is not None
     assert direction.grad.dtype == torch.float32
+
+
+def test_half_precision_takes_the_gradients_of_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By minimal filtering: of the input, and of the weight norm's parts."""
+    compute_by(monkeypatch, "minimal filtering")
+    convolution = weight_norm_along_width(nn.Conv2d(48, 64, (5, 1), padding=(2, 0)))
+    exact = copy.deepcopy(convolution).double()
+    values = torch.randn(2, 48, 3, 31)
+    inputs = values.double().requires_grad_(), values.clone().requires_grad_()
+    expected = convolve_along_width(exact, inputs[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = convolve_along_width(convolution, inputs[1])
+    for theirs, ours in zip(
+        gradients(exact, inputs[0], expected), gradients(convolution, inputs[1], found), strict=True
+    ):
+        assert ours.dtype == torch.float32
+        assert float((ours - theirs).norm() / theirs.norm()) < 0.01
 
 
 @pytest.mark.parametrize("conditioned", [True, False])

@@ -68,14 +68,18 @@ def test_results_and_gradients_are_those_of_a_direct_sum(length: int, stride: in
         assert distance(found, wanted) < TOLERANCE[kind]
 
 
-@pytest.mark.parametrize("padding", [0, 1, 4])
-def test_rows_may_have_other_zeros_around_them(padding: int) -> None:
-    way = winograd.filtering(nn.Conv1d(128, 128, 5, padding=padding), torch.float64)
+@pytest.mark.parametrize(("stride", "padding"), [(1, 0), (1, 1), (1, 4), (3, 3), (3, 4)])
+@pytest.mark.parametrize("length", [11, 12, 13])
+def test_rows_may_have_other_zeros_around_them(length: int, stride: int, padding: int) -> None:
+    way = winograd.filtering(nn.Conv1d(128, 128, 5, stride, padding), torch.float64)
     assert way is not None
-    hidden, kernel = torch.randn(2, 11, 3, dtype=torch.float64), torch.randn(4, 5, 3, dtype=torch.float64)
+    hidden = torch.randn(2, length, 3, dtype=torch.float64)
+    kernel = torch.randn(4, 5, 3, dtype=torch.float64)
     inputs = [tensor.requires_grad_() for tensor in (hidden, kernel)]
     results = [
-        functional.conv1d(hidden.transpose(1, 2), kernel.transpose(1, 2), padding=padding).transpose(1, 2),
+        functional.conv1d(
+            hidden.transpose(1, 2), kernel.transpose(1, 2), stride=stride, padding=padding
+        ).transpose(1, 2),
         winograd.convolve(way, hidden, kernel, None),
     ]
     expected, found = ([result, *torch.autograd.grad(result.square().sum(), inputs)] for result in results)
@@ -89,7 +93,7 @@ def test_autocast_leaves_the_transform_of_a_kernel_alone() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         found = way.transform(kernel)
     assert found.dtype == torch.bfloat16
-    exact = torch.matmul(way.of_kernel.double(), kernel.double()).flatten(1)
+    exact = torch.matmul(way.filter_transform.double(), kernel.double()).flatten(1)
     assert found.equal(exact.to(torch.bfloat16))
 
 
@@ -135,3 +139,21 @@ def test_other_convolutions_do_not_suit(other: nn.Conv1d) -> None:
 
 def test_half_precision_takes_no_strides() -> None:
     assert winograd.filtering(nn.Conv2d(128, 128, (5, 1), (3, 1), (2, 0)), torch.bfloat16) is None
+
+
+def test_few_results_are_not_worth_the_transforms_of_a_kernel() -> None:
+    """Where three multiplications in ten are saved: not where three in five are."""
+    plain, strided = nn.Conv1d(128, 128, 5, padding=2), nn.Conv1d(128, 128, 5, 3, 2)
+    assert winograd.filtering(plain, torch.bfloat16, 399) is None
+    assert winograd.filtering(plain, torch.bfloat16, 400) is not None
+    assert winograd.filtering(strided, torch.float32, 399) is None
+    assert winograd.filtering(plain, torch.float32, 1) is not None
+
+
+def test_a_gradient_of_a_gradient_is_refused() -> None:
+    """It would be wrong: the transformed kernel counts as a constant."""
+    hidden, kernel = torch.randn(1, 9, 3), torch.randn(4, 5, 3, requires_grad=True)
+    result = winograd.convolve(filtering(1, torch.float32), hidden, kernel, None)
+    (gradient,) = torch.autograd.grad(result.square().sum(), kernel, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()

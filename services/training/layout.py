@@ -69,11 +69,16 @@ def use_quick_dropout(network: nn.Module) -> None:
 
 
 def _dropout(layer: nn.Dropout, hidden: Tensor) -> Tensor:
-    if not layer.training or layer.p == 0:
+    return quick_dropout(hidden, layer.p) if layer.training else hidden
+
+
+def quick_dropout(hidden: Tensor, probability: float) -> Tensor:
+    """Zeros by chance, and the rest scaled up for it."""
+    if probability == 0:
         return hidden
     drawn = torch.empty(-(-hidden.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-    kept = drawn.view(torch.int16)[: hidden.numel()].view(hidden.shape) >= round(layer.p * 2**16) - 2**15
-    return hidden * (kept / (1 - layer.p)).to(hidden.dtype)
+    kept = drawn.view(torch.int16)[: hidden.numel()].view(hidden.shape) >= round(probability * 2**16) - 2**15
+    return hidden * (kept / (1 - probability)).to(hidden.dtype)
 
 
 def use_tokens_of_channels(predictor: nn.Module) -> None:

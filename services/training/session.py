@@ -16,6 +16,7 @@ from accelerate import Accelerator
 
 from services.training import checkpoints as ckpt
 from services.training.activations import remember_once
+from services.training.attention import attend_to_neighbours
 from services.training.base import Base, Origin, fit_speakers, load_base
 from services.training.checkpointing import enable_gradient_checkpointing
 from services.training.config import Stage, TrainingConfig
@@ -306,6 +307,7 @@ def _prepare_networks(config: TrainingConfig, base: Base, accelerator: Accelerat
         waste_nothing(model)
         use_tokens_of_channels(model.duration_predictor)
         use_quick_dropout(model)
+        attend_to_neighbours(model.text_encoder)
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     if config.torch_compile:

@@ -7,7 +7,6 @@ a view (`services.training.layout`), costs copies in the backward pass. The numb
 
 from __future__ import annotations
 
-from types import MethodType
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.models.vits.modeling_vits import HifiGanResidualBlock
 
+from services.training.layout import let_compute
 from shared.modeling.model import ResBlock2
 
 
@@ -44,11 +44,8 @@ def leaky_relu(hidden: Tensor, slope: float) -> Tensor:
 
 def remember_once(network: nn.Module) -> None:
     """Let the residual blocks below ``network`` keep every activation once, in place; their results stay."""
-    for block in network.modules():
-        if isinstance(block, HifiGanResidualBlock):
-            block.forward = MethodType(_residual_block, block)  # type: ignore[method-assign]
-        elif isinstance(block, ResBlock2):
-            block.forward = MethodType(_residual_block_2, block)  # type: ignore[method-assign]
+    let_compute(network, HifiGanResidualBlock, _residual_block)
+    let_compute(network, ResBlock2, _residual_block_2)
 
 
 def _residual_block(block: HifiGanResidualBlock, hidden: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ Shapes: B batch, H heads, T tokens, D channels of a head, W neighbours, itself a
 
 from __future__ import annotations
 
-from types import MethodType
 from typing import Any
 
 import torch
@@ -17,14 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.models.vits.modeling_vits import VitsAttention
 
-from services.training.layout import quick_dropout
+from services.training.layout import let_compute, quick_dropout
 
 
 def attend_to_neighbours(network: nn.Module) -> None:
     """Let every attention below ``network`` compute as is written here, in place."""
-    for layer in network.modules():
-        if isinstance(layer, VitsAttention):
-            layer.forward = MethodType(_attend, layer)  # type: ignore[method-assign]
+    let_compute(network, VitsAttention, _attend)
 
 
 def _attend(

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from services.training.winograd import FULL_PRECISION
+
 #: Results of a tile.
 _TILE = 8
 
@@ -48,7 +50,7 @@ class _Grouped(torch.autograd.Function):
         """[B, G·I, L], [G·O, I, K] and [G·O] → [B, G·O, N]."""
         ctx.save_for_backward(hidden, kernel)
         ctx.settings = stride, padding, groups
-        if kernel.dtype in (torch.float32, torch.float64):
+        if kernel.dtype in FULL_PRECISION:
             return functional.conv1d(hidden, kernel, bias, stride, padding, 1, groups)
         per_group = len(kernel) // groups
         biases = bias.view(groups, 1, per_group, 1).expand(-1, -1, -1, _TILE).flatten(2)

@@ -53,8 +53,14 @@ def use_channels_last(network: nn.Module) -> None:
     for layer in network.modules():
         if isinstance(layer, nn.Conv1d) and layer.padding_mode == "zeros":
             layer._conv_forward = _channels_last(layer)  # type: ignore[method-assign,assignment]
-        elif isinstance(layer, nn.ConvTranspose1d):
-            layer.forward = MethodType(_transposed, layer)  # type: ignore[method-assign]
+    let_compute(network, nn.ConvTranspose1d, _transposed)
+
+
+def let_compute(network: nn.Module, kind: type[nn.Module], forward: Callable[..., Any]) -> None:
+    """Let every part of a kind below ``network`` compute by ``forward``, whose first argument is the part, in place."""
+    for part in network.modules():
+        if isinstance(part, kind):
+            part.forward = MethodType(forward, part)
 
 
 def use_quick_dropout(network: nn.Module) -> None:
@@ -63,9 +69,7 @@ def use_quick_dropout(network: nn.Module) -> None:
     On processors PyTorch draws a double for each, one after the other, which is a third of the time of a text encoder's
     forward pass. Probabilities are whole 65,536ths here.
     """
-    for layer in network.modules():
-        if isinstance(layer, nn.Dropout):
-            layer.forward = MethodType(_dropout, layer)  # type: ignore[method-assign]
+    let_compute(network, nn.Dropout, _dropout)
 
 
 def _dropout(layer: nn.Dropout, hidden: Tensor) -> Tensor:
@@ -88,9 +92,7 @@ def use_tokens_of_channels(predictor: nn.Module) -> None:
     convolution, which is a matrix product. ``transformers`` turns them to and fro around each, and a GELU whose
     gradient lies the other way round than its input takes ten times as long.
     """
-    for block in predictor.modules():
-        if isinstance(block, VitsDilatedDepthSeparableConv):
-            block.forward = MethodType(_separable, block)  # type: ignore[method-assign]
+    let_compute(predictor, VitsDilatedDepthSeparableConv, _separable)
 
 
 def _separable(

@@ -8,19 +8,18 @@ Shapes: B batch, C channels, E channels of a speaker's embedding, F frames.
 
 from __future__ import annotations
 
-from types import MethodType
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers.models.vits.modeling_vits import VitsWaveNet
 
+from services.training.layout import let_compute
+
 
 def waste_nothing(network: nn.Module) -> None:
     """Let the WaveNets below ``network`` compute as is written here, in place."""
-    for part in network.modules():
-        if isinstance(part, VitsWaveNet):
-            part.forward = MethodType(_wavenet, part)  # type: ignore[method-assign]
+    let_compute(network, VitsWaveNet, _wavenet)
 
 
 def _wavenet(

@@ -28,6 +28,20 @@ def gradients(network: nn.Module, inputs: Tensor, result: Tensor) -> list[Tensor
     return list(torch.autograd.grad(result, [inputs, *network.parameters()], direction))
 
 
+def computes_the_same(plain: nn.Module, ours: nn.Module, values: Tensor, *others: Tensor | None) -> Tensor:
+    """Results and gradients; our result."""
+    inputs = [values.clone().requires_grad_() for _ in range(2)]
+    results: list[Tensor] = [
+        network(one, *others) for network, one in zip((plain, ours), inputs, strict=True)
+    ]
+    torch.testing.assert_close(results[1], results[0])
+    for expected, found in zip(
+        gradients(plain, inputs[0], results[0]), gradients(ours, inputs[1], results[1]), strict=True
+    ):
+        torch.testing.assert_close(found, expected)
+    return results[1]
+
+
 @pytest.mark.parametrize("groups", [1, 4])
 @pytest.mark.parametrize(("stride", "dilation", "kernel"), [(1, 1, 5), (1, 3, 7), (4, 1, 41)])
 def test_channels_last_convolutions_compute_the_same(
@@ -41,14 +55,7 @@ def test_channels_last_convolutions_compute_the_same(
     ours = copy.deepcopy(plain)
     use_channels_last(ours)
     values = torch.randn(3, 8, 90, dtype=torch.float64)
-    inputs = [values.clone().requires_grad_() for _ in range(2)]
-    results = [network(one) for network, one in zip((plain, ours), inputs, strict=True)]
-    torch.testing.assert_close(results[1], results[0])
-    for expected, found in zip(
-        gradients(plain, inputs[0], results[0]), gradients(ours, inputs[1], results[1]), strict=True
-    ):
-        torch.testing.assert_close(found, expected)
-    assert results[1].stride(1) == 1  # the layout goes on to the next layer
+    assert computes_the_same(plain, ours, values).stride(1) == 1  # the layout goes on to the next layer
 
 
 @pytest.mark.parametrize("kernel", [4, 16])
@@ -60,14 +67,7 @@ def test_transposed_convolutions_compute_the_same(kernel: int, more: int, groups
     ours = copy.deepcopy(plain)
     use_channels_last(ours)
     values = torch.randn(3, 6, 9, dtype=torch.float64)
-    inputs = [values.clone().requires_grad_() for _ in range(2)]
-    results = [network(one) for network, one in zip((plain, ours), inputs, strict=True)]
-    torch.testing.assert_close(results[1], results[0])
-    for expected, found in zip(
-        gradients(plain, inputs[0], results[0]), gradients(ours, inputs[1], results[1]), strict=True
-    ):
-        torch.testing.assert_close(found, expected)
-    assert results[1].stride(1) == 1
+    assert computes_the_same(plain, ours, values).stride(1) == 1
 
 
 def test_a_copy_of_a_converted_network_uses_its_own_weights() -> None:
@@ -122,13 +122,7 @@ def test_one_row_is_an_image_of_one(monkeypatch: pytest.MonkeyPatch, way: str) -
     plain = weight_norm(plain)
     ours.load_state_dict(plain.state_dict())
     values = torch.randn(2, 6, 31, dtype=torch.float64)
-    inputs = [values.clone().requires_grad_() for _ in range(2)]
-    results = [plain(inputs[0]), ours(inputs[1])]
-    torch.testing.assert_close(results[1], results[0])
-    for expected, found in zip(
-        gradients(plain, inputs[0], results[0]), gradients(ours, inputs[1], results[1]), strict=True
-    ):
-        torch.testing.assert_close(found, expected)
+    computes_the_same(plain, ours, values)
 
 
 def test_a_wide_layer_obeys_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,13 +168,7 @@ def test_separable_convolutions_compute_the_same_token_by_token(conditioned: boo
     mask[1, :, 7:] = 0
     values = torch.randn(3, 12, 40, dtype=torch.float64)
     conditioning = torch.randn_like(values) if conditioned else None
-    inputs = [values.clone().requires_grad_() for _ in range(2)]
-    results = [network(one, mask, conditioning) for network, one in zip((plain, ours), inputs, strict=True)]
-    torch.testing.assert_close(results[1], results[0])
-    for expected, found in zip(
-        gradients(plain, inputs[0], results[0]), gradients(ours, inputs[1], results[1]), strict=True
-    ):
-        torch.testing.assert_close(found, expected)
+    computes_the_same(plain, ours, values, mask, conditioning)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -65,16 +65,15 @@ class Engine:
     command: str
 
     def run(self, *arguments: str, expect: int = 0) -> str:
-        """Run a command of the engine; what it wrote, both streams together."""
-        done = subprocess.run(
-            [self.command, *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == expect, f"{self.command} {' '.join(arguments)}\n{done.stdout}"
-        return done.stdout
+        """Run a command of the engine; what it wrote, its standard error first.
+
+        Together in one stream they race: podman carries a container's two streams side by side, and a warning written
+        before a JSON document may arrive after it.
+        """
+        done = subprocess.run([self.command, *arguments], capture_output=True, text=True, check=False)
+        written = done.stderr + done.stdout
+        assert done.returncode == expect, f"{self.command} {' '.join(arguments)}\n{written}"
+        return written
 
     def inspect(self, kind: str, name: str) -> dict[str, Any]:
         found: list[dict[str, Any]] = json.loads(
@@ -252,7 +251,7 @@ def test_the_train_image_finds_the_shipped_configurations_by_name(
     left_to_the_user = [key for key in ("model_name_or_path", "dataset_name") if key not in given]
     arguments = ["--config", configuration, *(word for key in left_to_the_user for word in (f"--{key}", "x"))]
     printed = engine.run("run", "--rm", *CONFINED, images["train"], "--print-config", *arguments)
-    shown = json.loads(printed[printed.index("{") :])
+    shown = json.loads(printed[printed.index("{\n") :])
     told = {key: value for key, value in given.items() if key not in ("_comment", "output_dir")}
     assert {key: shown.get(key) for key in told} == told
 

@@ -23,6 +23,7 @@ from services.training.discriminator import Discriminator
 from services.training.publishing import Publisher
 from services.training.session import Plan, Session
 from services.training.steps import Steps
+from services.training.stopping import Stop
 from services.training.tracking import Tracker
 from shared.modeling import VitsForTraining
 from shared.provenance import Provenance
@@ -84,7 +85,7 @@ def measure(folder: Path) -> None:
     tracker = SimpleNamespace(
         say=lambda line: None, checkpoint_saved=lambda step, seconds: None, checkpoint_failed=lambda: None
     )
-    with Publisher(cast("Session", session), cast("Tracker", tracker)) as publisher:
+    with Publisher(cast("Session", session), cast("Tracker", tracker), Stop()) as publisher:
         for step in range(1, SAVES + 1):
             session.step = session.state.global_step = step
             begun = time.perf_counter()

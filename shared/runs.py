@@ -197,6 +197,26 @@ class Run:
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
+    def read_file(self, step: int, path: str) -> bytes | None:
+        """Read one file of a checkpoint.
+
+        Args:
+            step: The step; see `checkpoints`.
+            path: The file's path in the checkpoint's folder.
+
+        Returns:
+            Its contents; None where the checkpoint has no such file.
+
+        Raises:
+            NotFoundError: There is no complete checkpoint of the step, or not any more.
+            CorruptObjectError: Its manifest is damaged.
+            StoreError: The store failed.
+        """
+        checkpoint = self.checkpoint(step)
+        if path not in {entry.path for entry in checkpoint.files}:
+            return None
+        return self.store.read(f"{self._files_prefix(step, checkpoint.lease)}/{path}")
+
     def prune(self, keep: int) -> None:
         """Delete all complete checkpoints but the newest, and half-written ones that are older than those.
 
@@ -342,13 +362,11 @@ def _newest(run: Run, file: str, form: type[_Contents]) -> _Contents:
 
 
 def _contents(run: Run, step: int, file: str, form: type[_Contents]) -> _Contents:
-    checkpoint = run.checkpoint(step)
-    if file not in {entry.path for entry in checkpoint.files}:
-        return form()
-    path = f"{run._files_prefix(step, checkpoint.lease)}/{file}"
+    found = run.read_file(step, file)
     try:
-        return form.model_validate_json(run.store.read(path))
+        return form() if found is None else form.model_validate_json(found)
     except ValidationError as error:
+        path = f"{run._files_prefix(step, run.checkpoint(step).lease)}/{file}"
         raise CorruptObjectError(
             f"{run.store.address(path)} is damaged: {problems_of(error)}. Remove this state, with its manifest first"
         ) from error

@@ -364,7 +364,8 @@ def fit_speakers(base: Base, names: Iterable[str], config: TrainingConfig) -> di
         )
     elif replace:
         replace_speakers(model, max(count, 2) if spoken else before, seed=config.seed)
-        base.notes.append(f"speakers: fresh embeddings for {model.config.num_speakers}")
+        spare = "; the second is nobody's, as a model of several has at least two" if count == 1 else ""
+        base.notes.append(f"speakers: fresh embeddings for {model.config.num_speakers}{spare}")
     elif count > before:
         add_speakers(model, count, seed=config.seed)
         base.notes.append(f"speakers: {count - before} more than the base's {before}: {_listed(new)}")

@@ -401,13 +401,15 @@ def write_checkpoint(
 
 
 @contextmanager
-def room_for(what: str, output_dir: Path, needed: int, command: str | None = None) -> Iterator[None]:
+def room_for(
+    what: str, output_dir: Path, needed: int | None = None, command: str | None = None
+) -> Iterator[None]:
     """Say of a full disk where it is, how many bytes are needed, and how the run goes on.
 
     Args:
         what: What is written inside.
         output_dir: The run's folder.
-        needed: About how many bytes that takes.
+        needed: About how many bytes that takes, where that is known.
         command: What goes on with the run from the newest checkpoint that is complete; None where the very command
             that was given would do again what has failed.
 
@@ -429,8 +431,9 @@ def room_for(what: str, output_dir: Path, needed: int, command: str | None = Non
                     "it goes on there"
                 )
         left = ", ".join(folder.name for folder in complete) or "none"
+        amount = "more room" if needed is None else f"{needed} bytes ({needed / 1e9:.2f} GB)"
         raise UserError(
-            f"The disk of {output_dir} is full: {what} needs {needed} bytes ({needed / 1e9:.2f} GB) and "
+            f"The disk of {output_dir} is full: {what} needs {amount} and "
             f"{shutil.disk_usage(output_dir).free} are free. Make room there (a smaller --save_total_limit "
             f"keeps fewer checkpoints); then {again}. Complete checkpoints: {left}"
         ) from error

@@ -8,6 +8,7 @@ once. Where a configuration comes from is in ``config_sources``; what becomes of
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -291,6 +292,10 @@ class TrainingConfig(BaseModel):
     eval_sample_texts: Annotated[list[Text], BeforeValidator(_texts)] = Field(
         [], description="more texts to speak at every evaluation"
     )
+    eval_speakers: Annotated[list[Text], BeforeValidator(_list)] = Field(
+        [],
+        description="names of the speakers that they are spoken by; the first four that are trained on when left out",
+    )
     preprocessing_num_workers: Positive | None = Field(None, description="threads that decode audio")
     preprocessing_only: bool = Field(False, description="fill the cache and stop")
     group_by_length: bool = Field(False, description="batch recordings of similar length together")
@@ -521,7 +526,7 @@ class TrainingConfig(BaseModel):
         None, description="the model's name in the store; from hub_model_id or project_name when left out"
     )
     run_name: str | None = Field(
-        None, description="the run's name; from the model's name and output_dir when left out"
+        None, description="the run's name; from the model's name and output_dir's place when left out"
     )
     alias: str = Field("latest", description="alias that is moved to the final model")
 
@@ -736,9 +741,15 @@ class TrainingConfig(BaseModel):
         return self.model_name or slug((self.hub_model_id or self.project_name).rpartition("/")[2])
 
     @property
-    def run_id(self) -> str:
-        """The run's name in the store."""
+    def title(self) -> str:
+        """What the run is called."""
         return self.run_name or f"{self.published_name}-{slug(self.output_dir.name)}"
+
+    @property
+    def run_id(self) -> str:
+        """The run's name in the store: another folder's run is another, whatever both folders are called."""
+        folder = hashlib.sha256(str(self.output_dir.resolve()).encode()).hexdigest()
+        return self.run_name or f"{self.title}-{folder[:8]}"
 
 
 def longest_duration(frames: int) -> float:

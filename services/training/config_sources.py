@@ -46,7 +46,7 @@ def _unless(owner: str, *keys: str, example: str) -> _Idle:
 
 
 _HELD_OUT_KEYS = ("eval_split_name", "max_eval_samples", "per_device_eval_batch_size")
-_SAMPLE_KEYS = ("full_generation_sample_text", "eval_sample_texts")
+_SAMPLE_KEYS = ("full_generation_sample_text", "eval_sample_texts", "eval_speakers")
 _WHEN_KEYS = ("eval_steps", "max_eval_share")
 
 #: What has no effect, and why. Of several rows for a key the first that applies is told. Keys that another overrides by
@@ -66,6 +66,11 @@ _IDLE: tuple[_Idle, ...] = (
         _WHEN_KEYS,
         lambda config: not (config.do_eval or config.full_generation_sample_text or config.eval_sample_texts),
         "do_eval is false, and there is no text to speak; set do_eval true",
+    ),
+    _Idle(
+        ("eval_speakers",),
+        lambda config: not (config.full_generation_sample_text or config.eval_sample_texts),
+        "there is no text to speak; set full_generation_sample_text",
     ),
     _Idle(_HELD_OUT_KEYS, lambda config: not config.do_eval, "do_eval is false; set it true"),
     _Idle(

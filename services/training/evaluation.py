@@ -30,9 +30,9 @@ from services.training.features import MEL_BINS, FeatureSettings, log_mel_of
 from services.training.losses import adversarial_loss, discriminator_loss, feature_loss, kl_loss
 from services.training.plots import plot_alignment, plot_spectrograms
 from services.training.ranking import total_loss
-from services.training.resuming import Stop
 from services.training.session import Session
 from services.training.steps import Seen, to_device, widest
+from services.training.stopping import Stop
 from services.training.tracking import Tracker
 from shared.errors import TextError
 from shared.modeling import TrainingOutput, synthesize
@@ -42,8 +42,6 @@ Part = TypeVar("Part")
 
 #: Everything is spoken from this seed, so that evaluations differ by the model alone.
 SPEECH_SEED = 0
-#: Speakers that each sample sentence is spoken by.
-MAX_SPEAKERS = 4
 #: Held-out texts that are spoken to be compared with their recordings.
 MAX_SPOKEN = 4
 #: The golden ratio's fraction: multiples of it spread over [0, 1) evenly, however many there are.
@@ -290,12 +288,8 @@ class _Sample:
 
 
 def _samples(session: Session, tracker: Tracker) -> Iterator[_Sample]:
-    """Every sample sentence with every speaker that is known, up to :data:`MAX_SPEAKERS`."""
-    config = session.config
-    speakers: list[tuple[str | None, int | None]] = [(None, None)]
-    if session.generator.config.num_speakers > 1:
-        known = sorted(session.base.speakers.items(), key=lambda item: item[1])
-        speakers = [*known[:MAX_SPEAKERS]] or [(None, 0)]
+    """Every sample sentence with every speaker that is to speak it."""
+    config, speakers = session.config, session.sample_speakers()
     for text in dict.fromkeys(filter(None, [config.full_generation_sample_text, *config.eval_sample_texts])):
         try:
             tokens = session.base.front_end.tokenize(normalise_text(text, config))

@@ -42,17 +42,10 @@ from services.training.early_stopping import out_of_patience
 from services.training.latents import Latents
 from services.training.optimizers import AdamW
 from services.training.publishing import Publisher
-from services.training.resuming import (
-    TERMINATED,
-    Stop,
-    already_finished,
-    catch_sigterm,
-    check_store,
-    find_origin,
-    resume,
-)
+from services.training.resuming import already_finished, check_store, find_origin, resume
 from services.training.session import Session, begin, check_strategy, command_to_go_on, precision
 from services.training.steps import Seen, Steps
+from services.training.stopping import TERMINATED, Stop, catch_sigterm
 from services.training.together import ending_together
 from services.training.tracking import Tracker
 from shared.errors import ConfigError, DivergenceError
@@ -119,7 +112,7 @@ def _train(config: TrainingConfig, accelerator: Accelerator) -> None:
             print("preprocessing_only: the cache is filled; stopping here.")
         return
     if not config.do_train:
-        with Tracker.of(session) as tracker:
+        with ckpt.room_for("the evaluation", config.output_dir), Tracker.of(session) as tracker:
             try:
                 figures = evaluation.run(session, tracker)
             except (RuntimeError, MemoryError) as error:
@@ -132,9 +125,10 @@ def _train(config: TrainingConfig, accelerator: Accelerator) -> None:
     check_strategy(session)
     resume(session)
     with (
+        ckpt.room_for("what the run logs and reports", config.output_dir, command=command_to_go_on(config)),
         catch_sigterm() as stop,
         Tracker.of(session) as tracker,
-        Publisher(session, tracker) as publisher,
+        Publisher(session, tracker, stop) as publisher,
     ):
         if session.step == 0:
             tracker.say(_announcement(session))
@@ -364,14 +358,30 @@ class Course:
                 enough = self._enough() if joint and not (last or stop) else None
                 if enough:
                     tracker.say(f"step {step}: {enough}")
-                    self.publisher.save(steps)
+                    self._save(steps, stop=False)
                     return
             if save or stop:
-                self.publisher.save(steps, wait=stop)
-            if stop:
-                self._stopped(f"step {step} is saved, and {command_to_go_on(config)} goes on from there")
+                self._save(steps, stop=stop)
             if log or evaluate or save:
                 begun, first = time.perf_counter(), step
+
+    def _save(self, steps: Steps, *, stop: bool) -> None:
+        """Save the step that was just done.
+
+        Args:
+            steps: Whose optimisers belong to the state.
+            stop: Whether the run has been told to stop. While it waits for an earlier save to be sent, it may still be.
+
+        Raises:
+            SystemExit: It has been told to stop, and the step is saved.
+        """
+        if not stop:
+            self.publisher.save(steps)
+            stop = self.stop.agreed(self.session.accelerator)
+        if stop:
+            self.publisher.save(steps, wait=True)
+            command = command_to_go_on(self.session.config)
+            self._stopped(f"step {self.session.step} is saved, and {command} goes on from there")
 
     def _take(self, steps: Steps, seen: Sequence[Seen], before: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Take a step.

@@ -15,8 +15,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from services.training.checkpoints import TrainerState
 from services.training.config import Stage, TrainingConfig
 from services.training.loop import Course, Unsaved
-from services.training.resuming import Stop
 from services.training.session import Plan, Session, begin, precision
+from services.training.stopping import Stop
 from services.training.tracking import Tracker
 from shared.folders import check_writable, writing
 from shared.wording import counted

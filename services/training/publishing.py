@@ -33,6 +33,7 @@ from services.training.model_card import CARD_FILE, write_model_card
 from services.training.ranking import best_of, measured
 from services.training.session import Session, command_to_go_on
 from services.training.steps import Steps
+from services.training.stopping import Stop
 from services.training.tracking import Tracker
 from shared.consent import refuse_withdrawn
 from shared.errors import (
@@ -55,17 +56,25 @@ from shared.store import Store, digest_file
 _STORED_CHECKPOINTS = 2
 #: A save that waits longer than this for the one before it says so, in seconds.
 _LONG_WAIT = 1.0
+#: How often a save that waits looks whether the run has been told to stop, in seconds.
+_LOOK_SECONDS = 0.1
 
 
 class Publisher:
     """Saves a run's checkpoints in the background. On any process but the main one it does nothing.
 
     Use it as a context manager: at the end it waits for what is under way.
+
+    Args:
+        session: The run.
+        tracker: Told of what is saved.
+        stop: Whether the run has been told to stop.
     """
 
-    def __init__(self, session: Session, tracker: Tracker) -> None:
+    def __init__(self, session: Session, tracker: Tracker, stop: Stop) -> None:
         self._session = session
         self._tracker = tracker
+        self._stop = stop
         self._active = session.accelerator.is_main_process
         self._snapshot: ckpt.Snapshot | None = None
         self._thread: threading.Thread | None = None
@@ -91,7 +100,8 @@ class Publisher:
         """Save the state after the step that was just done.
 
         It waits for an earlier save that is still under way, and copies the state; the rest happens in the
-        background. A step that is saved already is not saved again.
+        background. Told to stop while it waits, it returns without having saved: a stop has no time for what is
+        being sent, and ``wait`` saves at once. A step that is saved already is not saved again.
 
         Args:
             steps: Whose optimisers belong to the state.
@@ -106,8 +116,8 @@ class Publisher:
             return
         if self._thread and wait:
             self.settle()
-        elif self._thread:
-            self._wait_for_previous()
+        elif self._thread and not self._wait_for_previous():
+            return
         self.check()
         if self._session.step > self._saved:
             if not self._session.state.evaluation_owed:  # or else it is ranked once it is made up for
@@ -288,14 +298,21 @@ class Publisher:
             self._thread.join()
             self._thread = None
 
-    def _wait_for_previous(self) -> None:
+    def _wait_for_previous(self) -> bool:
+        """Whether the save before came to its end ere the run was told to stop."""
+        assert self._thread is not None  # noqa: S101 - there is one to wait for
         begun = time.perf_counter()
+        while self._thread.is_alive():
+            if self._stop.requested:
+                return False
+            self._thread.join(_LOOK_SECONDS)
         self._join()
         waited = time.perf_counter() - begun
         if waited > _LONG_WAIT:
             self._tracker.say(
                 f"waited {waited:.0f} s for the checkpoint before to be sent: a larger save_steps would avoid that"
             )
+        return True
 
     # -- The best ----------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""How a run goes on: from which checkpoint, whether anything is left to do, and how it stops when told to."""
+"""How a run goes on: from which checkpoint, and whether anything is left to do."""
 
 from __future__ import annotations
 
@@ -6,13 +6,9 @@ import copy
 import json
 import math
 import shutil
-import signal
-import threading
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
 import torch
@@ -32,9 +28,6 @@ from shared.registry import Registry
 from shared.runs import TRAINER_FILE, Run
 from shared.store import Store, default_store_url, digest_file
 from shared.text import FrontEnd
-
-#: What a process that SIGTERM has stopped answers its shell with; 0 means finished.
-TERMINATED = 128 + signal.SIGTERM
 
 #: A change to one of these makes a checkpoint another run's.
 _IDENTITY = (
@@ -68,44 +61,13 @@ _NEVER_MIND = frozenset(SECRETS) | {
     "overwrite_output_dir",
     "report_to",
 }
+#: How long a run is; with others it goes on.
+_LENGTH = frozenset({"max_steps", "num_train_epochs"})
+#: Keys that may be given as folders, which can be named in several ways.
+_FOLDERS = frozenset({"model_name_or_path", "config_name", "tokenizer_name", "dataset_name"})
 _ASIDE = ".aside"
 
 Result = TypeVar("Result")
-
-
-# -- Stopping --------------------------------------------------------------------------------------
-
-
-@dataclass
-class Stop:
-    """Whether the run has been told to stop."""
-
-    requested: bool = False
-
-    def agreed(self, accelerator: Accelerator) -> bool:
-        """Whether any process has been told to; all of them have to ask at the same step."""
-        if accelerator.num_processes == 1:
-            return self.requested
-        flag = torch.tensor(int(self.requested), device=accelerator.device)
-        return bool(accelerator.reduce(flag, reduction="sum").item())
-
-
-@contextmanager
-def catch_sigterm() -> Iterator[Stop]:
-    """While inside, SIGTERM only asks to stop: the loop finishes its step, saves, and exits with ``TERMINATED``."""
-    stop = Stop()
-
-    def ask(_signal: int, _frame: FrameType | None) -> None:
-        stop.requested = True
-
-    if threading.current_thread() is not threading.main_thread():  # signals reach only the main one
-        yield stop
-        return
-    before = signal.signal(signal.SIGTERM, ask)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 # -- Finished already ------------------------------------------------------------------------------
@@ -141,7 +103,8 @@ def _already_finished(config: TrainingConfig) -> bool:
         return False
     did = deliver(config, _store(config), state, print)
     if not did:
-        changed = _changed(config, config.output_dir, config.model_dump().keys() - _NEVER_MIND)
+        before = _configuration_of(config.output_dir)
+        changed = _changed(config, before, config.model_dump().keys() - _NEVER_MIND)
         but = f" What is set otherwise now changes nothing: {', '.join(changed)}." if changed else ""
         print(
             f"{config.output_dir} holds the finished model of {state.global_step} steps: nothing left to do.{but} "
@@ -272,6 +235,9 @@ def resume(session: Session) -> None:
     session.base.resumed_optimizers = optimizers and [laid_out(session, state) for state in optimizers]
     if accelerator.is_main_process:
         print(f"going on from step {session.step} of {session.plan.total}, as saved in {folder}")
+        changed = _changed(config, _configuration_of(folder), config.model_dump().keys() - _NEVER_MIND)
+        if changed:
+            notes.append(f"set otherwise from here on: {'; '.join(changed)}")
         kept = _kept_stages(session)
         if kept:
             notes.append(
@@ -427,8 +393,32 @@ def _newest_of_disk_and_store(config: TrainingConfig, run: Run) -> Path | None:
     local, stored = ckpt.checkpoints(config.output_dir), run.checkpoints()
     folder = local[-1] if local else None
     if stored and (folder is None or (ckpt.checkpoint_step(folder) or 0) < stored[-1]):
+        if folder is None:
+            _check_alike(config, run, stored[-1])
         folder = _fetch(config, run, stored[-1])
     return folder
+
+
+def _check_alike(config: TrainingConfig, run: Run, step: int) -> None:
+    """Refuse to go on, unasked, with a state in the store that another configuration has made.
+
+    Where nothing of the run is on the disk, a new one may only be called like an old one.
+
+    Raises:
+        ConfigError: Something is set otherwise than when the state was saved.
+    """
+    if str(config.resume_from_checkpoint).lower() == "true":
+        return
+    before = json.loads(run.read_file(step, ckpt.CONFIG_FILE) or "{}")
+    changed = _changed(config, before, config.model_dump().keys() - _NEVER_MIND - _LENGTH)
+    if changed:
+        raise ConfigError(
+            f"{run.store.url} has the state of step {step} of a run that is called {run.id} too, and nothing of it is "
+            f"in {config.output_dir}. To go on from it with what is set otherwise now, say --resume_from_checkpoint "
+            "true; to begin another run, name it with --run_name or give another --output_dir; to begin this one "
+            "anew and remove that state, say --overwrite_output_dir.",
+            changed,
+        )
 
 
 def _explicit_checkpoint(config: TrainingConfig) -> Path | None:
@@ -515,16 +505,28 @@ def _discard_checkpoints(output_dir: Path, run: Run) -> None:
         print(f"starting over: removed {told}")
 
 
-def _changed(config: TrainingConfig, folder: Path, keys: Collection[str]) -> list[str]:
-    """What is set otherwise than when a folder was written, of these keys: a line each."""
+def _configuration_of(folder: Path) -> dict[str, Any]:
+    """With what a folder was written; nothing where it does not say."""
     path = folder / ckpt.CONFIG_FILE
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
+
+
+def _changed(config: TrainingConfig, before: Mapping[str, Any], keys: Collection[str]) -> list[str]:
+    """What is set otherwise than before, of these keys: a line each."""
     now = config.model_dump(mode="json")
     return [
         f"{key}: was {before[key]!r}, is {now[key]!r}"
         for key in now
-        if key in keys and key in before and before[key] != now[key]
+        if key in keys and key in before and not _same(key, before[key], now[key])
     ]
+
+
+def _same(key: str, before: object, now: object) -> bool:
+    """Whether a key says the same as before."""
+    if key in _FOLDERS and isinstance(before, str) and isinstance(now, str):
+        return Path(before).expanduser().resolve() == Path(now).expanduser().resolve()
+    return before == now
 
 
 def check_same_run(config: TrainingConfig, folder: Path) -> None:
@@ -533,7 +535,7 @@ def check_same_run(config: TrainingConfig, folder: Path) -> None:
     Raises:
         ConfigError: Base, architecture, data or seed have changed since it was written.
     """
-    changed = _changed(config, folder, _IDENTITY)
+    changed = _changed(config, _configuration_of(folder), _IDENTITY)
     if changed:
         raise ConfigError(
             f"{folder} belongs to a run of another configuration. Name another --output_dir (with "
@@ -576,9 +578,11 @@ def _provide_everywhere(
 ) -> None:
     """Have the main process's checkpoint on every process's disk, or stop on all of them."""
     failure: Exception | None = None
+    # The main process's: this one's output folder may lie elsewhere.
+    (run_id,) = broadcast_object_list([config.run_id])
     with accelerator.local_main_process_first():
         try:
-            _provide(config, store, folder, fingerprint)
+            _provide(config, store, run_id, folder, fingerprint)
         except Exception as error:
             failure = error
     failures = [one for one in gather_object([failure and (same_failure(failure), str(failure))]) if one]
@@ -589,7 +593,7 @@ def _provide_everywhere(
         raise kind(f"stopped, as another process did: {why}")
 
 
-def _provide(config: TrainingConfig, store: Store, folder: Path, fingerprint: str) -> None:
+def _provide(config: TrainingConfig, store: Store, run_id: str, folder: Path, fingerprint: str) -> None:
     """Have the main process's checkpoint on this process's disk; its machine's first process fetches it.
 
     Raises:
@@ -599,7 +603,7 @@ def _provide(config: TrainingConfig, store: Store, folder: Path, fingerprint: st
         return
     step = ckpt.checkpoint_step(folder) or 0
     try:
-        reader = Run(store, config.run_id, sequence=0)  # reads only; the main process has the lease
+        reader = Run(store, run_id, sequence=0)  # reads only; the main process has the lease
         _fetch(config, reader, step)
     except NotFoundError as error:
         raise UserError(

@@ -53,7 +53,7 @@ from services.training.steps import new_discriminator
 from services.training.wavenet import waste_nothing
 from shared.cache import default_cache
 from shared.consent import refuse_withdrawn
-from shared.errors import ConfigError, DataError, TextError
+from shared.errors import ConfigError, DataError, TextError, nearest
 from shared.modeling import VitsForTraining
 from shared.provenance import Provenance, commercial_warning
 from shared.runs import Run
@@ -61,6 +61,8 @@ from shared.store import Store, default_store_url
 from shared.text import FrontEnd
 from shared.wording import counted
 
+#: How many speakers sample sentences are spoken by, unless they are chosen.
+MAX_SPEAKERS = 4
 #: Measures that are the discriminator's verdict, or have it in them.
 _JUDGED = frozenset({"loss", "generator", "feature_maps", "discriminator"})
 
@@ -132,6 +134,21 @@ class Session:
         """The first step after which there has been a discriminator; 0 where it is there from the beginning."""
         start = self.config.discriminator_start_step
         return self.plan.warm_up + start + 1 if start else 0
+
+    def sample_speakers(self) -> list[tuple[str | None, int | None]]:
+        """Who speaks the sample sentences: names and ids, None where there is none.
+
+        Those that the configuration chooses, or else the first of those that are trained on: a base may know a hundred
+        more, and nothing is learnt of them.
+        """
+        if self.generator.config.num_speakers <= 1:
+            return [(None, None)]
+        ids: dict[str, int] = self.base.speakers
+        if self.config.eval_speakers:
+            return [(name, ids[name]) for name in self.config.eval_speakers]
+        trained = {example.speaker_id for example in self.train.examples}
+        known = sorted((number, name) for name, number in ids.items() if number in trained)
+        return [(name, number) for number, name in known[:MAX_SPEAKERS]] or [(None, 0)]
 
     def comparable_from(self, measure: str) -> int:
         """The first step whose evaluation tells how good the model is, compared with those of the end.
@@ -358,6 +375,7 @@ def _prepare_data(
     }
     names = [recording.speaker for recording in recordings["training"] if recording.speaker is not None]
     speakers = fit_speakers(base, names, config)
+    _check_eval_speakers(config, speakers)
     examples: dict[str, Examples] = {}
     dropped: dict[str, list[Dropped]] = {}
     for role, (_, limit) in splits.items():
@@ -375,6 +393,21 @@ def _prepare_data(
                 augmentation=config.augmentation if role == "training" else None,
             )
     return examples, dropped
+
+
+def _check_eval_speakers(config: TrainingConfig, speakers: Mapping[str, int]) -> None:
+    """Refuse sample sentences by speakers whom the model does not know.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    unknown = [name for name in config.eval_speakers if name not in speakers]
+    if unknown:
+        known = ", ".join([*speakers][:20]) or "none, as the model has one voice: leave eval_speakers out"
+        raise ConfigError(
+            "eval_speakers names whom the model does not know:",
+            [*(f"{name!r}{nearest(name, [*speakers])}" for name in unknown), f"its speakers: {known}"],
+        )
 
 
 def _survey(config: TrainingConfig, split: str) -> Survey:
@@ -480,7 +513,8 @@ def _plan(config: TrainingConfig, batches: int, *, has_new_modules: bool) -> Pla
     """How many steps: an epoch of so many batches a process means the same on one process and on several."""
     steps = batches / config.gradient_accumulation_steps
     per_epoch = math.ceil(steps)
-    joint = config.max_steps if config.max_steps >= 0 else math.ceil(config.num_train_epochs * steps - 1e-6)
+    by_epochs = max(1, math.ceil(config.num_train_epochs * steps - 1e-6))
+    joint = config.max_steps if config.max_steps >= 0 else by_epochs
     warm_up = config.warm_up_new_modules_steps
     if warm_up is None:
         warm_up = 0 if config.reconstruction_stage_steps else math.ceil(joint / 4)

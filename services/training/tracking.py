@@ -179,7 +179,7 @@ class WeightsAndBiases:
         return self.wandb.init(
             project=config.wandb_project or config.project_name,
             id=config.run_id,
-            name=config.run_id,
+            name=config.title,
             dir=str(folder),
             config=config.model_dump(mode="json", exclude=set(SECRETS)),
             resume=None if offline else "allow",

@@ -31,9 +31,9 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError, SQLA
 from services.training.config import SECRETS, TrainingConfig, resolve
 from services.training.diagnosis import is_out_of_memory
 from services.training.loop import Course, Unsaved
-from services.training.resuming import Stop
 from services.training.session import begin, precision
 from services.training.steps import key_to_seed
+from services.training.stopping import Stop
 from services.training.tracking import Tracker
 from services.training.tuning import page
 from services.training.tuning.options import Options
@@ -306,7 +306,7 @@ def _open(config: TrainingConfig, options: Options, space: Space, folder: Path) 
                 storage = _storage(url)
             study = optuna.create_study(
                 storage=storage,
-                study_name=options.study or config.run_id,
+                study_name=options.study or config.title,
                 load_if_exists=True,
                 direction="minimize",
                 pruner=optuna.pruners.MedianPruner(n_startup_trials=_STARTUP_TRIALS, interval_steps=1),

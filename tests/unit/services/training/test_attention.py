@@ -54,6 +54,21 @@ def test_weights_are_dropped_in_training_alone() -> None:
     assert kept.mean() == pytest.approx(1, abs=0.01)
 
 
+def test_relative_values_are_dropped_with_their_weights() -> None:
+    _, ours = pair(4)
+    with torch.no_grad():  # what comes out is the share of the neighbours' weights that is kept
+        torch.nn.init.ones_(ours.emb_rel_v)
+        torch.nn.init.zeros_(ours.v_proj.weight)
+        torch.nn.init.zeros_(ours.v_proj.bias)
+        ours.out_proj.weight.copy_(torch.eye(12))
+        torch.nn.init.zeros_(ours.out_proj.bias)
+        values = torch.randn(64, 5, 12, dtype=torch.float64)  # every token is a neighbour
+        (kept, _), (whole, _) = ours.train()(values), ours.eval()(values)
+    torch.testing.assert_close(whole, torch.ones_like(whole))
+    assert kept.std() > 0.05
+    assert kept.mean() == pytest.approx(1, abs=0.05)
+
+
 def test_it_obeys_autocast() -> None:
     theirs, ours = (network.float().eval() for network in pair(4))
     values = torch.randn(3, 30, 12)

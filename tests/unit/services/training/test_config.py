@@ -642,10 +642,28 @@ def test_null_is_the_same_as_left_out() -> None:
 # -- Names -----------------------------------------------------------------------------------------
 
 
+def test_folders_of_one_name_in_two_places_are_two_runs(tmp_path: Path) -> None:
+    """They would take each other's state and name at the store, and at Weights & Biases be one."""
+    one, other, again = (
+        resolve(MINIMAL | {"output_dir": str(folder)}, origin="it")
+        for folder in (
+            tmp_path / "one" / "out",
+            tmp_path / "other" / "out",
+            tmp_path / "other" / ".." / "one" / "out",
+        )
+    )
+    assert one.run_id != other.run_id
+    assert one.run_id == again.run_id
+    assert one.title == other.title
+
+
 def test_names_in_the_store() -> None:
     assert slug("vits-spanish-{speaker-name}") == "vits-spanish-speaker-name"
     config = resolve(SPANISH_GUIDE, origin="it")
     assert config.published_name == "vits-spanish-speaker-name"
-    assert config.run_id == "vits-spanish-speaker-name-spanish-tts"
+    assert config.title == "vits-spanish-speaker-name-spanish-tts"
+    assert config.run_id.startswith(f"{config.title}-")
+    named = resolve(SPANISH_GUIDE | {"run_name": "mine"}, origin="it")
+    assert (named.title, named.run_id) == ("mine", "mine")
     assert resolve(MINIMAL | {"model_name": "ana"}, origin="it").published_name == "ana"
     assert isinstance(config, TrainingConfig)

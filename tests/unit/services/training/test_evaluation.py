@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,10 +22,11 @@ from services.training import evaluation
 from services.training.artefacts import read_index
 from services.training.config import TrainingConfig
 from services.training.dataset import Batch, HeldOut
-from services.training.resuming import Stop
 from services.training.session import Session, begin
 from services.training.steps import widest
+from services.training.stopping import Stop
 from services.training.tracking import Tracker
+from shared.errors import ConfigError
 from shared.modeling import synthesize
 from shared.text import FrontEnd
 from tests.conftest import write_small_model
@@ -355,15 +358,45 @@ def test_pictures_and_sound_say_whether_their_recording_was_trained_on(
     assert titles == {called}
 
 
-def test_every_known_speaker_speaks_up_to_a_bound(
-    make_session: MakeSession, tracker: Recorder, tmp_path: Path
+@pytest.mark.parametrize(
+    ("trained", "asked", "speak"),
+    [
+        (range(6), [], ["ann", "bob", "cat", "dan"]),
+        ([5], [], ["fay"]),
+        ([5, 2], [], ["cat", "fay"]),
+        ([5], ["eve", "ann"], ["eve", "ann"]),
+    ],
+)
+def test_sample_sentences_are_spoken_by_the_speakers_that_are_trained_or_asked_for(
+    make_session: MakeSession,
+    tracker: Recorder,
+    tmp_path: Path,
+    trained: Sequence[int],
+    asked: list[str],
+    speak: list[str],
 ) -> None:
+    """A base may know many more, of whom nothing is learnt."""
     model = write_small_model(tmp_path / "many", num_speakers=6)
     session = make_session(model_name_or_path=str(model), full_generation_sample_text="hola")
     session.base.speakers = {"fay": 5, "ann": 0, "bob": 1, "cat": 2, "dan": 3, "eve": 4}
+    session.config = session.config.model_copy(update={"eval_speakers": asked})
+    session.train.examples = [
+        replace(example, speaker_id=number) for example in session.train.examples for number in trained
+    ]
     evaluation.run(session, tracker)
     spoken = [title for name, title in tracker.told if name.startswith("full_generation_sample")]
-    assert spoken == [f"hola ({name})" for name in ("ann", "bob", "cat", "dan")]
+    assert spoken == [f"hola ({name})" for name in speak]
+
+
+def test_a_speaker_whom_the_model_does_not_know_cannot_be_asked_for(
+    make_session: MakeSession, tmp_path: Path
+) -> None:
+    model = write_small_model(tmp_path / "many", num_speakers=6)
+    (model / "speakers.json").write_text(json.dumps({"ann": 0, "bob": 1}), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"'anne', did you mean 'ann'\?[\s\S]*its speakers: ann, bob, 2"):
+        make_session(
+            model_name_or_path=str(model), full_generation_sample_text="hola", eval_speakers=["anne"]
+        )
 
 
 def test_the_sample_sentence_is_lower_cased_like_every_text(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,19 +19,24 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from services.training import checkpoints, evaluation, loop
+from services.training import checkpoints, evaluation, loop, report
+from services.training.artefacts import Artefacts
 from services.training.base import Origin
 from services.training.config import TrainingConfig
 from services.training.dataset import Batch, Examples
 from services.training.ema import Ema
 from services.training.loop import build_steps, set_learning_rates
+from services.training.publishing import Publisher
 from services.training.ranking import total_loss
 from services.training.session import Session, begin, precision
 from services.training.steps import Seen, Steps, align
+from services.training.tracking import TensorBoard
 from shared.errors import ConfigError, ConsentError, DivergenceError, StoreError, UserError
+from shared.manifests import Checkpoint
 from shared.modeling import load_model
 from shared.provenance import Provenance
 from shared.registry import Registry, Version
+from shared.runs import Run
 from shared.store import Store
 from shared.withdrawal import Withdrawals
 from tests.conftest import write_small_model
@@ -347,6 +354,66 @@ def test_a_stop_leaves_its_evaluation_to_the_run_that_goes_on(
         assert (whole.output_dir / file).read_bytes() == (config.output_dir / file).read_bytes(), file
 
 
+@pytest.mark.parametrize("last", [4, 6])
+def test_a_stop_does_not_wait_for_what_is_being_sent(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, last: int
+) -> None:
+    """A slow store let a save wait until the grace period was over, with the step on no disk."""
+    config = make_config(max_steps=last, save_steps=2, report_to=[])
+    sending, go_on = threading.Event(), threading.Event()
+    send, save = Run.save_checkpoint, Publisher.save
+
+    def slowly(run: Run, step: int, folder: Path) -> Checkpoint:
+        sending.set()
+        assert go_on.wait(60)
+        return send(run, step, folder)
+
+    def saved(publisher: Publisher, steps: Steps, *, wait: bool = False) -> None:
+        if publisher._session.step == 4 and not wait:  # the second save, which finds the first being sent
+            assert sending.wait(60)
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        elif wait:
+            threading.Timer(0.2, go_on.set).start()
+        save(publisher, steps, wait=wait)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save_checkpoint", slowly)
+        patch.setattr(Publisher, "save", saved)
+        with pytest.raises(SystemExit) as ended:
+            loop.train(config)
+    assert ended.value.code == 143
+    complete = checkpoints.checkpoints(config.output_dir)
+    assert [checkpoints.checkpoint_step(folder) for folder in complete] == [2, 4]
+    assert loop.train(config) == config.output_dir
+
+
+@pytest.mark.parametrize("where", ["report", "artefacts", "tensorboard"])
+def test_a_disk_that_is_full_at_an_evaluation_is_said(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    config = make_config(
+        max_steps=4, save_steps=2, do_eval=True, eval_steps=1, report_to=["tensorboard"], logging_steps=1
+    )
+    place, name = {
+        "report": (report, "write"),
+        "artefacts": (Artefacts, "_add"),
+        "tensorboard": (TensorBoard, "scalars"),
+    }[where]
+    real = getattr(place, name)
+
+    def full(*arguments: Any) -> Any:
+        if checkpoints.checkpoints(config.output_dir):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*arguments)
+
+    told = r"The disk of .* is full: what the run logs and reports needs more room and \d+ are free.*goes on from"
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, full)
+        with pytest.raises(UserError, match=told):
+            loop.train(config)
+    assert loop.train(config) == config.output_dir
+
+
 def test_an_evaluation_alone_touches_nothing_of_a_run_beside_it(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -407,7 +474,24 @@ def test_a_store_that_cannot_be_written_is_said_before_the_data_are_prepared(
         loop.train(make_config(max_steps=1))
 
 
+def test_the_smallest_share_of_an_epoch_is_a_step(make_config: MakeConfig) -> None:
+    assert begun(make_config(num_train_epochs=1e-7)).plan.joint == 1
+
+
+def test_only_so_many_recordings_are_trained_on_and_evaluated(make_config: MakeConfig) -> None:
+    limits = {"max_train_samples": 3, "max_eval_samples": 2, "per_device_eval_batch_size": 1}
+    session = begun(make_config(**limits, do_eval=True, eval_split_name="train"))
+    assert (len(session.train), len(session.evaluation)) == (3, 2)
+
+
 # -- What learns -----------------------------------------------------------------------------------
+
+
+def test_optimisers_are_set_as_the_configuration_says(make_config: MakeConfig) -> None:
+    asked = {"adam_beta1": 0.7, "adam_beta2": 0.98, "adam_epsilon": 1e-5, "weight_decay": 0.02}
+    for optimizer in build_steps(begun(make_config(**asked))).optimizers:
+        (group,) = optimizer.param_groups
+        assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.7, 0.98), 1e-5, 0.02)
 
 
 def test_frozen_modules_stand_still_and_the_others_do_not(make_config: MakeConfig) -> None:

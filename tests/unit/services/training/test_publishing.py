@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import fields
@@ -27,6 +28,7 @@ from services.training.config import TrainingConfig, resolve
 from services.training.publishing import Publisher, deliver
 from services.training.session import Plan, Session
 from services.training.steps import Steps, new_discriminator
+from services.training.stopping import Stop
 from services.training.tracking import Tracker
 from shared.errors import (
     ConfigError,
@@ -107,6 +109,7 @@ class Trial:
             "dataset_name": "recordings",
             "output_dir": str(self.output),
             "project_name": "voz",
+            "run_name": "voz-output",
             "do_eval": True,
             **changes,
         }
@@ -114,6 +117,7 @@ class Trial:
         self.store = store or Store.open(str(folder / "store"))
         self.lines: list[str] = []
         self.tracker = QuietTracker(folder, self.lines, total)
+        self.stop = Stop()
         generator, judge = networks or new_networks(model)
         accelerator = SimpleNamespace(is_main_process=True, scaler=None, wait_for_everyone=lambda: None)
         base = SimpleNamespace(
@@ -147,7 +151,7 @@ class Trial:
             state.log_history.append({"step": state.global_step, "eval_mel": value})
 
     def publisher(self) -> Publisher:
-        return Publisher(self.session, self.tracker)
+        return Publisher(self.session, self.tracker, self.stop)
 
     def saved(self) -> list[int]:
         """Steps with a complete checkpoint on the disk."""
@@ -336,6 +340,29 @@ def test_sigterm_saves_on_the_disk_before_it_waits_for_the_store(
     assert trial.saved() == ([2] if limit else [1, 2])
     back = checkpoints.read_state(trial.output / "checkpoint-2")["generator"]
     assert torch.equal(back["text_encoder.embed_tokens.weight"], expected)
+
+
+def test_a_save_that_waits_for_the_store_hears_sigterm(make_trial: MakeTrial) -> None:
+    store = Gate.open("memory://")
+    trial = make_trial(store)
+    with trial.publisher() as publisher:
+        trial.step()
+        publisher.save(trial.steps)
+        assert store.reached.wait(60)
+        trial.step()
+        threading.Timer(0.2, setattr, (trial.stop, "requested", True)).start()
+        publisher.save(trial.steps)  # it would wait for ever
+        assert trial.saved() == [1]
+        stopping = threading.Thread(target=publisher.save, args=(trial.steps,), kwargs={"wait": True})
+        stopping.start()
+        deadline = time.monotonic() + 60
+        while 2 not in trial.saved():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert trial.stored() == []
+        store.open_.set()
+        stopping.join()
+        assert trial.stored() == [1, 2]
 
 
 # -- Failures --------------------------------------------------------------------------------------

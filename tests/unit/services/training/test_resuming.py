@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,13 +20,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from services.cli import exit_code
-from services.training import checkpoints, resuming
+from services.training import checkpoints, resuming, stopping
 from services.training.base import find_base
 from services.training.checkpoints import TrainerState, take_snapshot, write_state
 from services.training.config import resolve
-from services.training.resuming import already_finished, catch_sigterm, find_origin, resume
+from services.training.resuming import already_finished, find_origin, resume
 from services.training.sampler import BucketSampler
 from services.training.session import Plan, Session
+from services.training.stopping import catch_sigterm
 from shared.errors import ConfigError, StoreError, UserError, VitsError
 from shared.runs import Run
 from shared.store import Store
@@ -52,6 +54,7 @@ class Disk:
                 "model_name_or_path": "base",
                 "dataset_name": "recordings",
                 "project_name": "voz",
+                "run_name": RUN,
                 "output_dir": str(self.output),
                 "store": self.store.url,
                 "max_steps": 100,
@@ -80,7 +83,7 @@ class Disk:
 
     def checkpoint(
         self, step: int, *, on_disk: bool = True, stored: bool = True, mark: float = 0.0, **state: Any
-    ) -> None:
+    ) -> Path:
         """Write a checkpoint whose weights are its step's number (and a mark)."""
         folder = checkpoints.write_checkpoint(
             self.output, step, lambda inside: self._fill(inside, step, mark, **state)
@@ -88,9 +91,16 @@ class Disk:
         if stored:
             Run.acquire(self.store, RUN).save_checkpoint(step, folder)
         if not on_disk:
-            for file in folder.iterdir():
-                file.unlink()
-            folder.rmdir()
+            shutil.rmtree(folder)
+        return folder
+
+    def move_to_the_store(self, step: int) -> None:
+        """Have a checkpoint in the store alone, as it is on the disk."""
+        folder = self.output / f"checkpoint-{step}"
+        run = Run.acquire(self.store, RUN)
+        run.clear()
+        run.save_checkpoint(step, folder)
+        shutil.rmtree(folder)
 
     def _fill(self, folder: Path, step: int, mark: float, **state: Any) -> None:
         weight = torch.full((1, 1), step + mark)
@@ -246,6 +256,56 @@ def test_the_newest_complete_state_of_disk_and_store_is_gone_on_from(
     assert session.step == expected
     assert cast("nn.Linear", session.discriminator).weight.item() == -expected
     assert session.base.resumed_optimizers == [{"param_groups": [], "state": {}}]
+
+
+@pytest.mark.parametrize(
+    ("key", "was", "now"),
+    [
+        ("learning_rate", 1e-3, 1e-4),
+        ("weight_mel", 45.0, 10.0),
+        ("dataset_name", "others", "recordings"),
+        ("seed", 7, 8),
+    ],
+)
+def test_a_state_of_another_configuration_is_not_gone_on_from_unasked(
+    disk: Disk, key: str, was: object, now: object
+) -> None:
+    """Where only the store has it: a run of that name took its weights, trained nothing, and published them."""
+    disk.configure(disk.checkpoint(3), **{key: was})
+    disk.move_to_the_store(3)
+    refused = rf"state of step 3.*--resume_from_checkpoint true.*\n.*{key}: was"
+    for look in (lambda session: find_origin(session.config, session.accelerator), resume):
+        with pytest.raises(ConfigError, match=refused) as told:
+            look(disk.session(**{key: now}))
+        assert "--run_name" in str(told.value)
+    assert disk.on_disk() == []  # or else it would be gone on from the next time
+    assert disk.stored() == [3]
+
+
+def test_a_state_of_another_configuration_is_gone_on_from_where_that_is_asked(
+    disk: Disk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk.configure(disk.checkpoint(3), learning_rate=1e-3, max_steps=3)
+    disk.move_to_the_store(3)
+    session = disk.session(learning_rate=1e-4, resume_from_checkpoint="true")
+    assert went_on(session) == 3
+    (told,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("set otherwise"))
+    assert set(told.partition("on: ")[2].split("; ")) == {
+        "learning_rate: was 0.001, is 0.0001",
+        "max_steps: was 3, is 100",
+    }
+
+
+def test_a_longer_run_goes_on_from_the_store_unasked(disk: Disk) -> None:
+    disk.configure(disk.checkpoint(3), max_steps=3)
+    disk.move_to_the_store(3)
+    assert went_on(disk.session(max_steps=6)) == 3
+
+
+@pytest.mark.parametrize("was", ["./recordings", "recordings/", "../{here}/recordings"])
+def test_a_folder_may_be_named_in_several_ways(disk: Disk, was: str) -> None:
+    disk.configure(disk.checkpoint(3), dataset_name=was.format(here=Path.cwd().name))
+    assert went_on(disk.session()) == 3
 
 
 def test_a_new_run_begins_at_its_beginning(disk: Disk) -> None:
@@ -524,7 +584,7 @@ def test_sigterm_only_asks() -> None:
         assert stop.agreed(ALONE)
         os.kill(os.getpid(), signal.SIGTERM)  # twice does no harm
     assert signal.getsignal(signal.SIGTERM) is before
-    assert resuming.TERMINATED == 143
+    assert stopping.TERMINATED == 143
 
 
 def test_signals_are_left_alone_outside_of_the_main_thread() -> None:

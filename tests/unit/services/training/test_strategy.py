@@ -18,9 +18,9 @@ from services.training.config import MODULES, TrainingConfig, resolve
 from services.training.config_sources import load
 from services.training.dataset import Examples
 from services.training.loop import build_steps, freeze
-from services.training.resuming import Stop
 from services.training.session import Session, begin, check_strategy
 from services.training.steps import Seen, Steps, new_discriminator
+from services.training.stopping import Stop
 from services.training.tracking import Tracker
 from shared.errors import ConfigError
 

@@ -72,7 +72,7 @@ def space_file(folder: Path, content: Any = SPACE) -> Path:
 
 def study_of(config: TrainingConfig) -> optuna.Study:
     path = config.output_dir / "tune" / "study.db"
-    return optuna.load_study(study_name=config.run_id, storage=f"sqlite:///{path}")
+    return optuna.load_study(study_name=config.title, storage=f"sqlite:///{path}")
 
 
 def worker(config: TrainingConfig, tmp_path: Path, what: str, trials: int) -> subprocess.Popen[str]:

@@ -19,6 +19,8 @@ ONNX_GPU := $(shell grep '^onnxruntime-gpu==' constraints.txt)
 ENGINE      ?= $(shell for engine in docker podman; do if $$engine info >/dev/null 2>&1; then echo $$engine; break; fi; done)
 BASE_IMAGE  ?= python:3.11-slim-bookworm
 BUILD_FLAGS ?=
+# How many processes run the tests; each may take 4 GB and two processors. 0: this one alone, as a debugger wants it.
+TESTERS     ?= 2
 # Anything: images for NVIDIA GPUs, called as deploy/kubernetes/components/gpu calls them. Torch's CUDA build is in its wheel;
 # ONNX Runtime needs the base's.
 GPU         ?=
@@ -59,7 +61,7 @@ build/node/.installed:
 export TRANSFORMERS_JS ?= $(wildcard build/node)
 
 test: install
-	$(BIN)/python -m pytest -m "not corpus and not cluster and not container and not gpu"
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile -m "not corpus and not cluster and not container and not gpu"
 
 # A minute at ten times what the server can do; the tests have some seconds of it.
 overload: install

@@ -25,6 +25,7 @@ from transformers import VitsModel, pipeline
 
 from services import cli
 from services.training import checkpoints, discriminator, loop, publishing
+from services.training.config import resolve
 from services.training.steps import Steps
 from shared.modeling.loading import DISCRIMINATOR_FILE
 from shared.registry import Registry
@@ -92,6 +93,11 @@ def train(folder: Path, configuration: dict[str, Any], *arguments: str) -> int:
     path = folder / "config.json"
     path.write_text(json.dumps(configuration), encoding="utf-8")
     return cli.main(["train", "--config", str(path), *arguments])
+
+
+def run_of(configuration: dict[str, Any]) -> str:
+    """Its run's name in the store."""
+    return resolve(configuration, origin="the test").run_id
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -449,8 +455,7 @@ def test_sigterm_saves_and_exits_with_143_and_the_same_command_goes_on(
         "checkpoint-2",
         "checkpoint-3",
     ]
-    run = Run(Store.open(configuration["store"]), "voz-output", 0)
-    assert run.checkpoints() == [2, 3]
+    assert Run(Store.open(configuration["store"]), run_of(configuration), 0).checkpoints() == [2, 3]
 
     process = trainer(path, joint, 3, signal.SIGKILL)  # in step 6
     said, _ = process.communicate(timeout=120)
@@ -499,7 +504,7 @@ def test_going_back_is_not_undone_by_a_later_start(configuration: dict[str, Any]
     assert names == {"checkpoint-1", "checkpoint-2", "checkpoint-2.aside", "checkpoint-3.aside"}
     assert_same_weights(tmp_path / "output/checkpoint-2", tmp_path / "output/checkpoint-2.aside")
     assert train(tmp_path, configuration) == 0
-    assert Run(Store.open(configuration["store"]), "voz-output", 0).checkpoints() == [3, 4]
+    assert Run(Store.open(configuration["store"]), run_of(configuration), 0).checkpoints() == [3, 4]
 
 
 def test_the_final_model_is_the_best_checkpoints_if_wanted(
@@ -564,7 +569,7 @@ def test_starting_over_forgets_the_old_run(configuration: dict[str, Any], tmp_pa
     assert train(tmp_path, configuration) == 0
     over = configuration | {"overwrite_output_dir": True, "seed": 1, "max_steps": 3, "save_steps": 1}
     stopped(tmp_path, over, 1)
-    run = Run.acquire(Store.open(configuration["store"]), "voz-output")
+    run = Run.acquire(Store.open(configuration["store"]), run_of(configuration))
     assert run.checkpoints() == [1]
     assert [folder.name for folder in checkpoints.checkpoints(tmp_path / "output")] == ["checkpoint-1"]
     assert train(tmp_path, over, "--overwrite_output_dir", "false") == 0

@@ -51,6 +51,9 @@ _PARTIAL = ".partial"
 #: What a file system answers when nothing more may be written.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
+#: More bytes than logs and a report ever take: a disk that has them is not full.
+_ROOM = 10**9
+
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -419,7 +422,7 @@ def room_for(
     try:
         yield
     except (OSError, SafetensorError) as error:
-        if not _says_full(error):
+        if not _says_full(error) or (needed is None and _is_elsewhere(error, output_dir)):
             raise
         complete = checkpoints(output_dir)
         again = "the same command tries again"
@@ -447,6 +450,15 @@ def _sync(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _is_elsewhere(error: Exception, output_dir: Path) -> bool:
+    """Whether another disk than a folder's is full: by the file that could not be written, or as this one has room."""
+    name = getattr(error, "filename", None)
+    if name is None:
+        return shutil.disk_usage(output_dir).free > _ROOM
+    places = (place for place in Path(name).absolute().parents if place.exists())
+    return next(places).stat().st_dev != output_dir.stat().st_dev
 
 
 def _says_full(error: Exception) -> bool:

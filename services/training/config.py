@@ -57,6 +57,8 @@ _LOCAL: dict[str, str] = {
     "resume_from_checkpoint": f"{_FOLDER}; a run in the store is found by run_name",
 }
 
+#: What of a run's title is in its name in the store, which may have 100 characters.
+_LONGEST_TITLE = 90
 #: What an evaluation measures, for choosing the best checkpoints; of each, less is better.
 METRICS = ("loss", "mel", "kl", "duration", "generator", "feature_maps", "discriminator", "mel_distance")
 
@@ -76,6 +78,12 @@ def _list(value: object) -> object:
     if isinstance(value, str):
         value = value.split(",") if value else []
     return [] if value == ["none"] else value
+
+
+def _names(value: object) -> object:
+    """A list of names, of which some may be numbers; or one name."""
+    listed = _list([value] if isinstance(value, int) else value)
+    return [str(name).strip() for name in listed] if isinstance(listed, list) else listed
 
 
 def _object(value: object) -> object:
@@ -292,7 +300,7 @@ class TrainingConfig(BaseModel):
     eval_sample_texts: Annotated[list[Text], BeforeValidator(_texts)] = Field(
         [], description="more texts to speak at every evaluation"
     )
-    eval_speakers: Annotated[list[Text], BeforeValidator(_list)] = Field(
+    eval_speakers: Annotated[list[Text], BeforeValidator(_names)] = Field(
         [],
         description="names of the speakers that they are spoken by; the first four that are trained on when left out",
     )
@@ -749,7 +757,7 @@ class TrainingConfig(BaseModel):
     def run_id(self) -> str:
         """The run's name in the store: another folder's run is another, whatever both folders are called."""
         folder = hashlib.sha256(str(self.output_dir.resolve()).encode()).hexdigest()
-        return self.run_name or f"{self.title}-{folder[:8]}"
+        return self.run_name or f"{self.title[:_LONGEST_TITLE]}-{folder[:8]}"
 
 
 def longest_duration(frames: int) -> float:

@@ -23,7 +23,7 @@ from services.training.ranking import rank_anew
 from services.training.sampler import BucketSampler
 from services.training.session import Session
 from services.training.together import same_failure
-from shared.errors import ConfigError, NotFoundError, UserError
+from shared.errors import ConfigError, CorruptObjectError, NotFoundError, UserError
 from shared.registry import Registry
 from shared.runs import TRAINER_FILE, Run
 from shared.store import Store, default_store_url, digest_file
@@ -61,10 +61,20 @@ _NEVER_MIND = frozenset(SECRETS) | {
     "overwrite_output_dir",
     "report_to",
 }
-#: How long a run is; with others it goes on.
-_LENGTH = frozenset({"max_steps", "num_train_epochs"})
-#: Keys that may be given as folders, which can be named in several ways.
-_FOLDERS = frozenset({"model_name_or_path", "config_name", "tokenizer_name", "dataset_name"})
+#: Keys of what is said, kept and measured on the way, of how long it is and of what computes it: with others it is the
+#: same training.
+_ON_THE_WAY = frozenset(
+    {
+        "run_name", "alias", "push_to_hub", "hub_private_repo", "max_steps", "num_train_epochs", "do_train",
+        "preprocessing_only", "preprocessing_num_workers", "dataloader_num_workers", "dataloader_pin_memory",
+        "gradient_checkpointing", "torch_compile", "use_cpu", "ddp_timeout", "logging_strategy", "logging_steps",
+        "wandb_project", "metrics_port", "metrics_host", "save_strategy", "save_steps", "save_total_limit", "keep_best",
+        "do_eval", "eval_split_name", "max_eval_samples", "per_device_eval_batch_size", "eval_strategy", "eval_steps",
+        "max_eval_share", "full_generation_sample_text", "eval_sample_texts", "eval_speakers",
+    }
+)  # fmt: skip
+#: Keys of which a run that goes on keeps what it began with.
+_KEPT = frozenset({"warm_up_new_modules_steps", "reconstruction_stage_steps", "text_stage_steps"})
 _ASIDE = ".aside"
 
 Result = TypeVar("Result")
@@ -235,7 +245,9 @@ def resume(session: Session) -> None:
     session.base.resumed_optimizers = optimizers and [laid_out(session, state) for state in optimizers]
     if accelerator.is_main_process:
         print(f"going on from step {session.step} of {session.plan.total}, as saved in {folder}")
-        changed = _changed(config, _configuration_of(folder), config.model_dump().keys() - _NEVER_MIND)
+        changed = _changed(
+            config, _configuration_of(folder), config.model_dump().keys() - _NEVER_MIND - _KEPT
+        )
         if changed:
             notes.append(f"set otherwise from here on: {'; '.join(changed)}")
         kept = _kept_stages(session)
@@ -405,20 +417,27 @@ def _check_alike(config: TrainingConfig, run: Run, step: int) -> None:
     Where nothing of the run is on the disk, a new one may only be called like an old one.
 
     Raises:
-        ConfigError: Something is set otherwise than when the state was saved.
+        ConfigError: Something that decides is set otherwise than when the state was saved.
+        CorruptObjectError: The state does not say how it was set.
     """
-    if str(config.resume_from_checkpoint).lower() == "true":
+    try:
+        before = json.loads(run.read_file(step, ckpt.CONFIG_FILE) or "{}")
+    except ValueError as error:
+        raise CorruptObjectError(
+            f"{ckpt.CONFIG_FILE} of checkpoint {step} of the run {run.id!r} in {run.store.url} is damaged: {error}. "
+            "Start over with --overwrite_output_dir, or give another --run_name"
+        ) from error
+    changed = _changed(config, before, config.model_dump().keys() - _NEVER_MIND - _ON_THE_WAY)
+    is_another = bool(_changed(config, before, _IDENTITY))
+    if not changed or (str(config.resume_from_checkpoint).lower() == "true" and not is_another):
         return
-    before = json.loads(run.read_file(step, ckpt.CONFIG_FILE) or "{}")
-    changed = _changed(config, before, config.model_dump().keys() - _NEVER_MIND - _LENGTH)
-    if changed:
-        raise ConfigError(
-            f"{run.store.url} has the state of step {step} of a run that is called {run.id} too, and nothing of it is "
-            f"in {config.output_dir}. To go on from it with what is set otherwise now, say --resume_from_checkpoint "
-            "true; to begin another run, name it with --run_name or give another --output_dir; to begin this one "
-            "anew and remove that state, say --overwrite_output_dir.",
-            changed,
-        )
+    go_on = "To go on from it with what is set otherwise now, say --resume_from_checkpoint true. "
+    raise ConfigError(
+        f"{run.store.url} has the state of step {step} of a run that is called {run.id} too, and nothing of it is in "
+        f"{config.output_dir}. {'' if is_another else go_on}To begin another run, give another --run_name; to begin "
+        "this one anew and remove that state, say --overwrite_output_dir.",
+        changed,
+    )
 
 
 def _explicit_checkpoint(config: TrainingConfig) -> Path | None:
@@ -518,15 +537,8 @@ def _changed(config: TrainingConfig, before: Mapping[str, Any], keys: Collection
     return [
         f"{key}: was {before[key]!r}, is {now[key]!r}"
         for key in now
-        if key in keys and key in before and not _same(key, before[key], now[key])
+        if key in keys and key in before and before[key] != now[key]
     ]
-
-
-def _same(key: str, before: object, now: object) -> bool:
-    """Whether a key says the same as before."""
-    if key in _FOLDERS and isinstance(before, str) and isinstance(now, str):
-        return Path(before).expanduser().resolve() == Path(now).expanduser().resolve()
-    return before == now
 
 
 def check_same_run(config: TrainingConfig, folder: Path) -> None:

@@ -403,7 +403,7 @@ def _check_eval_speakers(config: TrainingConfig, speakers: Mapping[str, int]) ->
     """
     unknown = [name for name in config.eval_speakers if name not in speakers]
     if unknown:
-        known = ", ".join([*speakers][:20]) or "none, as the model has one voice: leave eval_speakers out"
+        known = ", ".join([*speakers][:20]) or "none by name: leave eval_speakers out"
         raise ConfigError(
             "eval_speakers names whom the model does not know:",
             [*(f"{name!r}{nearest(name, [*speakers])}" for name in unknown), f"its speakers: {known}"],

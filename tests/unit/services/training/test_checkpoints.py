@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import resource
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -31,6 +32,7 @@ from services.training.checkpoints import (
     public_files,
     read_state,
     remove_partial,
+    room_for,
     schema_text,
     take_snapshot,
     write_checkpoint,
@@ -116,6 +118,24 @@ def no_room_for_json(folder: Path) -> None:
     """What Python says on Linux's full device."""
     fill(folder)
     Path("/dev/full").write_text("{}", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("file", "free", "blamed"),
+    [
+        ("{here}/runs/events", 10**12, True),
+        ("/proc/some", 0, False),
+        (None, 1000, True),
+        (None, 10**12, False),
+    ],
+)
+def test_a_disk_is_blamed_only_where_it_is_the_one_that_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str | None, free: int, blamed: bool
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    name = [] if file is None else [file.format(here=tmp_path)]
+    with pytest.raises(UserError if blamed else OSError), room_for("what is logged", tmp_path):
+        raise OSError(errno.ENOSPC, "No space left on device", *name)
 
 
 @pytest.mark.parametrize("write", [no_room_for_tensors, no_room_for_json])

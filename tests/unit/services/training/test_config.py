@@ -20,6 +20,7 @@ from services.training.hf_arguments import ANCESTORS_OWN, KNOWN, TRAINING_ARGUME
 from services.training.sampler import BucketSampler
 from services.training.session import _plan
 from shared.errors import ConfigError
+from shared.manifests import check_name
 
 MINIMAL: dict[str, Any] = {"model_name_or_path": "base", "dataset_name": "data"}
 
@@ -609,6 +610,10 @@ def test_every_adamw_is_pytorchs(name: str) -> None:
         ("freeze", "text_encoder,flow", ["text_encoder", "flow"]),
         ("discriminator_periods", "[2, 3]", [2, 3]),
         ("eval_sample_texts", "Hola, Ana.", ["Hola, Ana."]),
+        ("eval_speakers", "Ana, 2", ["Ana", "2"]),
+        ("eval_speakers", "[2, 3]", ["2", "3"]),
+        ("eval_speakers", [2, "Ana"], ["2", "Ana"]),
+        ("eval_speakers", 2, ["2"]),
         ("eval_sample_texts", '["Hola, Ana.", "Adiós."]', ["Hola, Ana.", "Adiós."]),
         ("vocabulary_additions", ",", [","]),
         ("vocabulary_additions", [",", "ñ"], [",", "ñ"]),
@@ -663,6 +668,7 @@ def test_names_in_the_store() -> None:
     assert config.published_name == "vits-spanish-speaker-name"
     assert config.title == "vits-spanish-speaker-name-spanish-tts"
     assert config.run_id.startswith(f"{config.title}-")
+    check_name(resolve(MINIMAL | {"model_name": "a" * 96}, origin="it").run_id)
     named = resolve(SPANISH_GUIDE | {"run_name": "mine"}, origin="it")
     assert (named.title, named.run_id) == ("mine", "mine")
     assert resolve(MINIMAL | {"model_name": "ana"}, origin="it").published_name == "ana"

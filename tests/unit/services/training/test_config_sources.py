@@ -259,6 +259,7 @@ def test_what_does_what_it_says_is_not_remarked_upon(values: dict[str, Any]) -> 
         ({"eval_steps": 50, "max_eval_share": 0.1}, "eval_steps, max_eval_share have no effect", {"do_eval": True}),
         ({"max_eval_samples": 5}, "max_eval_samples has no effect: do_eval is false; set it true", {"do_eval": True}),
         ({"eval_split_name": "dev", "per_device_eval_batch_size": 2}, "do_eval is false", {"do_eval": True}),
+        ({"eval_speakers": "ana", "do_eval": True}, "there is no text to speak", {"eval_sample_texts": "Hola"}),
         (
             {"eval_strategy": "no", "eval_steps": 50, "do_eval": True, "eval_sample_texts": "Hola"},
             "eval_steps, eval_sample_texts have no effect: eval_strategy is no",

@@ -403,7 +403,7 @@ def test_a_disk_that_is_full_at_an_evaluation_is_said(
 
     def full(*arguments: Any) -> Any:
         if checkpoints.checkpoints(config.output_dir):
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(errno.ENOSPC, "No space left on device", str(config.output_dir / "runs/some"))
         return real(*arguments)
 
     told = r"The disk of .* is full: what the run logs and reports needs more room and \d+ are free.*goes on from"
@@ -412,6 +412,21 @@ def test_a_disk_that_is_full_at_an_evaluation_is_said(
         with pytest.raises(UserError, match=told):
             loop.train(config)
     assert loop.train(config) == config.output_dir
+
+
+def test_a_disk_that_is_full_at_an_evaluation_alone_is_said(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(do_train=False, do_eval=True, eval_split_name="train", report_to=[])
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(config.output_dir / "evaluation/some"))
+
+    monkeypatch.setattr(Artefacts, "_add", full)
+    with pytest.raises(
+        UserError, match=r"is full: the evaluation needs more room .*the same command tries again"
+    ):
+        loop.train(config)
 
 
 def test_an_evaluation_alone_touches_nothing_of_a_run_beside_it(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -28,7 +29,7 @@ from services.training.resuming import already_finished, find_origin, resume
 from services.training.sampler import BucketSampler
 from services.training.session import Plan, Session
 from services.training.stopping import catch_sigterm
-from shared.errors import ConfigError, StoreError, UserError, VitsError
+from shared.errors import ConfigError, CorruptObjectError, StoreError, UserError, VitsError
 from shared.runs import Run
 from shared.store import Store
 from shared.text import FrontEnd
@@ -259,27 +260,49 @@ def test_the_newest_complete_state_of_disk_and_store_is_gone_on_from(
 
 
 @pytest.mark.parametrize(
-    ("key", "was", "now"),
+    ("key", "was", "now", "is_another"),
     [
-        ("learning_rate", 1e-3, 1e-4),
-        ("weight_mel", 45.0, 10.0),
-        ("dataset_name", "others", "recordings"),
-        ("seed", 7, 8),
+        ("learning_rate", 1e-3, 1e-4, False),
+        ("weight_mel", 45.0, 10.0, False),
+        ("dataset_name", "others", "recordings", True),
+        ("seed", 7, 8, True),
     ],
 )
 def test_a_state_of_another_configuration_is_not_gone_on_from_unasked(
-    disk: Disk, key: str, was: object, now: object
+    disk: Disk, key: str, was: object, now: object, is_another: bool
 ) -> None:
     """Where only the store has it: a run of that name took its weights, trained nothing, and published them."""
     disk.configure(disk.checkpoint(3), **{key: was})
     disk.move_to_the_store(3)
-    refused = rf"state of step 3.*--resume_from_checkpoint true.*\n.*{key}: was"
-    for look in (lambda session: find_origin(session.config, session.accelerator), resume):
-        with pytest.raises(ConfigError, match=refused) as told:
-            look(disk.session(**{key: now}))
-        assert "--run_name" in str(told.value)
-    assert disk.on_disk() == []  # or else it would be gone on from the next time
+    looks = (lambda session: find_origin(session.config, session.accelerator), resume)
+    for look, asked in itertools.product(looks, [None, "true"] if is_another else [None]):
+        with pytest.raises(ConfigError, match=rf"state of step 3.*--run_name.*\n.*{key}: was") as told:
+            look(disk.session(**{key: now}, resume_from_checkpoint=asked))
+        assert ("--resume_from_checkpoint true" in str(told.value)) is not is_another
+        assert disk.on_disk() == []  # or else it would be gone on from the next time
     assert disk.stored() == [3]
+    begun = disk.session(**{key: now}, run_name="voz-other")
+    weight = cast("nn.Linear", begun.generator).weight.item()
+    assert went_on(begun) == weight
+    went_on(disk.session(**{key: now}, overwrite_output_dir=True))
+    assert disk.stored() == []
+
+
+@pytest.mark.parametrize(
+    "changes", [{"max_steps": 3}, {"save_steps": 9, "metrics_port": 9100, "run_name": None}]
+)
+def test_a_state_of_the_same_training_is_gone_on_from(disk: Disk, changes: dict[str, Any]) -> None:
+    """However long, and however it is told of."""
+    disk.configure(disk.checkpoint(3), **changes)
+    disk.move_to_the_store(3)
+    assert went_on(disk.session(max_steps=6)) == 3
+
+
+def test_a_damaged_state_in_the_store_is_said(disk: Disk) -> None:
+    (disk.checkpoint(3) / checkpoints.CONFIG_FILE).write_text("{", encoding="utf-8")
+    disk.move_to_the_store(3)
+    with pytest.raises(CorruptObjectError, match=r"checkpoint 3 of the run.*is damaged"):
+        resume(disk.session())
 
 
 def test_a_state_of_another_configuration_is_gone_on_from_where_that_is_asked(
@@ -294,18 +317,6 @@ def test_a_state_of_another_configuration_is_gone_on_from_where_that_is_asked(
         "learning_rate: was 0.001, is 0.0001",
         "max_steps: was 3, is 100",
     }
-
-
-def test_a_longer_run_goes_on_from_the_store_unasked(disk: Disk) -> None:
-    disk.configure(disk.checkpoint(3), max_steps=3)
-    disk.move_to_the_store(3)
-    assert went_on(disk.session(max_steps=6)) == 3
-
-
-@pytest.mark.parametrize("was", ["./recordings", "recordings/", "../{here}/recordings"])
-def test_a_folder_may_be_named_in_several_ways(disk: Disk, was: str) -> None:
-    disk.configure(disk.checkpoint(3), dataset_name=was.format(here=Path.cwd().name))
-    assert went_on(disk.session()) == 3
 
 
 def test_a_new_run_begins_at_its_beginning(disk: Disk) -> None:
@@ -673,7 +684,9 @@ def _one_of_two(root: Path, scenario: str) -> None:
 
     accelerator = Accelerator(cpu=True)
     rank = accelerator.process_index
-    asked = {"resume_from_checkpoint": "checkpoint-8"} if scenario == "refused" else {}
+    asked: dict[str, Any] = {"resume_from_checkpoint": "checkpoint-8"} if scenario == "refused" else {}
+    if rank:
+        asked["run_name"] = "voz-elsewhere"  # as its output folder is
     session = Disk(root / str(rank), str(root / "store")).session(accelerator, **asked)
     try:
         if scenario == "away":

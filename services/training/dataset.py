@@ -28,7 +28,7 @@ from services.training.data.augmentation import Augmentation
 from services.training.data.cache import Progress, Treatment, decode
 from services.training.data.writing import write_table
 from services.training.features import FeatureSettings
-from shared.audio import from_pcm16
+from shared.audio import PCM16_FULL_SCALE, from_pcm16
 from shared.errors import DataError, TextError
 from shared.text import FrontEnd, Tokens
 from shared.wording import counted
@@ -165,6 +165,11 @@ class Examples(Dataset[Example]):
         hop = self.settings.hop_length
         least = max(len(example.token_ids) * hop, -(-self.segment_size // hop) * hop)
         return change.apply(samples, self.settings.sampling_rate, min_samples=least)
+
+    def peak(self, example: Example) -> float:
+        """The largest of an example's samples, whatever its sign, of 1."""
+        pcm = self.pcm[example.start : example.start + example.samples]
+        return max(int(pcm.max()), -int(pcm.min())) / PCM16_FULL_SCALE
 
     def frames(self, example: Example) -> int:
         """Whole frames in an example."""

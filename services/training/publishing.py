@@ -478,8 +478,14 @@ def _deliver_to_store(
     if lost and _points_somewhere(registry, name, config.alias):
         say(f"{name}@{config.alias} has moved on to another version meanwhile, and stays there")
     else:
+        before = registry.aliases("models", name).get(config.alias)
         registry.move_alias("models", name, config.alias, state.final_version)
-    say(f"{config.output_dir} is in {store.url} as {name}@{config.alias} ({state.final_version})")
+        instead = f", where {before} was" if before not in (None, state.final_version) else ""
+        say(
+            f"{config.output_dir} is in {store.url} as {name}@{config.alias} ({state.final_version}{instead})"
+        )
+        return True
+    say(f"{config.output_dir} is in {store.url} as {name} ({state.final_version})")
     return True
 
 

@@ -485,15 +485,16 @@ def _go_back(config: TrainingConfig, run: Run, asked: Path) -> Path:
     (config.output_dir / TRAINER_FILE).unlink(missing_ok=True)  # it may call the run finished
     here = config.output_dir / asked.name
     comes_from_elsewhere = here.resolve() != asked
+    going = f"going on from {asked} at" if comes_from_elsewhere else "going back to"
     for folder in ckpt.checkpoints(config.output_dir):
         found = ckpt.checkpoint_step(folder) or 0
         if found > step or comes_from_elsewhere:
             aside = folder.with_name(folder.name + _ASIDE)
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
-            print(f"going back to step {step}: {folder} is now {aside.name}")
+            print(f"{going} step {step}: {folder} is now {aside.name}, which nothing needs any more")
     for deleted in run.clear(after=step - 1 if comes_from_elsewhere else step):
-        print(f"going back to step {step}: the state of step {deleted} is removed from {run.store.url}")
+        print(f"{going} step {step}: the state of step {deleted} is removed from {run.store.url}")
     if comes_from_elsewhere:
         ckpt.write_checkpoint(
             config.output_dir, step, lambda folder: _copy(asked, folder), needed=_size(asked)

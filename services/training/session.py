@@ -22,6 +22,7 @@ from services.training.checkpointing import enable_gradient_checkpointing
 from services.training.config import Stage, TrainingConfig
 from services.training.data.augmentation import WARNING
 from services.training.data.card import read_card
+from services.training.data.inspection import SILENT_DBFS
 from services.training.data.reading import Survey, survey
 from services.training.data.recordings import Columns, canonical_split
 from services.training.dataset import (
@@ -61,6 +62,8 @@ from shared.store import Store, default_store_url
 from shared.text import FrontEnd
 from shared.wording import counted
 
+#: How many recordings a line of the console names.
+_NAMED = 5
 #: How many speakers sample sentences are spoken by, unless they are chosen.
 MAX_SPEAKERS = 4
 #: Measures that are the discriminator's verdict, or have it in them.
@@ -216,6 +219,7 @@ def begin(config: TrainingConfig, accelerator: Accelerator, origin: Origin | Non
         for note in base.notes:
             print(note)
         _report_data(config, examples, dropped)
+        _report_silent(examples)
         _report_unspoken(config, examples, base.front_end)
         if config.augmentation:
             print(f"Note: {WARNING}")
@@ -464,6 +468,25 @@ def _report_data(
         )
         for line in describe_dropped(dropped[role]):
             print(f"  {line}")
+
+
+def _report_silent(examples: Mapping[str, Examples]) -> None:
+    """Name the recordings in which nothing can be heard, such as of a microphone that was off."""
+    quietest = 10 ** (SILENT_DBFS / 20)
+    for role, usable in examples.items():
+        silent = [
+            f"{example.row} ({example.id})" if example.row else example.id
+            for example in usable.examples
+            if usable.peak(example) < quietest
+        ]
+        if silent:
+            more = f" and {len(silent) - _NAMED} more" if len(silent) > _NAMED else ""
+            print(
+                f"Warning: {role}: {counted(len(silent), 'recording')} as good as silent, nowhere louder than "
+                f"{SILENT_DBFS:g} dBFS: {', '.join(silent[:_NAMED])}{more}\n"
+                "  Record them again, or leave them out: there is nothing to learn there. 'vits data inspect' finds "
+                "what else is wrong with recordings."
+            )
 
 
 def _report_unspoken(config: TrainingConfig, examples: Mapping[str, Examples], front_end: FrontEnd) -> None:

@@ -769,6 +769,27 @@ def test_an_alias_that_moved_on_meanwhile_stays(finished: Trial, tmp_path: Path)
     assert delivered(finished, other)
     assert registry.alias("models", "voz", "latest") == newer.id
     assert any("stays there" in line for line in finished.lines)
+    assert not any(
+        f"voz@latest ({finished.session.state.final_version}" in line for line in finished.lines[-1:]
+    )
+
+
+def test_what_an_alias_is_taken_from_is_said(finished: Trial) -> None:
+    """It may be another folder's newer model."""
+    registry = Registry(finished.store)
+    ours = registry.alias("models", "voz", "latest")
+    other = registry.publish(
+        "models",
+        "voz",
+        finished.output / "checkpoint-1",
+        licence="x",
+        sources=[],
+        consent=None,
+        lineage={"step": 9},
+    )
+    registry.move_alias("models", "voz", "production", other.id)
+    assert delivered(finished, alias="production")
+    assert f"as voz@production ({ours}, where {other.id} was)" in finished.lines[-1]
 
 
 def test_an_alias_that_was_never_moved_is_moved(finished: Trial) -> None:

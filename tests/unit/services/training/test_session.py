@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 from accelerate import Accelerator
 
 from services.training.checkpoints import TrainerState
@@ -173,6 +174,33 @@ def test_what_is_held_out_of_a_dataset_without_splits_is_said(
     who = {"speaker_id_column_name": "speaker"}
     assert "1 of 10 recordings held out (1 as test;" in begun(filter_on_speaker_id="luis", **who)[1]
     assert "1 of 10 recordings held out (1 as validation;" in begun(filter_on_speaker_id="ana", **who)[1]
+
+
+def test_recordings_in_which_nothing_is_heard_are_said(
+    make_config: MakeConfig,
+    make_dataset: Callable[..., Path],
+    small_discriminator: None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Such as of a microphone that was off, or of two channels that cancel each other."""
+    monkeypatch.setenv("VITS_CACHE", str(tmp_path / "cache"))
+    folder = make_dataset(6)
+    files = sorted(folder.rglob("*.wav"))
+    rate = soundfile.info(files[0]).samplerate
+    noise = np.random.default_rng(0).uniform(-1, 1, rate)
+    soundfile.write(files[0], np.zeros(rate), rate)
+    soundfile.write(files[1], 0.002 * noise, rate)
+    soundfile.write(files[2], np.stack([noise, -noise], axis=1), rate)
+    soundfile.write(files[3], 0.02 * noise, rate)  # quiet, and heard
+    (tmp_path / "output").mkdir()
+    begin(make_config(dataset_name=str(folder), train_split_name="all"), Accelerator(cpu=True))
+    (told,) = (line for line in capsys.readouterr().out.splitlines() if "as good as silent" in line)
+    assert told.startswith(
+        "Warning: training: 3 recordings as good as silent, nowhere louder than -50 dBFS: "
+    )
+    assert [f"({file.stem})" in told for file in files[:4]] == [True, True, True, False]
 
 
 def test_digits_that_nobody_will_speak_are_said_by_row_and_of_sample_sentences(

@@ -354,6 +354,9 @@ def test_damaged_and_absent_files(tmp_path: Path) -> None:
     generator.unlink()
     with pytest.raises(ModelError, match=r"There is no file .*G_100\.pth"):
         convert(generator, tmp_path / "model")
+    generator.with_name("config.json").unlink()  # of which there is no talk where there is nothing to convert
+    with pytest.raises(ModelError, match=r"There is no file .*G_100\.pth"):
+        convert(generator, tmp_path / "model")
 
 
 @pytest.mark.parametrize(

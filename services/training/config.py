@@ -749,6 +749,11 @@ class TrainingConfig(BaseModel):
         return self.model_name or slug((self.hub_model_id or self.project_name).rpartition("/")[2])
 
     @property
+    def sample_texts(self) -> list[str]:
+        """What is spoken at every evaluation."""
+        return [*filter(None, [self.full_generation_sample_text, *self.eval_sample_texts])]
+
+    @property
     def title(self) -> str:
         """What the run is called."""
         return self.run_name or f"{self.published_name}-{slug(self.output_dir.name)}"

@@ -64,12 +64,12 @@ _IDLE: tuple[_Idle, ...] = (
     ),
     _Idle(
         _WHEN_KEYS,
-        lambda config: not (config.do_eval or config.full_generation_sample_text or config.eval_sample_texts),
+        lambda config: not (config.do_eval or config.sample_texts),
         "do_eval is false, and there is no text to speak; set do_eval true",
     ),
     _Idle(
         ("eval_speakers",),
-        lambda config: not (config.full_generation_sample_text or config.eval_sample_texts),
+        lambda config: not config.sample_texts,
         "there is no text to speak; set full_generation_sample_text",
     ),
     _Idle(_HELD_OUT_KEYS, lambda config: not config.do_eval, "do_eval is false; set it true"),

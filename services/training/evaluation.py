@@ -290,7 +290,7 @@ class _Sample:
 def _samples(session: Session, tracker: Tracker) -> Iterator[_Sample]:
     """Every sample sentence with every speaker that is to speak it."""
     config, speakers = session.config, session.sample_speakers()
-    for text in dict.fromkeys(filter(None, [config.full_generation_sample_text, *config.eval_sample_texts])):
+    for text in dict.fromkeys(config.sample_texts):
         try:
             tokens = session.base.front_end.tokenize(normalise_text(text, config))
         except TextError as error:

@@ -73,8 +73,12 @@ _ON_THE_WAY = frozenset(
         "max_eval_share", "full_generation_sample_text", "eval_sample_texts", "eval_speakers",
     }
 )  # fmt: skip
-#: Keys of which a run that goes on keeps what it began with.
-_KEPT = frozenset({"warm_up_new_modules_steps", "reconstruction_stage_steps", "text_stage_steps"})
+#: Keys of the stages whose lengths stay those that a run began with, and the stages' names in its plan.
+_KEPT = {
+    "warm_up_new_modules_steps": "new_modules",
+    "reconstruction_stage_steps": "reconstruction",
+    "text_stage_steps": "text",
+}
 _ASIDE = ".aside"
 
 Result = TypeVar("Result")
@@ -246,7 +250,7 @@ def resume(session: Session) -> None:
     if accelerator.is_main_process:
         print(f"going on from step {session.step} of {session.plan.total}, as saved in {folder}")
         changed = _changed(
-            config, _configuration_of(folder), config.model_dump().keys() - _NEVER_MIND - _KEPT
+            config, _configuration_of(folder), config.model_dump().keys() - _NEVER_MIND - _KEPT.keys()
         )
         if changed:
             notes.append(f"set otherwise from here on: {'; '.join(changed)}")
@@ -299,11 +303,7 @@ def _note_held_out(state: ckpt.TrainerState, held_out: str | None) -> list[str]:
 def _kept_stages(session: Session) -> list[str]:
     """The lengths of stages that the configuration would have otherwise than the run has them."""
     config, plan = session.config, session.plan
-    stages = {
-        "warm_up_new_modules_steps": (config.warm_up_new_modules_steps, plan.new_modules),
-        "reconstruction_stage_steps": (config.reconstruction_stage_steps, plan.reconstruction),
-        "text_stage_steps": (config.text_stage_steps, plan.text),
-    }
+    stages = {key: (getattr(config, key), getattr(plan, stage)) for key, stage in _KEPT.items()}
     if not (plan.new_modules or session.base.untrained):
         del stages["warm_up_new_modules_steps"]  # there is nothing new, whatever it says
     return [

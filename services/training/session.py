@@ -504,7 +504,7 @@ def _report_unspoken(config: TrainingConfig, examples: Mapping[str, Examples], f
             "  Write them as they are spoken, numbers in words: 'vits data clean' with --model FOLDER finds these rows "
             "and takes the text that you correct in its table. Letters of the language: --vocabulary_additions."
         )
-    for text in filter(None, [config.full_generation_sample_text, *config.eval_sample_texts]):
+    for text in config.sample_texts:
         with contextlib.suppress(TextError):  # the evaluation says of such a one that it cannot be spoken
             if lacking := unspoken(front_end.tokenize(normalise_text(text, config))):
                 print(

@@ -26,7 +26,7 @@ from services.training.convert.weights import (
     read_checkpoint,
     with_new_names,
 )
-from shared.errors import ModelError, nearest_beside
+from shared.errors import ModelError
 from shared.folders import whole_folder
 from shared.modeling import VitsForTraining, VitsResblock2Config, save_model
 from shared.original_vits import (
@@ -79,13 +79,12 @@ def convert(
     Raises:
         ModelError: Something cannot be read or does not fit; nothing is written.
     """
-    if not generator.is_file():
-        raise ModelError(f"There is no file {generator}{nearest_beside(generator)}")
     settings = settings or generator.parent / "config.json"
     sources = [path for path in (generator, settings, discriminator, vocabulary) if path is not None]
     with whole_folder(output, sources=sources) as folder:
+        weights = read_checkpoint(generator)  # first: without it there is no talk of its settings
         values = read_settings(settings)
-        model = build(read_checkpoint(generator), values, where=generator)
+        model = build(weights, values, where=generator)
         data = values["data"]
         table = symbols.find(generator, values, model.config.vocab_size, vocabulary)
         ids = _speaker_ids(speakers or values.get("speakers", ()), model.config.num_speakers, generator)

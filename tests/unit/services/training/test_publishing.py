@@ -42,7 +42,7 @@ from shared.errors import (
 )
 from shared.modeling import VitsForTraining, load_model
 from shared.provenance import Provenance
-from shared.registry import Registry
+from shared.registry import Registry, Version
 from shared.runs import Run
 from shared.store import Digest, Progress, Store
 from shared.text import FrontEnd
@@ -753,10 +753,9 @@ def test_a_model_names_the_version_that_its_run_began_from(make_trial: MakeTrial
         assert version.manifest.made_from == ("models/base/20260102T030405-89abcdef",)
 
 
-def test_an_alias_that_moved_on_meanwhile_stays(finished: Trial, tmp_path: Path) -> None:
-    other = Store.open(str(tmp_path / "other"))
-    registry = Registry(other)
-    newer = registry.publish(
+def published_by_another(registry: Registry, finished: Trial) -> Version:
+    """A version of the same name that is not the finished run's."""
+    return registry.publish(
         "models",
         "voz",
         finished.output / "checkpoint-1",
@@ -765,6 +764,12 @@ def test_an_alias_that_moved_on_meanwhile_stays(finished: Trial, tmp_path: Path)
         consent=None,
         lineage={"step": 9},
     )
+
+
+def test_an_alias_that_moved_on_meanwhile_stays(finished: Trial, tmp_path: Path) -> None:
+    other = Store.open(str(tmp_path / "other"))
+    registry = Registry(other)
+    newer = published_by_another(registry, finished)
     registry.move_alias("models", "voz", "latest", newer.id)
     assert delivered(finished, other)
     assert registry.alias("models", "voz", "latest") == newer.id
@@ -778,15 +783,7 @@ def test_what_an_alias_is_taken_from_is_said(finished: Trial) -> None:
     """It may be another folder's newer model."""
     registry = Registry(finished.store)
     ours = registry.alias("models", "voz", "latest")
-    other = registry.publish(
-        "models",
-        "voz",
-        finished.output / "checkpoint-1",
-        licence="x",
-        sources=[],
-        consent=None,
-        lineage={"step": 9},
-    )
+    other = published_by_another(registry, finished)
     registry.move_alias("models", "voz", "production", other.id)
     assert delivered(finished, alias="production")
     assert f"as voz@production ({ours}, where {other.id} was)" in finished.lines[-1]

@@ -22,15 +22,18 @@ from shared.errors import DataError
 MakeConfig = Callable[..., TrainingConfig]
 
 
+@pytest.fixture(autouse=True)
+def surroundings(small_discriminator: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("VITS_CACHE", str(tmp_path / "cache"))
+
+
 def test_batches_and_decoding_are_what_the_configuration_says(
     make_config: MakeConfig,
     make_dataset: Callable[..., Path],
-    small_discriminator: None,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     """``group_by_length``, ``max_frames_per_batch`` and ``preprocessing_num_workers``, each by what comes of it."""
-    monkeypatch.setenv("VITS_CACHE", str(tmp_path / "cache"))
     recordings = str(make_dataset(34))
     threads: list[int | None] = []
 
@@ -112,12 +115,10 @@ def test_the_command_that_goes_on_leaves_out_what_would_not(
 def test_an_evaluation_split_with_nothing_usable_is_said_before_anything_is_trained(
     make_config: MakeConfig,
     make_dataset: Callable[..., Path],
-    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     trains: bool,
 ) -> None:
     """A run would never have been evaluated, an evaluation alone printed nothing, and a search ended in a KeyError."""
-    monkeypatch.setenv("VITS_CACHE", str(tmp_path / "cache"))
     recordings = make_dataset(6, evaluation=3)
     write_wav(recordings / "clip03.wav", np.full(22050 * 3, 0.1, np.float32), 22050)
     for name in ("clip04.wav", "clip05.wav"):
@@ -139,13 +140,10 @@ def test_an_evaluation_split_with_nothing_usable_is_said_before_anything_is_trai
 def test_what_is_held_out_of_a_dataset_without_splits_is_said(
     make_config: MakeConfig,
     make_dataset: Callable[..., Path],
-    small_discriminator: None,
-    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """And is the same whether it is evaluated or not: what a run has learnt must not be evaluated when it goes on."""
-    monkeypatch.setenv("VITS_CACHE", str(tmp_path / "cache"))
     folder = make_dataset(20)
     table = folder / "metadata.csv"
     rows = [line.split(",") for line in table.read_text(encoding="utf-8").splitlines()]
@@ -179,13 +177,10 @@ def test_what_is_held_out_of_a_dataset_without_splits_is_said(
 def test_recordings_in_which_nothing_is_heard_are_said(
     make_config: MakeConfig,
     make_dataset: Callable[..., Path],
-    small_discriminator: None,
-    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Such as of a microphone that was off, or of two channels that cancel each other."""
-    monkeypatch.setenv("VITS_CACHE", str(tmp_path / "cache"))
     folder = make_dataset(6)
     files = sorted(folder.rglob("*.wav"))
     rate = soundfile.info(files[0]).samplerate
@@ -206,12 +201,9 @@ def test_recordings_in_which_nothing_is_heard_are_said(
 def test_digits_that_nobody_will_speak_are_said_by_row_and_of_sample_sentences(
     make_config: MakeConfig,
     make_dataset: Callable[..., Path],
-    small_discriminator: None,
-    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("VITS_CACHE", str(tmp_path / "cache"))
     folder, output = make_dataset(6), tmp_path / "output"
     table = folder / "metadata.csv"
     lines = table.read_text(encoding="utf-8").splitlines()
